@@ -1,1 +1,76 @@
-"""."""
+"""The data contract: variables, ragged structures, text files, and the store."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mofal.data.hashing import hash_arrays, hash_json, structure_hash
+    from mofal.data.ragged import (
+        atom_slice,
+        concat,
+        count_elements,
+        from_atoms,
+        gather_index,
+        make_structures,
+        offsets,
+        relative_energy,
+        select,
+        to_atoms,
+    )
+    from mofal.data.store import open_group, read_json, write_group, write_json
+    from mofal.data.text import read, write
+    from mofal.data.variables import FORMAT, STATUSES, VARIABLES, describe, validate
+
+_NAMES = {
+    "hashing": ("hash_arrays", "hash_json", "structure_hash"),
+    "ragged": (
+        "atom_slice",
+        "concat",
+        "count_elements",
+        "from_atoms",
+        "gather_index",
+        "make_structures",
+        "offsets",
+        "relative_energy",
+        "select",
+        "to_atoms",
+    ),
+    "store": ("open_group", "read_json", "write_group", "write_json"),
+    "text": ("read", "write"),
+    "variables": ("FORMAT", "STATUSES", "VARIABLES", "describe", "validate"),
+}
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = [
+    "FORMAT",
+    "STATUSES",
+    "VARIABLES",
+    "atom_slice",
+    "concat",
+    "count_elements",
+    "describe",
+    "from_atoms",
+    "gather_index",
+    "hash_arrays",
+    "hash_json",
+    "make_structures",
+    "offsets",
+    "open_group",
+    "read",
+    "read_json",
+    "relative_energy",
+    "select",
+    "structure_hash",
+    "to_atoms",
+    "validate",
+    "write",
+    "write_group",
+    "write_json",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"mofal.data.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'mofal.data' has no attribute {name!r}")
