@@ -24,14 +24,29 @@ _ROOMS = frozenset(
         "dynamics",
         "errors",
         "frameworks",
-        "mechanics",
         "potential",
         "reference",
         "schedule",
         "testing",
     }
 )
-__all__ = [*_LAZY, *sorted(_ROOMS), "__version__"]
+__all__ = [
+    "Campaign",
+    "__version__",
+    "analysis",
+    "campaign",
+    "clusters",
+    "data",
+    "density",
+    "dynamics",
+    "errors",
+    "frameworks",
+    "open",
+    "potential",
+    "reference",
+    "schedule",
+    "testing",
+]
 
 if TYPE_CHECKING:
     from mofal.campaign.driver import Campaign

@@ -189,9 +189,13 @@ def concat(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
     attrs: dict[str, Any] = {}
     for part in parts:
         for key, value in part.attrs.items():
-            if key in ("level_hash", "model_hash", "density_hash") and attrs.get(key, value) != value:
+            if (
+                key in ("level_hash", "model_hash", "density_hash")
+                and attrs.get(key, value) != value
+            ):
                 what = {"level_hash": "labels of two levels of theory"}.get(
-                    key, "features of two models" if key == "model_hash" else "scores of two densities"
+                    key,
+                    "features of two models" if key == "model_hash" else "scores of two densities",
                 )
                 raise DataError(
                     f"{what} in one Dataset: {attrs[key]} and {value}; they are not comparable"
@@ -263,7 +267,9 @@ def relative_energy(ds: xr.Dataset) -> xr.DataArray:
     per_element = np.full(119, np.nan)
     for symbol, value in json.loads(text).items():
         per_element[atomic_numbers[symbol]] = value
-    counts = count_elements(ds["numbers"].values, ds["structure_index"].values, ds.sizes["structure"])
+    counts = count_elements(
+        ds["numbers"].values, ds["structure_index"].values, ds.sizes["structure"]
+    )
     present = np.flatnonzero(counts.sum(axis=0))
     unknown = [chemical_symbols[z] for z in present if np.isnan(per_element[z])]
     if unknown:
@@ -281,7 +287,10 @@ def relative_energy(ds: xr.Dataset) -> xr.DataArray:
 
 # ---------------------------------------------------------------------------------- ase.Atoms
 def from_atoms(
-    atoms: Atoms | Sequence[Atoms], *, system: str | Sequence[str] | None = None, labels: bool = False
+    atoms: Atoms | Sequence[Atoms],
+    *,
+    system: str | Sequence[str] | None = None,
+    labels: bool = False,
 ) -> xr.Dataset:
     """Make a structures Dataset from `ase.Atoms`.
 
@@ -369,7 +378,9 @@ def _calculator_results(frames: Sequence[Atoms]) -> dict[str, Any]:
             forces[i] = np.asarray(results["forces"], float)
         if "stress" in results:
             value = np.asarray(results["stress"], float)
-            stress[i] = value if value.shape == (6,) else value[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+            stress[i] = (
+                value if value.shape == (6,) else value[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
+            )
         if not status[i]:
             whole = np.isfinite(energy[i]) and np.isfinite(forces[i]).all()
             status[i] = "converged" if whole else "inconsistent"
