@@ -27,7 +27,7 @@ class StoreError(MofalError):
 
 
 class ReferenceError(MofalError):
-    """A reference method that cannot be set up at all (a failed calculation is a status instead)."""
+    """A reference method that cannot be set up (a failed calculation is a status instead)."""
 
 
 class PotentialError(MofalError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 _LABELS = ("energy", "forces", "stress", "status", "reason", "wall_time")
 _BASE = frozenset({"numbers", "positions", "cell", "pbc", "n_atoms", "structure_index"})
 _LEVEL_ATTRS = ("level_of_theory", "level_hash", "isolated_atom_energies")
+_NOT_COMPARABLE = {
+    "level_hash": "labels of two levels of theory",
+    "model_hash": "features of two models",
+    "density_hash": "scores of two densities",
+}
 TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 
 
@@ -99,7 +105,7 @@ def make_structures(
     start = offsets(count)
     ids = [
         structure_hash(z[a:b], xyz[a:b], lattice[i], periodic[i])
-        for i, (a, b) in enumerate(zip(start[:-1], start[1:]))
+        for i, (a, b) in enumerate(pairwise(start))
     ]
     variables: dict[str, Any] = {
         "numbers": ("atom", z),
@@ -189,16 +195,10 @@ def concat(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
     attrs: dict[str, Any] = {}
     for part in parts:
         for key, value in part.attrs.items():
-            if (
-                key in ("level_hash", "model_hash", "density_hash")
-                and attrs.get(key, value) != value
-            ):
-                what = {"level_hash": "labels of two levels of theory"}.get(
-                    key,
-                    "features of two models" if key == "model_hash" else "scores of two densities",
-                )
+            if key in _NOT_COMPARABLE and attrs.get(key, value) != value:
                 raise DataError(
-                    f"{what} in one Dataset: {attrs[key]} and {value}; they are not comparable"
+                    f"{_NOT_COMPARABLE[key]} in one Dataset: {attrs[key]} and {value}; "
+                    "they are not comparable"
                 )
             attrs[key] = value
     names = list(dict.fromkeys(str(v) for part in parts for v in part.data_vars))
@@ -274,8 +274,8 @@ def relative_energy(ds: xr.Dataset) -> xr.DataArray:
     unknown = [chemical_symbols[z] for z in present if np.isnan(per_element[z])]
     if unknown:
         raise DataError(
-            f"the isolated-atom energy of {', '.join(unknown)} at this level of theory is not known; "
-            "add it to isolated_atom_energies"
+            f"the isolated-atom energy of {', '.join(unknown)} at this level of theory is not "
+            "known; add it to isolated_atom_energies"
         )
     atoms = counts[:, present] @ per_element[present]
     return xr.DataArray(
