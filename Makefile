@@ -1,0 +1,56 @@
+# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help install gpaw demo test check lint slurm-test bench clean
+
+help:
+	@echo "make demo        the main job: a campaign on one machine, with its report (under 20 minutes)"
+	@echo "make test        everything (under 25 minutes on 2 cores)"
+	@echo "make check       lint, types and the fast tests (under 3 minutes)"
+	@echo "make slurm-test  the tests on a real SLURM that they start themselves"
+	@echo "make bench       all benchmarks at their tiny size"
+	@echo "make install     the environment alone, into $(VENV)"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "setting up $(VENV) (some minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# GPAW wants MPI and ScaLAPACK (docs/reference.md says why); where it cannot be built the rest goes on.
+# The script returns at once when all is there.
+gpaw: $(STAMP)
+	@sh scripts/gpaw/install.sh $(BIN)/python
+
+demo: $(STAMP)
+	$(BIN)/mofal demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not slurm and not gpaw"
+
+test: lint gpaw
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
+	$(MAKE) --no-print-directory slurm-test
+
+slurm-test: $(STAMP)
+	$(BIN)/python -m pytest -q -m slurm tests
+
+bench: $(STAMP)
+	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b --size tiny || exit 1; done
+
+clean:
+	rm -rf demo .pytest_cache .ruff_cache .mypy_cache .hypothesis
