@@ -1,1 +1,44 @@
-"""."""
+"""Walkers through configuration space, and model-free samples around a structure.
+
+Public names are resolved on first use (PEP 562), so that importing the room costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_LAZY = {
+    "Walk": "mofal.dynamics.walker",
+    "WalkSettings": "mofal.dynamics.settings",
+    "Network": "mofal.dynamics.network",
+    "internal_coordinates": "mofal.dynamics.network",
+    "sample_harmonic": "mofal.dynamics.harmonic",
+    "walk": "mofal.dynamics.walker",
+    "walk_length": "mofal.dynamics.settings",
+}
+__all__ = [
+    "Network",
+    "Walk",
+    "WalkSettings",
+    "internal_coordinates",
+    "sample_harmonic",
+    "walk",
+    "walk_length",
+]
+
+if TYPE_CHECKING:
+    from mofal.dynamics.harmonic import sample_harmonic
+    from mofal.dynamics.network import Network, internal_coordinates
+    from mofal.dynamics.settings import WalkSettings, walk_length
+    from mofal.dynamics.walker import Walk, walk
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'mofal.dynamics' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

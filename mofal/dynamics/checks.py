@@ -1,0 +1,120 @@
+"""Is this still a framework? Pure array checks that end a walk before it turns into nonsense."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def min_distance(
+    numbers: NDArray, positions: NDArray, cell: NDArray, pbc: NDArray, cutoff: float
+) -> tuple[float, int, int]:
+    """Shortest distance below `cutoff` under periodic boundaries, and between which atoms.
+
+    Parameters
+    ----------
+    numbers, positions, cell, pbc
+        Shapes (n,), (n, 3), (3, 3), (3,); Å. The cell of a cluster is zeros.
+    cutoff
+        Å.
+
+    Returns
+    -------
+    distance, i, j
+        ``(inf, -1, -1)`` where no pair is closer than `cutoff`.
+    """
+    from matscipy.neighbours import neighbour_list
+
+    box, shifted = bounding_cell(positions, cell, pbc, cutoff)
+    first, second, distance = neighbour_list(
+        "ijd",
+        cutoff=float(cutoff),
+        positions=shifted,
+        cell=box,
+        pbc=np.asarray(pbc, dtype=bool),
+        numbers=np.asarray(numbers, dtype=np.int32),
+    )
+    if len(distance) == 0:
+        return np.inf, -1, -1
+    closest = int(np.argmin(distance))
+    return float(distance[closest]), int(first[closest]), int(second[closest])
+
+
+def bounding_cell(
+    positions: NDArray, cell: NDArray, pbc: NDArray, cutoff: float
+) -> tuple[NDArray, NDArray]:
+    """A cell with volume for the neighbour search, and positions inside it where not periodic.
+
+    Periodic cells are returned as they are; a cluster without a cell gets a box around it.
+    """
+    positions = np.asarray(positions, dtype=float)
+    cell = np.array(cell, dtype=float)
+    if np.all(pbc):
+        return cell, positions
+    if np.any(pbc) and abs(np.linalg.det(cell)) > 1e-8:
+        return cell, positions
+    lower = positions.min(axis=0) - cutoff
+    upper = positions.max(axis=0) + cutoff
+    return np.diag(upper - lower), positions - lower
+
+
+def principal_stretches(start_cell: NDArray, cell: NDArray) -> NDArray:
+    """Principal stretches (3,) of `cell` against `start_cell` (rows are cell vectors).
+
+    They are rotation free; a cell that flipped its handedness counts as collapsed (zeros).
+    """
+    gradient = np.linalg.solve(np.asarray(start_cell, float), np.asarray(cell, float))
+    if np.linalg.det(gradient) <= 0.0:
+        return np.zeros(3)
+    return np.linalg.svd(gradient, compute_uv=False)
+
+
+def check_motion(
+    positions: NDArray,
+    momenta: NDArray,
+    forces: NDArray,
+    temperature: float,
+    *,
+    highest_temperature: float,
+    max_force: float,
+) -> str:
+    """Why a step is not sane ("" when it is): NaN, temperature, forces. Cheap, for every step."""
+    if not (
+        np.all(np.isfinite(positions))
+        and np.all(np.isfinite(momenta))
+        and np.all(np.isfinite(forces))
+    ):
+        return "a position, momentum or force is not a finite number"
+    if temperature > highest_temperature:
+        return f"temperature {temperature:.0f} K, limit {highest_temperature:.0f} K"
+    largest = float(np.sqrt(np.max(np.einsum("ij,ij->i", forces, forces), initial=0.0)))
+    if largest > max_force:
+        return f"force {largest:.1f} eV/Å on an atom, limit {max_force:g} eV/Å"
+    return ""
+
+
+def check_geometry(
+    numbers: NDArray,
+    positions: NDArray,
+    cell: NDArray,
+    pbc: NDArray,
+    start_cell: NDArray,
+    *,
+    shortest: float,
+    max_stretch: float,
+) -> str:
+    """Why a frame is not sane ("" when it is): cell and distances. Costs a neighbour search."""
+    if np.all(pbc):
+        if not np.all(np.isfinite(cell)):
+            return "the cell is not finite"
+        stretches = principal_stretches(start_cell, cell)
+        low, high = float(stretches.min()), float(stretches.max())
+        if low * max_stretch < 1.0 or high > max_stretch:
+            return (
+                f"cell stretched by factors {low:.2f} to {high:.2f} of the start frame, "
+                f"limits {1.0 / max_stretch:.2f} to {max_stretch:.2f}"
+            )
+    distance, first, second = min_distance(numbers, positions, cell, pbc, shortest)
+    if first >= 0:
+        return f"atoms {first} and {second} are {distance:.2f} Å apart, limit {shortest:g} Å"
+    return ""

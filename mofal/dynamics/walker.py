@@ -1,0 +1,445 @@
+"""Walks: molecular dynamics from one frame to a new one, checked, checkpointed, never fatal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator
+from numpy.typing import NDArray
+
+from mofal.data import make_structures, to_atoms
+from mofal.data.ragged import TEXT
+from mofal.dynamics.checkpoint import load_checkpoint, save_checkpoint
+from mofal.dynamics.checks import check_geometry, check_motion
+from mofal.dynamics.integrator import Integrator
+from mofal.dynamics.settings import WalkSettings
+from mofal.errors import ConfigError, StructureError
+
+Progress = Callable[[str], None]
+Seed = int | tuple[int, ...] | np.random.SeedSequence
+
+STATUSES = ("finished", "exploded", "crashed")
+TRACE_VARIABLES = {
+    "time_fs": "fs",
+    "temperature_K": "K",
+    "volume": "Å³",
+    "potential_energy": "eV",
+    "pressure_GPa": "GPa",
+    "largest_force": "eV/Å",
+}
+
+
+class Walk(NamedTuple):
+    """What a walk leaves behind.
+
+    Attributes
+    ----------
+    frame
+        Structures Dataset with one structure: the last frame, its `parent` the start frame.
+        Positions are continuous with the start frame's (never wrapped), so that lattice shifts of
+        blocks and bonds stay valid.
+    record
+        Walks Dataset with one row (dim ``walk``): `start_frame` and `end_frame` (structure_id),
+        `walk_system`, `walk_status` ("finished", "exploded", "crashed") and `walk_reason`,
+        `ensemble`, `temperature_K`, `pressure_GPa` (NaN in NVT), `timestep_fs`, `planned_fs`,
+        `length_fs` (where the frame was taken), `stopped_fs` (where the walk came to its end),
+        `seed` (JSON), `model_hash`, `volume` (Å³). Join rows with ``xr.concat(..., "walk")``.
+    trace
+        Samples along the walk (dim ``sample``): time, temperature, volume, potential energy,
+        pressure (kinetic part included; NaN where the calculator gives no stress), largest force.
+    """
+
+    frame: xr.Dataset
+    record: xr.Dataset
+    trace: xr.Dataset
+
+
+def walk(
+    structures: xr.Dataset,
+    i: int = 0,
+    *,
+    calculator: Calculator | Callable[[], Calculator],
+    settings: WalkSettings | None = None,
+    seed: Seed,
+    length_fs: float | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Walk:
+    """Walk from one structure to a new one with Langevin dynamics (paper, section Exploration).
+
+    Velocities (Maxwell-Boltzmann), pressure and noise come from three generators spawned from
+    `seed`. A walk that explodes, or whose calculator fails on the way, ends at its last checkpoint
+    and says so in its status; it raises nothing. Interrupted and called again with the same `out`,
+    it goes on from the checkpoint and is bit for bit the walk that would have been, provided that
+    the calculator's results depend on nothing but the structure.
+
+    Parameters
+    ----------
+    structures
+        Structures Dataset.
+    i
+        Which of them is the start frame.
+    calculator
+        An ASE calculator, or a function without arguments that makes one.
+    settings
+        Conditions; the defaults are the paper's.
+    seed
+        Whole number, tuple of them, or SeedSequence (it is not changed).
+    length_fs
+        Length of this walk where it differs from the settings' (see `walk_length`), fs.
+    out
+        File of the checkpoint. None keeps checkpoints in memory only.
+    progress
+        Called with one line at each checkpoint.
+
+    Returns
+    -------
+    Walk
+        Named tuple (frame, record, trace).
+
+    Raises
+    ------
+    ConfigError, StructureError
+        A walk that cannot be meant: NPT of a cluster, a length shorter than the barostat's time.
+    StoreError
+        `out` is the checkpoint of another walk.
+    Exception
+        Whatever the calculator raises on the start frame: a set-up that cannot work at all.
+
+    Notes
+    -----
+    Source of the integrator: Leimkuhler and Matthews, J. Chem. Phys. 138, 174102 (2013); of the
+    flexible cell: Quigley and Probert, J. Chem. Phys. 120, 11432 (2004), as in ASE.
+    """
+    settings = settings if settings is not None else WalkSettings()
+    n_steps = settings.n_steps(length_fs)
+    if settings.ensemble == "npt" and n_steps * settings.timestep_fs <= settings.barostat_fs:
+        raise ConfigError(
+            f"a walk of {n_steps * settings.timestep_fs:g} fs with barostat_fs = "
+            f"{settings.barostat_fs:g} does not feel the pressure: give a longer length_fs"
+        )
+    atoms = to_atoms(structures, i)
+    atoms.calc = None
+    if settings.ensemble == "npt" and not (atoms.pbc.all() and abs(atoms.cell.volume) > 1e-6):
+        raise StructureError(
+            f"structure {i} is not periodic along all three cell vectors, as NPT needs: "
+            "write WalkSettings(ensemble='nvt')"
+        )
+    start_id = str(structures["structure_id"].values[i])
+    runner = _Runner(
+        atoms=atoms,
+        calculator=_make_calculator(calculator),
+        settings=settings,
+        n_steps=n_steps,
+        seed=_seed_sequence(seed),
+        start_id=start_id,
+        out=None if out is None else Path(out),
+        progress=progress,
+    )
+    runner.run()
+    return runner.result(system=str(structures["system"].values[i]))
+
+
+def _make_calculator(calculator: Any) -> Calculator:
+    made = not isinstance(calculator, type) and hasattr(calculator, "get_potential_energy")
+    return calculator if made else calculator()
+
+
+def _seed_sequence(seed: Seed) -> np.random.SeedSequence:
+    if isinstance(seed, np.random.SeedSequence):
+        return seed
+    return np.random.SeedSequence(seed)
+
+
+def _stream(seed: np.random.SeedSequence, number: int) -> np.random.Generator:
+    """Generator `number` of this seed, without counting up the children of the caller's object."""
+    child = np.random.SeedSequence(seed.entropy, spawn_key=(*seed.spawn_key, number))
+    return np.random.Generator(np.random.PCG64(child))
+
+
+@dataclass
+class _Saved:
+    """The last frame that passed every check."""
+
+    step: int
+    state: dict[str, NDArray]
+    generator: dict[str, Any]
+
+
+class _Runner:
+    """One walk in progress."""
+
+    def __init__(
+        self,
+        *,
+        atoms: Atoms,
+        calculator: Calculator,
+        settings: WalkSettings,
+        n_steps: int,
+        seed: np.random.SeedSequence,
+        start_id: str,
+        out: Path | None,
+        progress: Progress | None,
+    ) -> None:
+        self.atoms = atoms
+        self.settings = settings
+        self.n_steps = n_steps
+        self.start_id = start_id
+        self.out = out
+        self.progress = progress
+        self.start_cell = np.array(atoms.cell.array)
+        self.calculator = calculator
+        self.model_hash = str(getattr(calculator, "model_hash", ""))
+        self.seed_text = json.dumps(
+            {"entropy": _plain(seed.entropy), "spawn_key": list(seed.spawn_key)}
+        )
+        low, high = settings.pressure_range
+        self.pressure_GPa = float(_stream(seed, 0).uniform(low, high))
+        self.velocities_rng = _stream(seed, 1)
+        self.noise_rng = _stream(seed, 2)
+        self.status = ""
+        self.reason = ""
+        self.stopped_step = 0
+        self.trace: list[list[float]] = []
+        self.saved: _Saved | None = None
+        self.identity = json.dumps(
+            {
+                "settings": asdict(settings),
+                "n_steps": n_steps,
+                "seed": self.seed_text,
+                "start frame": start_id,
+                "model": self.model_hash,
+            },
+            sort_keys=True,
+        )
+
+    # -- life of a walk
+
+    def run(self) -> None:
+        found = load_checkpoint(self.out, self.identity) if self.out is not None else None
+        if found is not None and found[1]["status"]:
+            self._recall(*found)
+            return
+        self.atoms.calc = self.calculator
+        # On the start frame errors are the caller's to see: the set-up cannot work.
+        integrator = self._integrator()
+        if found is not None:
+            self._recall(*found)
+            assert self.saved is not None
+            integrator.restore(self.saved.state)
+            self.noise_rng.bit_generator.state = self.saved.generator
+            self._say(f"walk goes on from {self.saved.step * self.settings.timestep_fs:g} fs")
+            step = self.saved.step
+        else:
+            integrator.draw_momenta(self.velocities_rng)
+            step = 0
+            self._save(step, integrator)
+            problem = self._motion(integrator) or self._geometry()
+            if problem:
+                self._end("exploded", f"start frame: {problem}", step)
+                return
+            self._sample(step)
+        self._advance(integrator, step)
+
+    def _integrator(self) -> Integrator:
+        settings = self.settings
+        npt = settings.ensemble == "npt"
+        return Integrator(
+            self.atoms,
+            timestep_fs=settings.timestep_fs,
+            temperature_K=settings.temperature_K,
+            thermostat_fs=settings.thermostat_fs,
+            rng=self.noise_rng,
+            pressure_GPa=self.pressure_GPa if npt else None,
+            barostat_fs=settings.barostat_fs if npt else None,
+        )
+
+    def _advance(self, integrator: Integrator, step: int) -> None:
+        settings = self.settings
+        while step < self.n_steps:
+            step += 1
+            problem = self._step(integrator)
+            if self.status == "crashed":
+                self._end("crashed", problem, step)
+                return
+            problem = problem or self._motion(integrator)
+            last = step == self.n_steps
+            checkpoint = step % settings.checkpoint_every == 0
+            if not problem and (last or checkpoint or step % settings.sample_every == 0):
+                problem = self._geometry()
+                if not problem:
+                    self._sample(step)
+            if problem:
+                self._end("exploded", problem, step)
+                return
+            if last:
+                self._save(step, integrator)
+                self._end("finished", "", step)
+                return
+            if checkpoint:
+                self._save(step, integrator)
+                self._write()
+                self._say(
+                    f"walk at {step * settings.timestep_fs:g} of "
+                    f"{self.n_steps * settings.timestep_fs:g} fs, "
+                    f"{self.atoms.get_temperature():.0f} K"
+                )
+
+    def _step(self, integrator: Integrator) -> str:
+        """One step; what went wrong in it, if anything."""
+        try:
+            with np.errstate(all="ignore"):
+                integrator.step()
+        except MemoryError:
+            raise
+        except Exception as error:
+            # A calculator refuses NaN and flown-away atoms in its own way: that is an explosion.
+            # Anything else it raises ends this walk, and not the campaign.
+            sane = np.all(np.isfinite(self.atoms.positions)) and np.all(
+                np.isfinite(self.atoms.cell.array)
+            )
+            if sane:
+                self.status = "crashed"
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            return f"{type(error).__name__}: {first_line}"
+        return ""
+
+    def _motion(self, integrator: Integrator) -> str:
+        forces = integrator.accel * self.atoms.get_masses()[:, None]
+        return check_motion(
+            self.atoms.positions,
+            self.atoms.get_momenta(),
+            forces,
+            self.atoms.get_temperature(),
+            highest_temperature=self.settings.max_temperature * self.settings.temperature_K,
+            max_force=self.settings.max_force,
+        )
+
+    def _geometry(self) -> str:
+        return check_geometry(
+            self.atoms.numbers,
+            self.atoms.positions,
+            self.atoms.cell.array,
+            self.atoms.pbc,
+            self.start_cell,
+            shortest=self.settings.min_distance,
+            max_stretch=self.settings.max_stretch,
+        )
+
+    # -- records
+
+    def _sample(self, step: int) -> None:
+        atoms = self.atoms
+        pressure = np.nan
+        if "stress" in self.calculator.results and atoms.pbc.all():
+            stress = atoms.get_stress(voigt=True, include_ideal_gas=True)
+            pressure = -float(np.mean(stress[:3])) / units.GPa
+        forces = atoms.get_forces()
+        self.trace.append(
+            [
+                step * self.settings.timestep_fs,
+                float(atoms.get_temperature()),
+                float(abs(atoms.cell.volume)),
+                float(atoms.get_potential_energy()),
+                pressure,
+                float(np.sqrt(np.max(np.einsum("ij,ij->i", forces, forces)))),
+            ]
+        )
+
+    def _save(self, step: int, integrator: Integrator) -> None:
+        generator = json.loads(json.dumps(self.noise_rng.bit_generator.state))
+        self.saved = _Saved(step, integrator.state(), generator)
+
+    def _write(self) -> None:
+        if self.out is None or self.saved is None:
+            return
+        arrays = {**self.saved.state, "trace": self._trace_array()}
+        meta = {
+            "step": self.saved.step,
+            "generator": self.saved.generator,
+            "status": self.status,
+            "reason": self.reason,
+            "stopped_step": self.stopped_step,
+        }
+        save_checkpoint(self.out, self.identity, arrays, meta)
+
+    def _recall(self, arrays: dict[str, NDArray], meta: dict[str, Any]) -> None:
+        self.trace = arrays.pop("trace").tolist()
+        self.saved = _Saved(int(meta["step"]), arrays, meta["generator"])
+        self.status = str(meta["status"])
+        self.reason = str(meta["reason"])
+        self.stopped_step = int(meta["stopped_step"])
+
+    def _end(self, status: str, reason: str, step: int) -> None:
+        self.status, self.reason, self.stopped_step = status, reason, step
+        self._write()
+        time_fs = step * self.settings.timestep_fs
+        self._say(f"walk {status} at {time_fs:g} fs" + (f": {reason}" if reason else ""))
+
+    def _trace_array(self) -> NDArray:
+        return np.array(self.trace, dtype=float).reshape(-1, len(TRACE_VARIABLES))
+
+    def _say(self, text: str) -> None:
+        if self.progress is not None:
+            self.progress(text)
+
+    def result(self, *, system: str) -> Walk:
+        assert self.saved is not None
+        settings = self.settings
+        cell = self.saved.state["cell"]
+        frame = make_structures(
+            self.atoms.numbers,
+            self.saved.state["positions"],
+            n_atoms=[len(self.atoms)],
+            cell=cell[None],
+            pbc=self.atoms.pbc[None],
+            system=system,
+            parent=self.start_id,
+        )
+        npt = settings.ensemble == "npt"
+        row: dict[str, Any] = {
+            "start_frame": self.start_id,
+            "end_frame": str(frame["structure_id"].values[0]),
+            "walk_system": system,
+            "ensemble": settings.ensemble,
+            "temperature_K": float(settings.temperature_K),
+            "pressure_GPa": self.pressure_GPa if npt else np.nan,
+            "timestep_fs": float(settings.timestep_fs),
+            "planned_fs": self.n_steps * settings.timestep_fs,
+            "length_fs": self.saved.step * settings.timestep_fs,
+            "stopped_fs": self.stopped_step * settings.timestep_fs,
+            "walk_status": self.status,
+            "walk_reason": self.reason,
+            "seed": self.seed_text,
+            "model_hash": self.model_hash,
+            "volume": float(abs(np.linalg.det(cell))),
+        }
+        record = xr.Dataset({name: ("walk", _column(value)) for name, value in row.items()})
+        values = self._trace_array()
+        trace = xr.Dataset(
+            {
+                name: ("sample", values[:, column], {"units": unit})
+                for column, (name, unit) in enumerate(TRACE_VARIABLES.items())
+            },
+            attrs={"system": system, "start_frame": self.start_id},
+        )
+        return Walk(frame, record, trace)
+
+
+def _column(value: Any) -> NDArray:
+    """An array of one row; text in the dtype that the store keeps."""
+    return np.array([value], TEXT) if isinstance(value, str) else np.array([value])
+
+
+def _plain(entropy: Any) -> Any:
+    """Entropy of a SeedSequence in a form that JSON holds."""
+    if entropy is None or isinstance(entropy, int):
+        return entropy
+    return [int(value) for value in np.atleast_1d(entropy)]
