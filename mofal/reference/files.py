@@ -1,0 +1,64 @@
+"""Files that are whole or not there: written under a temporary name, flushed, put in place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_atomic(file: Path, content: bytes) -> None:
+    """Write a file so that a reader finds all of it or what was there before."""
+    temporary = _write_temporary(file, content)
+    try:
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(file.parent)
+
+
+def write_new(file: Path, content: bytes) -> bool:
+    """Write a file that must not exist yet; return whether it was this call that made it."""
+    temporary = _write_temporary(file, content)
+    try:
+        os.link(temporary, file)
+    except FileExistsError:
+        return False
+    except OSError:
+        # A file system without hard links: the content is addressed by its name, so whoever
+        # comes second writes an equally good record.
+        if file.exists():
+            return False
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_directory(file.parent)
+    return True
+
+
+def _write_temporary(file: Path, content: bytes) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".tmp-", dir=file.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.chmod(0o644)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable, where the file system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

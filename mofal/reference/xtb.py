@@ -1,0 +1,122 @@
+"""Extended tight binding through tblite: quantum mechanics in seconds per cluster."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from mofal.errors import DependencyError, ReferenceError
+from mofal.reference.ase_calculator import AseReference
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+METHODS = ("GFN1-xTB", "GFN2-xTB")
+
+
+def gfn1_xtb(variant: str = "", **options: Any) -> AseReference:
+    """GFN1-xTB, the embedded default: ``gfn1-xtb`` or ``gfn1-xtb?accuracy=0.1``.
+
+    Grimme, Bannwarth, Shushkov, J. Chem. Theory Comput. 2017, 13, 1989. See `xtb`.
+    """
+    return xtb("GFN1-xTB", variant=variant, **options)
+
+
+def gfn2_xtb(variant: str = "", **options: Any) -> AseReference:
+    """GFN2-xTB: ``gfn2-xtb``.
+
+    Bannwarth, Ehlert, Grimme, J. Chem. Theory Comput. 2019, 15, 1652. See `xtb`.
+    """
+    return xtb("GFN2-xTB", variant=variant, **options)
+
+
+def xtb(
+    method: str,
+    *,
+    variant: str = "",
+    accuracy: float = 1.0,
+    electronic_temperature_K: float = 300.0,
+    max_iterations: int = 250,
+    threads: int = 1,
+    time_limit_s: float | None = None,
+    isolated: bool = False,
+    isolated_atom_energies: Mapping[str, float] | None = None,
+    spec: str = "",
+) -> AseReference:
+    """Make an xTB reference, for finite structures and crystals (Gamma point) alike.
+
+    Parameters
+    ----------
+    method : str
+        ``"GFN1-xTB"`` or ``"GFN2-xTB"``; always named, since tblite's own default is not ours.
+    accuracy : float
+        Scales the convergence thresholds; 1 is tblite's default.
+    electronic_temperature_K : float
+        Width of the occupations, as a temperature.
+    max_iterations : int
+        Of the self-consistent charges; how the answer is reached, not part of the level.
+    threads : int
+        OpenMP threads of one calculation.
+    time_limit_s, isolated
+        See `AseReference`.
+
+    Raises
+    ------
+    DependencyError
+        tblite is not installed.
+    ReferenceError
+        A method or a number that cannot be meant.
+    """
+    name = method.lower()
+    if method not in METHODS:
+        raise ReferenceError(f"xTB method {method!r}; expected one of {', '.join(METHODS)}")
+    if variant:
+        raise ReferenceError(f"{name}:{variant}: there are no presets; options go after {name}?")
+    if not accuracy > 0 or not electronic_temperature_K >= 0 or not max_iterations >= 1:
+        raise ReferenceError(
+            f"{name}: accuracy = {accuracy}, electronic_temperature_K = "
+            f"{electronic_temperature_K}, max_iterations = {max_iterations}; expected above zero"
+        )
+    if find_spec("tblite") is None:
+        raise DependencyError(f"{name} needs tblite; type: pip install 'mofal[xtb]'")
+    return AseReference(
+        functools.partial(
+            _calculator, method, float(accuracy), float(electronic_temperature_K), max_iterations
+        ),
+        name=name,
+        spec=spec or name,
+        level_of_theory={
+            "method": method,
+            "program": "tblite",
+            "accuracy": float(accuracy),
+            "electronic_temperature_K": float(electronic_temperature_K),
+            "charge": 0,
+            "unpaired_electrons": "electrons modulo two",
+            "spin_polarization": None,
+            "solvation": None,
+            "sampling": "gamma point",
+        },
+        packages=["tblite"],
+        threads=threads,
+        time_limit_s=time_limit_s,
+        isolated=isolated,
+        isolated_atom_energies=isolated_atom_energies,
+    )
+
+
+def _calculator(
+    method: str, accuracy: float, electronic_temperature_K: float, max_iterations: int
+) -> Calculator:
+    from tblite.ase import TBLite
+
+    return TBLite(
+        method=method,
+        accuracy=accuracy,
+        electronic_temperature=electronic_temperature_K,
+        max_iterations=max_iterations,
+        charge=0,
+        verbosity=0,
+        cache_api=False,
+    )
