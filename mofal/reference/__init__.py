@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from mofal.reference.ase_calculator import AseReference, ase_reference
     from mofal.reference.base import STATUSES, Attempt, Reference, hash_level, structure_id_of
     from mofal.reference.cache import LabelCache, label_one
-    from mofal.reference.gather import (
+    from mofal.reference.gpaw import GpawReference, gpaw_reference
+    from mofal.reference.noise import measure_noise, noise_floor, noise_variants
+    from mofal.reference.registry import available_references, get_reference
+    from mofal.reference.tables import (
         attempts_table,
         check_same_level,
         gather,
         import_labels,
         merge_labels,
     )
-    from mofal.reference.gpaw import GpawReference, gpaw_reference
-    from mofal.reference.noise import measure_noise, noise_floor, noise_variants
-    from mofal.reference.registry import available_references, get_reference
-    from mofal.reference.xtb import gfn1_xtb, gfn2_xtb, xtb
+    from mofal.reference.xtb import gfn1_xtb, gfn2_xtb, make_xtb
 
 _NAMES = {
     "ase_calculator": ("AseReference", "ase_reference"),
     "base": ("STATUSES", "Attempt", "Reference", "hash_level", "structure_id_of"),
     "cache": ("LabelCache", "label_one"),
-    "gather": (
+    "tables": (
         "attempts_table",
         "check_same_level",
         "gather",
@@ -39,7 +39,7 @@ _NAMES = {
     "gpaw": ("GpawReference", "gpaw_reference"),
     "noise": ("measure_noise", "noise_floor", "noise_variants"),
     "registry": ("available_references", "get_reference"),
-    "xtb": ("gfn1_xtb", "gfn2_xtb", "xtb"),
+    "xtb": ("gfn1_xtb", "gfn2_xtb", "make_xtb"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
@@ -66,7 +66,7 @@ __all__ = [
     "noise_floor",
     "noise_variants",
     "structure_id_of",
-    "xtb",
+    "make_xtb",
 ]
 
 

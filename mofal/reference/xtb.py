@@ -19,20 +19,20 @@ METHODS = ("GFN1-xTB", "GFN2-xTB")
 def gfn1_xtb(variant: str = "", **options: Any) -> AseReference:
     """GFN1-xTB, the embedded default: ``gfn1-xtb`` or ``gfn1-xtb?accuracy=0.1``.
 
-    Grimme, Bannwarth, Shushkov, J. Chem. Theory Comput. 2017, 13, 1989. See `xtb`.
+    Grimme, Bannwarth, Shushkov, J. Chem. Theory Comput. 2017, 13, 1989. See `make_xtb`.
     """
-    return xtb("GFN1-xTB", variant=variant, **options)
+    return make_xtb("GFN1-xTB", variant=variant, **options)
 
 
 def gfn2_xtb(variant: str = "", **options: Any) -> AseReference:
     """GFN2-xTB: ``gfn2-xtb``.
 
-    Bannwarth, Ehlert, Grimme, J. Chem. Theory Comput. 2019, 15, 1652. See `xtb`.
+    Bannwarth, Ehlert, Grimme, J. Chem. Theory Comput. 2019, 15, 1652. See `make_xtb`.
     """
-    return xtb("GFN2-xTB", variant=variant, **options)
+    return make_xtb("GFN2-xTB", variant=variant, **options)
 
 
-def xtb(
+def make_xtb(
     method: str,
     *,
     variant: str = "",
