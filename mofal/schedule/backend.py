@@ -1,0 +1,132 @@
+"""What the dispatcher asks of a backend, and the two that need no other process."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from mofal.schedule.execution import execute_task
+from mofal.schedule.policy import PoolView
+from mofal.schedule.task import Task
+
+#: How a backend tells the dispatcher: ("worker", WorkerInfo), ("gone", name, Loss),
+#: ("finished", attempt id, result).
+Post = Callable[[tuple[Any, ...]], None]
+
+
+@dataclass
+class WorkerInfo:
+    """A worker that is there.
+
+    Attributes
+    ----------
+    name
+        Unique, also over restarts of the same process.
+    pool, job
+        Where it belongs.
+    ends_at
+        When it plans to end (time.monotonic of the driver), None: never.
+    """
+
+    name: str
+    pool: str
+    job: str
+    ends_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Why a worker is gone.
+
+    Attributes
+    ----------
+    planned
+        It was asked to end, or its walltime came: no task is to blame.
+    reason
+        In words.
+    """
+
+    planned: bool = False
+    reason: str = "the worker ended"
+
+
+@dataclass
+class Attempt:
+    """One try at one task."""
+
+    identity: str
+    task: Task
+    pool: str
+
+
+@dataclass
+class Demand:
+    """What one pool has to do, for the backend that scales it."""
+
+    view: PoolView
+    busy_by_job: Mapping[str, int] = field(default_factory=dict)
+
+
+class Backend(Protocol):
+    """Workers, wherever they are. All methods are called from the dispatcher's thread."""
+
+    def start(self, post: Post) -> None:
+        """Begin; from now on `post` may be called from any thread."""
+
+    def send(self, worker: str, attempt: Attempt) -> None:
+        """Run an attempt on a worker that was posted."""
+
+    def scale(self, pool: str, view: PoolView, *, busy: Mapping[str, int]) -> None:
+        """Bring the number of workers of a pool to what the work wants."""
+
+    def tick(self) -> None:
+        """Look after the workers; called about twice a second, and when something happened."""
+
+    def claim(self, task: Task) -> str:
+        """Who computes this task already although no attempt of ours does; "" if nobody."""
+
+    def close(self) -> None:
+        """End all workers."""
+
+
+class ThreadsBackend:
+    """Workers that are threads of the driver: no other process, no limits, no walltime."""
+
+    def __init__(self, pools: Mapping[str, int]) -> None:
+        self._pools = dict(pools)
+        self._queues: dict[str, queue.SimpleQueue[Attempt | None]] = {}
+        self._post: Post = lambda message: None
+
+    def start(self, post: Post) -> None:
+        self._post = post
+        for pool, number in self._pools.items():
+            for index in range(number):
+                name = f"{pool}-{index}"
+                self._queues[name] = queue.SimpleQueue()
+                threading.Thread(
+                    target=self._work, args=(name,), name=f"mofal-{name}", daemon=True
+                ).start()
+                post(("worker", WorkerInfo(name=name, pool=pool, job="threads")))
+
+    def _work(self, name: str) -> None:
+        while (attempt := self._queues[name].get()) is not None:
+            self._post(("finished", attempt.identity, execute_task(attempt.task)))
+
+    def send(self, worker: str, attempt: Attempt) -> None:
+        self._queues[worker].put(attempt)
+
+    def scale(self, pool: str, view: PoolView, *, busy: Mapping[str, int]) -> None:
+        pass
+
+    def tick(self) -> None:
+        pass
+
+    def claim(self, task: Task) -> str:
+        return ""
+
+    def close(self) -> None:
+        for waiting in self._queues.values():
+            waiting.put(None)

@@ -1,0 +1,542 @@
+"""The dispatcher: holds the queues, hands tasks to workers, judges what becomes of them.
+
+Each worker holds one task at a time (a few where they are very short), and what waits, waits here:
+so the longest can go first, none is started that its worker's walltime would cut, late workers
+find work, and when a worker dies it is known which task it was working on.
+
+One thread owns all state; others talk to it through one queue of messages.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mofal.errors import ScheduleError
+from mofal.schedule.backend import Attempt, Backend, Loss, ThreadsBackend, WorkerInfo
+from mofal.schedule.events import EventLog, schedule_directory
+from mofal.schedule.execution import Result, one_line
+from mofal.schedule.policy import Estimator, PoolView, TaskQueue, look_ahead
+from mofal.schedule.settings import ScheduleSettings
+from mofal.schedule.task import Outcome, Task, function_reference
+
+#: Seconds between two looks after the workers when nothing happens.
+TICK = 0.5
+#: Seconds between two lines of progress.
+PROGRESS_INTERVAL = 10.0
+#: A task cut by this many walltimes in a row does not fit into its pool (resumable ones never).
+MAX_CUTS = 3
+
+
+@dataclass(eq=False)
+class Entry:
+    """A task while the dispatcher knows it."""
+
+    task: Task
+    pool: str
+    state: str = "waiting"  # waiting, running, claimed, ended
+    attempts: int = 0
+    kills: int = 0
+    cuts: int = 0
+    deaths: list[str] = field(default_factory=list)
+    outcome: Outcome | None = None
+    error: ScheduleError | None = None
+    listeners: list[queue.SimpleQueue[Any]] = field(default_factory=list)
+
+
+@dataclass
+class _Worker:
+    info: WorkerInfo
+    running: OrderedDict[str, Entry] = field(default_factory=OrderedDict)
+    started: float = 0.0  # when its first running task started
+    idle_since: float = 0.0
+
+
+class Dispatcher:
+    """See the module; made by `Pools`."""
+
+    def __init__(
+        self,
+        settings: ScheduleSettings,
+        *,
+        directory: Path,
+        events: EventLog,
+        progress: Callable[[str], None] | None,
+    ) -> None:
+        self._settings = settings
+        self._directory = directory
+        self._events = events
+        self._progress = progress
+        self.inline = settings.backend == "inline"
+        self._pools = settings.effective_pools()
+        self._queues: dict[str, TaskQueue[Entry]] = {name: TaskQueue() for name in self._pools}
+        self._estimator = Estimator()
+        self._entries: dict[tuple[str, str], Entry] = {}
+        self._attempts: dict[str, tuple[Entry, str]] = {}  # attempt -> entry, worker
+        self._workers: dict[str, _Worker] = {}
+        self._claimed: list[Entry] = []
+        self._dead: dict[str, ScheduleError] = {}
+        self._lock = threading.Lock()  # guards listeners and outcomes of entries
+        self._inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
+        self._ended: Counter[str] = Counter()
+        self._known: Counter[str] = Counter()
+        self._last_progress = time.monotonic()
+        self._fatal: ScheduleError | None = None
+        self._thread: threading.Thread | None = None
+        self._backend: Backend | None = None
+        self._backend_started = False
+
+    # ------------------------------------------------------- what the driver's thread calls
+    def submit(self, task: Task, *, pool: str) -> Entry:
+        """Take a task; a known one is joined, one whose output exists is ended at once."""
+        identity = (task.kind, task.key)
+        with self._lock:
+            known = self._entries.get(identity)
+            if known is not None:
+                return known
+            entry = Entry(task=task, pool=pool)
+            if task.found():
+                entry.state = "ended"
+                entry.outcome = Outcome(task=task, status="found")
+                self._events.write("found", kind=task.kind, key=task.key)
+                return entry
+            self._entries[identity] = entry
+        self._events.write("queued", kind=task.kind, key=task.key, pool=pool, cost=task.cost)
+        self._inbox.put(("submit", entry))
+        if not self.inline and self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="mofal-dispatcher", daemon=True)
+            self._thread.start()
+        return entry
+
+    def listen(self, entry: Entry, done: queue.SimpleQueue[Any]) -> None:
+        """Have the outcome (or the pool's error) put into a queue, now or when it is there."""
+        with self._lock:
+            if entry.outcome is not None:
+                done.put(entry.outcome)
+            elif entry.error is not None:
+                done.put(entry.error)
+            else:
+                entry.listeners.append(done)
+
+    def cancel(self, entries: Iterable[Entry]) -> int:
+        """Forget those that wait."""
+        wanted = list(entries)
+        if self.inline or self._thread is None:
+            self._empty_inbox()
+            return self._cancel(wanted)
+        answer: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._inbox.put(("cancel", wanted, answer))
+        return answer.get()
+
+    @property
+    def dashboard(self) -> str:
+        """Address of the dashboard."""
+        return str(getattr(self._backend, "dashboard", ""))
+
+    def close(self) -> None:
+        """End the workers and the thread."""
+        if self._thread is not None:
+            self._inbox.put(("stop",))
+            self._thread.join()
+            self._thread = None
+
+    def step_inline(self, execute: Callable[[Task], Result]) -> None:
+        """Run the next task in the caller's thread (backend inline)."""
+        self._empty_inbox()
+        for pool in self._queues:
+            entry = self._queues[pool].pop(self._estimator)
+            if entry is not None:
+                self._begin(entry, worker="inline")
+                self._finish(entry, execute(entry.task), worker="inline")
+                return
+        raise ScheduleError("found nothing to run; expected a task that waits")  # pragma: no cover
+
+    def _empty_inbox(self) -> None:
+        while True:
+            try:
+                message = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            self._handle(message)
+
+    # --------------------------------------------------------- the dispatcher's own thread
+    def _loop(self) -> None:
+        try:
+            self._backend = self._make_backend()
+            self._backend.start(self._inbox.put)
+            self._backend_started = True
+            next_tick = 0.0
+            while True:
+                stop = False
+                try:
+                    message = self._inbox.get(timeout=max(next_tick - time.monotonic(), 0.0))
+                    stop = self._handle(message)
+                    for _ in range(1000):  # whatever else is there, before anything is decided
+                        if stop or self._inbox.empty():
+                            break
+                        stop = self._handle(self._inbox.get_nowait())
+                except queue.Empty:
+                    pass
+                if stop:
+                    return
+                self._assign()
+                if time.monotonic() >= next_tick:
+                    self._tick()
+                    next_tick = time.monotonic() + TICK
+        except Exception as error:
+            fatal = (
+                error
+                if isinstance(error, ScheduleError)
+                else ScheduleError(f"the dispatcher stopped: {one_line(error)}")
+            )
+            if fatal is not error:
+                fatal.__cause__ = error
+            self._fail_all(fatal)
+        finally:
+            if self._backend is not None:
+                self._backend.close()
+
+    def _make_backend(self) -> Backend:
+        if self._settings.backend == "threads":
+            return ThreadsBackend({name: pool.workers.max for name, pool in self._pools.items()})
+        from mofal.schedule.cluster import ClusterBackend
+
+        return ClusterBackend(
+            self._settings, directory=self._directory, events=self._events, say=self._say
+        )
+
+    def _handle(self, message: tuple[Any, ...]) -> bool:
+        """Take in one message; True for the last one."""
+        match message:
+            case ("submit", entry):
+                self._enqueue(entry)
+            case ("finished", identity, result):
+                self._finished(identity, result)
+            case ("worker", info):
+                self._workers[info.name] = _Worker(info, idle_since=time.monotonic())
+            case ("gone", name, loss):
+                self._gone(name, loss)
+            case ("give-up", pool, error):
+                self._give_up(pool, error)
+            case ("cancel", entries, answer):
+                answer.put(self._cancel(entries))
+            case ("stop",):
+                return True
+        return False
+
+    def _enqueue(self, entry: Entry) -> None:
+        if entry.pool in self._dead:
+            self._fail(entry, self._dead[entry.pool])
+            return
+        self._known[entry.task.kind] += 1
+        if self._backend is not None and self._is_claimed(entry):
+            return
+        self._queue(entry)
+
+    def _queue(self, entry: Entry) -> None:
+        entry.state = "waiting"
+        task = entry.task
+        self._queues[entry.pool].push(
+            entry,
+            kind=task.kind,
+            cost=task.cost,
+            priority=task.priority,
+            resumable=task.resumable,
+        )
+
+    def _is_claimed(self, entry: Entry) -> bool:
+        """Whether a worker that lost its driver still computes this; then it is watched."""
+        assert self._backend is not None
+        owner = self._backend.claim(entry.task)
+        if not owner:
+            return False
+        entry.state = "claimed"
+        self._claimed.append(entry)
+        self._events.write("claimed", kind=entry.task.kind, key=entry.task.key, worker=owner)
+        return True
+
+    def _cancel(self, entries: Iterable[Entry]) -> int:
+        wanted = {id(entry) for entry in entries}
+        number = 0
+        for waiting in self._queues.values():
+            for entry in waiting.drain():
+                if id(entry) in wanted:
+                    number += 1
+                    self._known[entry.task.kind] -= 1
+                    self._fail(entry, ScheduleError(f"the task {entry.task.name} was cancelled"))
+                else:
+                    self._queue(entry)
+        return number
+
+    # -- handing out
+    def _assign(self) -> None:
+        assert self._backend is not None
+        now = time.monotonic()
+        for worker in self._workers.values():
+            pool = self._queues.get(worker.info.pool)
+            if not pool:
+                continue
+            while len(worker.running) < self._capacity(worker):
+                ends_at = worker.info.ends_at
+                entry = pool.pop(
+                    self._estimator, remaining=None if ends_at is None else ends_at - now
+                )
+                if entry is None:
+                    break
+                if entry.attempts and entry.task.found():
+                    self._end(entry, Outcome(task=entry.task, status="found"))
+                    continue
+                self._send(worker, entry)
+
+    def _capacity(self, worker: _Worker) -> int:
+        """Tasks that this worker may hold: short ones travel ahead."""
+        if not worker.running:
+            return 1
+        longest = 0.0
+        for entry in worker.running.values():
+            length = self._estimator.expected(entry.task.kind, entry.task.cost)
+            if length is None or entry.kills:
+                return 1
+            longest = max(longest, length)
+        return look_ahead(longest)
+
+    def _send(self, worker: _Worker, entry: Entry) -> None:
+        assert self._backend is not None
+        entry.state = "running"
+        entry.attempts += 1
+        attempt = Attempt(
+            identity=f"{entry.task.name}-{entry.attempts}", task=entry.task, pool=entry.pool
+        )
+        self._begin(entry, worker=worker.info.name)
+        if not worker.running:
+            worker.started = time.monotonic()
+        worker.running[attempt.identity] = entry
+        self._attempts[attempt.identity] = (entry, worker.info.name)
+        try:
+            self._backend.send(worker.info.name, attempt)
+        except ScheduleError as error:  # arguments that cannot travel
+            self._forget(attempt.identity)
+            self._end(entry, Outcome(task=entry.task, status="failed", reason=one_line(error)))
+
+    def _begin(self, entry: Entry, *, worker: str) -> None:
+        self._events.write(
+            "start",
+            kind=entry.task.kind,
+            key=entry.task.key,
+            pool=entry.pool,
+            worker=worker,
+            attempt=max(entry.attempts, 1),
+        )
+
+    # -- what comes back
+    def _forget(self, identity: str) -> str:
+        """Take an attempt off its worker; returns the worker's name."""
+        _, name = self._attempts.pop(identity)
+        worker = self._workers.get(name)
+        if worker is not None:
+            worker.running.pop(identity, None)
+            worker.started = worker.idle_since = time.monotonic()
+        return name
+
+    def _finished(self, identity: str, result: Result) -> None:
+        if identity not in self._attempts:
+            return  # an attempt that was given up before
+        entry, _ = self._attempts[identity]
+        worker = self._forget(identity)
+        self._finish(entry, result, worker=worker)
+
+    def _finish(self, entry: Entry, result: Result, *, worker: str) -> None:
+        task = entry.task
+        if result["status"] == "failed":
+            self._keep_traceback(task, result["traceback"])
+        elif result["status"] == "done":
+            self._estimator.add(task.kind, cost=task.cost, seconds=result["wall_time"])
+        self._end(
+            entry,
+            Outcome(
+                task=task,
+                status=result["status"],
+                summary=result["summary"],
+                reason=result["reason"],
+                wall_time=result["wall_time"],
+                worker=worker,
+            ),
+        )
+
+    def _end(self, entry: Entry, outcome: Outcome) -> None:
+        task = entry.task
+        self._ended[task.kind] += 1
+        self._events.write(
+            "end",
+            kind=task.kind,
+            key=task.key,
+            pool=entry.pool,
+            status=outcome.status,
+            wall_time=round(outcome.wall_time, 4),
+            worker=outcome.worker,
+            reason=outcome.reason,
+        )
+        with self._lock:
+            entry.state = "ended"
+            entry.outcome = outcome
+            self._entries.pop((task.kind, task.key), None)
+            listeners, entry.listeners = entry.listeners, []
+        for listener in listeners:
+            listener.put(outcome)
+
+    def _fail(self, entry: Entry, error: ScheduleError) -> None:
+        """End a task without an outcome: its pool is gone."""
+        with self._lock:
+            entry.state = "ended"
+            entry.error = error
+            self._entries.pop((entry.task.kind, entry.task.key), None)
+            listeners, entry.listeners = entry.listeners, []
+        for listener in listeners:
+            listener.put(error)
+
+    def _fail_all(self, error: ScheduleError) -> None:
+        self._events.write("error", reason=one_line(error))
+        self._fatal = error
+        for pool in self._pools:
+            self._dead.setdefault(pool, error)
+        for entry in list(self._entries.values()):
+            self._fail(entry, error)
+        # Whoever submits afterwards hears of it too, until the pools are closed.
+        while True:
+            message = self._inbox.get()
+            if message[0] == "stop":
+                return
+            if message[0] == "submit":
+                self._fail(message[1], error)
+            elif message[0] == "cancel":
+                message[2].put(0)
+
+    def _give_up(self, pool: str, error: ScheduleError) -> None:
+        self._events.write("error", pool=pool, reason=one_line(error))
+        self._dead[pool] = error
+        for entry in list(self._entries.values()):
+            if entry.pool == pool and entry.state == "waiting":
+                self._fail(entry, error)
+        self._queues[pool].drain()
+
+    # -- workers that die
+    def _gone(self, name: str, loss: Loss) -> None:
+        worker = self._workers.pop(name, None)
+        if worker is None:
+            return
+        if worker.running and not loss.planned:
+            self._say(f"worker {name} is lost: {loss.reason}")
+        for position, (identity, entry) in enumerate(worker.running.items()):
+            self._attempts.pop(identity, None)
+            # Only the first was at work; the others had travelled ahead.
+            self._interrupted(entry, name, loss, at_work=position == 0)
+
+    def _interrupted(self, entry: Entry, worker: str, loss: Loss, *, at_work: bool) -> None:
+        """A task lost its worker: its output, its claim, its place in the queue, or quarantine."""
+        task = entry.task
+        self._events.write(
+            "lost",
+            kind=task.kind,
+            key=task.key,
+            worker=worker,
+            planned=loss.planned,
+            reason=loss.reason,
+        )
+        if task.found():
+            self._end(entry, Outcome(task=task, status="done", worker=worker))
+            return
+        if at_work:
+            entry.deaths.append(f"{worker}: {loss.reason}")
+            if not loss.planned:
+                entry.kills += 1
+            elif not task.resumable:
+                entry.cuts += 1
+        if entry.kills >= self._settings.kills:
+            self._quarantine(entry, f"it ended {entry.kills} workers ({loss.reason})")
+        elif entry.cuts >= MAX_CUTS:
+            self._quarantine(
+                entry, f"{entry.cuts} workers reached their walltime with it; it needs a longer one"
+            )
+        elif not self._is_claimed(entry):
+            self._queue(entry)
+
+    def _quarantine(self, entry: Entry, reason: str) -> None:
+        task = entry.task
+        folder = schedule_directory(self._directory) / "quarantine"
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {
+            "kind": task.kind,
+            "key": task.key,
+            "function": function_reference(task.function),
+            "kwargs": dict(task.kwargs),
+            "output": task.output,
+            "reason": reason,
+            "deaths": entry.deaths,
+        }
+        path = folder / f"{task.name}.json"
+        path.write_text(json.dumps(facts, indent=1, default=str) + "\n")
+        self._say(f"{task.name} is in quarantine: {reason}; its input is kept in {path}")
+        self._end(
+            entry, Outcome(task=task, status="quarantined", reason=reason, worker=entry.deaths[-1])
+        )
+
+    def _keep_traceback(self, task: Task, trace: str) -> None:
+        folder = schedule_directory(self._directory) / "failures"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{task.name}.txt").write_text(trace)
+        except OSError:
+            pass  # a full disk: the reason is in the outcome
+
+    # -- now and then
+    def _tick(self) -> None:
+        assert self._backend is not None
+        self._backend.tick()
+        claimed, self._claimed = self._claimed, []
+        for entry in claimed:
+            if entry.task.found():
+                self._end(entry, Outcome(task=entry.task, status="found"))
+            elif not self._backend.claim(entry.task):
+                self._queue(entry)
+            else:
+                self._claimed.append(entry)
+        now = time.monotonic()
+        for pool, settings in self._pools.items():
+            if pool in self._dead:
+                continue
+            busy: Counter[str] = Counter()
+            for worker in self._workers.values():
+                if worker.info.pool == pool:
+                    busy[worker.info.job] += bool(worker.running)
+            view = PoolView(
+                least=settings.workers.min,
+                most=settings.workers.max,
+                workers_per_job=settings.workers_per_job,
+                waiting=len(self._queues[pool]),
+                waiting_seconds=self._queues[pool].seconds(self._estimator),
+            )
+            self._backend.scale(pool, view, busy=busy)
+        if now - self._last_progress >= PROGRESS_INTERVAL and self._attempts:
+            self._last_progress = now
+            running = Counter(entry.task.kind for entry, _ in self._attempts.values())
+            parts = [
+                f"{kind} {self._ended[kind]}/{self._known[kind]}"
+                + (f" ({running[kind]} running)" if running[kind] else "")
+                for kind in sorted(self._known)
+                if self._ended[kind] < self._known[kind]
+            ]
+            if parts and self._progress is not None:
+                self._progress(", ".join(parts))
+
+    def _say(self, text: str) -> None:
+        """One line for a person, in the log and on the terminal."""
+        self._events.write("message", text=text)
+        if self._progress is not None:
+            self._progress(text)

@@ -1,0 +1,218 @@
+"""`Pools`: the one door through which a campaign has its tasks done."""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from mofal.errors import ScheduleError
+from mofal.schedule.dispatcher import Dispatcher, Entry
+from mofal.schedule.events import EventLog
+from mofal.schedule.execution import execute_task
+from mofal.schedule.settings import ScheduleSettings
+from mofal.schedule.task import Outcome, Task, function_reference
+
+Progress = Callable[[str], None]
+
+
+class Handle:
+    """A task that was submitted."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self._entry.task
+
+    @property
+    def done(self) -> bool:
+        """Whether its outcome is there."""
+        return self._entry.outcome is not None
+
+
+class Pools:
+    """Pools of workers behind one queue; a context manager.
+
+    Work that is submitted starts at once and goes on while the caller does something else; the
+    results of `run` and `as_completed` come in the order in which tasks end. A task whose output
+    is on disk is "found" without a worker. All methods are for one thread, the driver's.
+    """
+
+    def __init__(
+        self,
+        settings: ScheduleSettings,
+        *,
+        directory: str | os.PathLike[str],
+        progress: Progress | None = None,
+    ) -> None:
+        self.settings = settings
+        self.directory = Path(directory)
+        self._events = EventLog(self.directory)
+        self._dispatcher = Dispatcher(
+            settings, directory=self.directory, events=self._events, progress=progress
+        )
+        self._closed = False
+        self._events.write(
+            "driver-start", pid=os.getpid(), host=os.uname().nodename, backend=settings.backend
+        )
+
+    @classmethod
+    def from_settings(
+        cls,
+        settings: ScheduleSettings,
+        *,
+        directory: str | os.PathLike[str],
+        progress: Progress | None = None,
+    ) -> Pools:
+        """Pools as the `schedule` section of a campaign file says.
+
+        Parameters
+        ----------
+        settings
+            Validated section.
+        directory
+            Of the campaign; logs, keys and events go to ``schedule/`` inside.
+        progress
+            Called with one line of text now and then, from another thread.
+        """
+        return cls(settings, directory=directory, progress=progress)
+
+    def __enter__(self) -> Pools:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def submit(self, task: Task) -> Handle:
+        """Have a task done; one that is known already (same kind and key) is joined.
+
+        Raises
+        ------
+        ConfigError
+            No pool takes tasks of this kind.
+        ScheduleError
+            The function cannot be imported by another process, or the pools are closed.
+        """
+        if self._closed:
+            raise ScheduleError("found closed pools; expected a task before close()")
+        pool = self.settings.pool_of(task.kind)
+        function_reference(task.function)
+        return Handle(self._dispatcher.submit(task, pool=pool))
+
+    def as_completed(
+        self, handles: Iterable[Handle], *, timeout: float | None = None
+    ) -> Iterator[Outcome]:
+        """Outcomes of these tasks in the order in which they end.
+
+        Parameters
+        ----------
+        handles
+            From `submit`.
+        timeout
+            Stop, without an error, when nothing ended for so many seconds.
+
+        Raises
+        ------
+        ScheduleError
+            A pool was given up (its jobs die on arrival); the message holds the job's log.
+        """
+        done: queue.SimpleQueue[Outcome | ScheduleError] = queue.SimpleQueue()
+        left = 0
+        for entry in {id(h._entry): h._entry for h in handles}.values():
+            self._dispatcher.listen(entry, done)
+            left += 1
+        while left:
+            outcome = self._next(done, timeout)
+            if outcome is None:
+                return
+            if isinstance(outcome, ScheduleError):
+                raise outcome
+            left -= 1
+            yield outcome
+
+    def _next(
+        self, done: queue.SimpleQueue[Outcome | ScheduleError], timeout: float | None
+    ) -> Outcome | ScheduleError | None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                if self._dispatcher.inline:
+                    return done.get_nowait()
+                wait = 1.0 if deadline is None else min(max(deadline - time.monotonic(), 0), 1.0)
+                return done.get(timeout=wait)
+            except queue.Empty:
+                if self._dispatcher.inline:
+                    self._dispatcher.step_inline(execute_task)
+                elif deadline is not None and time.monotonic() >= deadline:
+                    return None
+
+    def run(self, tasks: Iterable[Task], *, quorum: float = 1.0) -> Iterator[Outcome]:
+        """Submit tasks and give their outcomes in the order in which they end.
+
+        Parameters
+        ----------
+        tasks
+            Any number.
+        quorum
+            Stop after this fraction has ended, whatever way it ended; the others go on in the
+            background and are joined when they are submitted again.
+        """
+        if not 0 < quorum <= 1:
+            raise ScheduleError(f"found a quorum of {quorum}; expected a fraction in (0, 1]")
+        handles = [self.submit(task) for task in tasks]
+        unique = len({id(handle._entry) for handle in handles})
+        enough = math.ceil(quorum * unique - 1e-9)
+        for number, outcome in enumerate(self.as_completed(handles), start=1):
+            yield outcome
+            if number >= enough:
+                return
+
+    def cancel(self, handles: Iterable[Handle]) -> int:
+        """Forget tasks that have not started; returns how many. Those that run go on."""
+        return self._dispatcher.cancel([handle._entry for handle in handles])
+
+    @property
+    def dashboard(self) -> str:
+        """Address of the Dask dashboard, "" where there is none."""
+        return self._dispatcher.dashboard
+
+    def close(self) -> None:
+        """End all workers; what was not finished is not lost, only not done."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._dispatcher.close()
+        finally:
+            self._events.write("driver-end", pid=os.getpid())
+            self._events.close()
+
+
+def workers_of(settings: ScheduleSettings) -> dict[str, int]:
+    """Largest number of workers per pool."""
+    return {name: pool.workers.max for name, pool in settings.effective_pools().items()}
+
+
+def summary_of(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as the event log keeps it."""
+    return {
+        "kind": outcome.task.kind,
+        "key": outcome.task.key,
+        "status": outcome.status,
+        "wall_time": round(outcome.wall_time, 3),
+        "worker": outcome.worker,
+        "reason": outcome.reason,
+    }

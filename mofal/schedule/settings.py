@@ -1,0 +1,273 @@
+"""The `schedule` section of a campaign file: which pools there are and which kinds go where."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from mofal.errors import ConfigError
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+
+def parse_memory(value: Any) -> int:
+    """Bytes of "4GB", "4 GiB", "900M" or a plain number of bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(value).upper())
+    if match is None:
+        raise ValueError(f"found {value!r}; expected an amount of memory such as 4GB or 900MiB")
+    number, unit = match.groups()
+    factor = {**_UNITS, **_BINARY}.get(unit)
+    if factor is None:
+        raise ValueError(f"found {value!r}; expected an amount of memory such as 4GB or 900MiB")
+    return int(float(number) * factor)
+
+
+def parse_walltime(value: Any) -> int:
+    """Seconds of "12:00:00", "2-00:00:00" (days first), "90m", "24h", or a number of seconds."""
+    text = str(value).strip()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text)
+    if match is not None:
+        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+    else:
+        match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", text)
+        if match is None:
+            raise ValueError(f"found {value!r}; expected a time such as 12:00:00, 2-00:00:00, 24h")
+        days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+        seconds = days * 86400 + hours * 3600 + minutes * 60 + rest
+    if seconds <= 0:
+        raise ValueError(f"found {value!r}; expected a time longer than zero")
+    return int(seconds)
+
+
+def format_walltime(seconds: float) -> str:
+    """``D-HH:MM:SS`` as SLURM reads it."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return f"{days}-{hour:02d}:{minute:02d}:{second:02d}"
+
+
+def cpu_count() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+Bytes = Annotated[int, BeforeValidator(parse_memory)]
+Seconds = Annotated[int, BeforeValidator(parse_walltime)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorkerRange(_Settings):
+    """How many workers a pool has at least and at most."""
+
+    min: int = Field(0, ge=0)
+    max: int = Field(1, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        return {"min": 0, "max": value} if isinstance(value, int) else value
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WorkerRange:
+        if self.min > self.max:
+            raise ValueError(f"found min {self.min} above max {self.max}; expected min <= max")
+        return self
+
+
+class PoolSettings(_Settings):
+    """One kind of worker.
+
+    Attributes
+    ----------
+    kinds
+        Kinds of task that go to this pool; "*" takes every kind that no other pool names.
+    backend
+        "local" or "slurm"; None: that of the schedule.
+    workers
+        ``{min, max}`` number of workers, or one number for the maximum. A worker runs one task at
+        a time.
+    threads
+        Cores of a worker, and threads of BLAS, OpenMP and torch in it, however many workers run.
+    mpi_ranks
+        MPI ranks that a task of this pool starts; its worker then has ``mpi_ranks x threads``
+        cores, all of them the task's.
+    memory
+        Of a worker with everything that it starts. None: not limited (local), or the partition's
+        default (SLURM).
+    gpus
+        GPUs of a worker, its own alone.
+    walltime
+        Of a job (SLURM).
+    partition, account, qos
+        As SLURM knows them; None where the site's default is meant.
+    workers_per_job
+        Workers in one job, for partitions that hand out whole nodes.
+    prologue
+        Lines of shell before the worker starts (``module load ...``).
+    job_extra
+        Further directives, as they follow ``#SBATCH``.
+    python
+        Interpreter of the workers, where it is not the driver's.
+    interface
+        Network interface of the workers, where the scheduler's does not fit (``ib0``).
+    environment
+        Further environment variables of the workers.
+    """
+
+    kinds: tuple[str, ...] = ("*",)
+    backend: Literal["local", "slurm"] | None = None
+    workers: WorkerRange = WorkerRange()
+    threads: int = Field(1, ge=1)
+    mpi_ranks: int = Field(1, ge=1)
+    memory: Bytes | None = None
+    gpus: int = Field(0, ge=0)
+    walltime: Seconds = 12 * 3600
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    workers_per_job: int = Field(1, ge=1)
+    prologue: tuple[str, ...] = ()
+    job_extra: tuple[str, ...] = ()
+    python: str | None = None
+    interface: str | None = None
+    environment: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("job_extra")
+    @classmethod
+    def _directives(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for line in value:
+            if not line.startswith("-") or "\n" in line:
+                raise ValueError(f"found {line!r}; expected a directive such as --constraint=milan")
+        return value
+
+    @property
+    def cores(self) -> int:
+        """Cores of one worker."""
+        return self.threads * self.mpi_ranks
+
+
+class DriverSettings(_Settings):
+    """The batch job in which the driver itself may run (`mofal run --submit`).
+
+    Attributes
+    ----------
+    partition, account, qos, memory, walltime, prologue, job_extra
+        As in a pool.
+    margin
+        How long before its walltime the driver hands over to a successor.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    memory: Bytes | None = None
+    walltime: Seconds = 24 * 3600
+    margin: Seconds = 600
+    prologue: tuple[str, ...] = ()
+    job_extra: tuple[str, ...] = ()
+
+
+class ScheduleSettings(_Settings):
+    """Where a campaign's tasks run.
+
+    Attributes
+    ----------
+    backend
+        "inline" (in the driver, one after the other), "threads" (in the driver), "local" (processes
+        on this machine), "slurm" (jobs).
+    workers
+        Of the default pool, where `pools` is not given; None: one per core.
+    pools
+        By name. Without any there is one pool, `local`, for all kinds.
+    tls
+        Encrypt and authenticate everything between driver, scheduler and workers; None: on SLURM.
+    interface
+        Network interface of the scheduler (``ib0``, ``lo``); None: the address that this machine's
+        name resolves to, or the loopback where all pools are local.
+    dashboard_port
+        Of the Dask dashboard, on 127.0.0.1 only; 0: any free port, None: no dashboard.
+    kills
+        A task that ended this many workers is quarantined.
+    deaths
+        A pool whose jobs end this many times in a row before their worker connects is given up.
+    poll_interval
+        Seconds between two looks at the queue of jobs.
+    idle_time
+        A worker without work for this long is given back.
+    linger
+        How long workers on SLURM wait for a new driver when theirs is gone, before they end.
+    driver
+        The batch job of the driver itself.
+    """
+
+    backend: Literal["inline", "threads", "local", "slurm"] = "local"
+    workers: int | None = Field(None, ge=1)
+    pools: dict[str, PoolSettings] = Field(default_factory=dict)
+    tls: bool | None = None
+    interface: str | None = None
+    dashboard_port: int | None = Field(0, ge=0, le=65535)
+    kills: int = Field(3, ge=1)
+    deaths: int = Field(3, ge=1)
+    poll_interval: float = Field(15.0, gt=0)
+    idle_time: float = Field(30.0, ge=0)
+    linger: float = Field(300.0, ge=0)
+    driver: DriverSettings | None = None
+
+    @field_validator("pools")
+    @classmethod
+    def _names(cls, value: dict[str, PoolSettings]) -> dict[str, PoolSettings]:
+        taken: dict[str, str] = {}
+        for name, pool in value.items():
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+                raise ValueError(
+                    f"found a pool named {name!r}; expected letters, digits and _ (e.g. dft)"
+                )
+            for kind in pool.kinds:
+                if kind in taken:
+                    raise ValueError(
+                        f"found kind {kind!r} in the pools {taken[kind]!r} and {name!r}; expected "
+                        "it in one"
+                    )
+                taken[kind] = name
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ScheduleSettings:
+        if self.pools and self.workers is not None:
+            raise ValueError("found both workers and pools; expected workers inside each pool")
+        if self.backend == "slurm" and not self.pools:
+            raise ValueError(
+                "found backend slurm without pools; expected e.g. pools: {cpu: {partition: ...}}"
+            )
+        return self
+
+    def effective_pools(self) -> dict[str, PoolSettings]:
+        """The pools with their backends filled in; the one default pool where none is given."""
+        default: Literal["local", "slurm"] = "slurm" if self.backend == "slurm" else "local"
+        pools = self.pools or {
+            "local": PoolSettings(workers=WorkerRange(max=self.workers or cpu_count()))
+        }
+        return {
+            name: pool if pool.backend else pool.model_copy(update={"backend": default})
+            for name, pool in pools.items()
+        }
+
+    def pool_of(self, kind: str) -> str:
+        """Name of the pool that takes tasks of this kind."""
+        pools = self.effective_pools()
+        for wanted in (kind, "*"):
+            for name, pool in pools.items():
+                if wanted in pool.kinds:
+                    return name
+        raise ConfigError(
+            f"found a task of kind {kind!r}, which no pool takes ({', '.join(pools)}); expected it "
+            f"among the kinds of one: add `kinds: [{kind}]` or `kinds: ['*']`"
+        )
