@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from mofal.frameworks.bonds import complete_cell
+
 
 def min_distance(
     numbers: NDArray, positions: NDArray, cell: NDArray, pbc: NDArray, cutoff: float
@@ -25,7 +27,7 @@ def min_distance(
     """
     from matscipy.neighbours import neighbour_list
 
-    box, shifted = bounding_cell(positions, cell, pbc, cutoff)
+    box, shifted = search_box(positions, cell, pbc)
     first, second, distance = neighbour_list(
         "ijd",
         cutoff=float(cutoff),
@@ -40,22 +42,18 @@ def min_distance(
     return float(distance[closest]), int(first[closest]), int(second[closest])
 
 
-def bounding_cell(
-    positions: NDArray, cell: NDArray, pbc: NDArray, cutoff: float
-) -> tuple[NDArray, NDArray]:
-    """A cell with volume for the neighbour search, and positions inside it where not periodic.
+def search_box(positions: NDArray, cell: NDArray, pbc: NDArray) -> tuple[NDArray, NDArray]:
+    """A cell with volume for a neighbour search, and positions inside it where nothing repeats.
 
-    Periodic cells are returned as they are; a cluster without a cell gets a box around it.
+    Fully periodic structures are returned as they are.
     """
     positions = np.asarray(positions, dtype=float)
-    cell = np.array(cell, dtype=float)
-    if np.all(pbc):
-        return cell, positions
-    if np.any(pbc) and abs(np.linalg.det(cell)) > 1e-8:
-        return cell, positions
-    lower = positions.min(axis=0) - cutoff
-    upper = positions.max(axis=0) + cutoff
-    return np.diag(upper - lower), positions - lower
+    periodic = np.asarray(pbc, dtype=bool)
+    box = complete_cell(positions, np.asarray(cell, dtype=float), periodic)
+    if periodic.all():
+        return box, positions
+    lowest = np.linalg.solve(box.T, positions.T).T.min(axis=0) - 0.01
+    return box, positions - np.where(periodic, 0.0, lowest) @ box
 
 
 def principal_stretches(start_cell: NDArray, cell: NDArray) -> NDArray:

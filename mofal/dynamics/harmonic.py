@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import scipy.sparse.linalg as spl
@@ -13,9 +12,10 @@ from ase.data import covalent_radii
 from numpy.typing import NDArray
 
 from mofal.data import atom_slice, make_structures
-from mofal.dynamics.checks import bounding_cell
+from mofal.dynamics.checks import search_box
 from mofal.dynamics.network import InternalCoordinates, Network, internal_coordinates
 from mofal.errors import ConfigError, StructureError
+from mofal.frameworks.bonds import find_bonds
 
 MAX_TRIES = 100
 
@@ -133,7 +133,8 @@ def sample_harmonic(
     cell = structures["cell"].values[i]
     pbc = structures["pbc"].values[i]
     if bonds is None or shifts is None:
-        bonds, shifts = _find_bonds(structures, i)
+        found = find_bonds(structures, i)
+        bonds, shifts = found["bond_atom"].values, found["bond_shift"].values
     coordinates = internal_coordinates(
         numbers, positions, cell, pbc, bonds, shifts, network=network
     )
@@ -189,13 +190,6 @@ def _range(value: float | tuple[float, float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _find_bonds(structures: xr.Dataset, i: int) -> tuple[NDArray, NDArray]:
-    from mofal.frameworks import find_bonds
-
-    found: Any = find_bonds(structures, i)
-    return np.asarray(found[0]), np.asarray(found[1])
-
-
 def _draw_strain(rng: np.random.Generator, low: float, high: float, shear: float) -> NDArray:
     """Symmetric strain (3, 3) with exactly the drawn change of volume."""
     volume = rng.uniform(low, high)
@@ -236,7 +230,7 @@ class _DistanceGuard:
     def _pairs(self, positions: NDArray, cell: NDArray) -> tuple[list[tuple], NDArray]:
         from matscipy.neighbours import neighbour_list
 
-        box, shifted = bounding_cell(positions, cell, self.pbc, self.cutoff)
+        box, shifted = search_box(positions, cell, self.pbc)
         first, second, shift, distance = neighbour_list(
             "ijSd",
             cutoff=self.cutoff,

@@ -18,12 +18,11 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from mofal.dynamics.checks import search_box
 from mofal.errors import ConfigError, DataError
+from mofal.frameworks.bonds import IS_METAL
 
 KINDS = ("stretch", "angle", "torsion", "plane", "near")
-_NON_METALS = frozenset(
-    [1, 2, 5, 6, 7, 8, 9, 10, 14, 15, 16, 17, 18, 32, 33, 34, 35, 36, 52, 53, 54]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +176,7 @@ def internal_coordinates(
         raise DataError(
             f"a bond names atom {int(bonds.max())} of a structure of {len(numbers)} atoms"
         )
-    metal = ~np.isin(numbers, list(_NON_METALS))
+    metal = IS_METAL[numbers]
     rows = _Rows(len(numbers))
     neighbours = _neighbours(len(numbers), bonds, shifts)
     stiffness = np.where(metal[bonds].any(axis=1), network.metal_stretch, network.stretch)
@@ -379,9 +378,7 @@ def _near_pairs(
     """Pairs within the cutoff that are not among those taken, each once, with shifts."""
     from matscipy.neighbours import neighbour_list
 
-    from mofal.dynamics.checks import bounding_cell
-
-    box, shifted = bounding_cell(positions, cell, pbc, cutoff)
+    box, shifted = search_box(positions, cell, pbc)
     first, second, shift = neighbour_list(
         "ijS",
         cutoff=float(cutoff),
