@@ -38,6 +38,41 @@ class Handle:
         return self._entry.outcome is not None
 
 
+class Completions:
+    """Outcomes of handles in the order in which they end; more handles may join at any time."""
+
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+        self._done: queue.SimpleQueue[Outcome | ScheduleError] = queue.SimpleQueue()
+        self._seen: set[int] = set()
+        self.pending = 0
+
+    def add(self, handle: Handle) -> None:
+        """Wait for this one too; the same task counts once."""
+        entry = handle._entry
+        if id(entry) not in self._seen:
+            self._seen.add(id(entry))
+            self._pools._dispatcher.listen(entry, self._done)
+            self.pending += 1
+
+    def next(self, timeout: float | None = None) -> Outcome | None:
+        """Return the next outcome, or None when nothing ended for `timeout` seconds.
+
+        Raises
+        ------
+        ScheduleError
+            A pool was given up (its jobs die on arrival); the message holds the job's log.
+        """
+        if not self.pending:
+            return None
+        outcome = self._pools._next(self._done, timeout)
+        if isinstance(outcome, ScheduleError):
+            raise outcome
+        if outcome is not None:
+            self.pending -= 1
+        return outcome
+
+
 class Pools:
     """Pools of workers behind one queue; a context manager.
 
@@ -129,19 +164,18 @@ class Pools:
         ScheduleError
             A pool was given up (its jobs die on arrival); the message holds the job's log.
         """
-        done: queue.SimpleQueue[Outcome | ScheduleError] = queue.SimpleQueue()
-        left = 0
-        for entry in {id(h._entry): h._entry for h in handles}.values():
-            self._dispatcher.listen(entry, done)
-            left += 1
-        while left:
-            outcome = self._next(done, timeout)
+        completions = self.completions()
+        for handle in handles:
+            completions.add(handle)
+        while completions.pending:
+            outcome = completions.next(timeout)
             if outcome is None:
                 return
-            if isinstance(outcome, ScheduleError):
-                raise outcome
-            left -= 1
             yield outcome
+
+    def completions(self) -> Completions:
+        """Return an empty stream of outcomes, to which handles are added as they are submitted."""
+        return Completions(self)
 
     def _next(
         self, done: queue.SimpleQueue[Outcome | ScheduleError], timeout: float | None

@@ -1,0 +1,439 @@
+"""The campaign file: everything a campaign does, as pydantic models that refuse unknown keys.
+
+`load_config` turns every mistake into one message that names the place in the file and the mend.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from mofal.data.hashing import hash_json
+from mofal.dynamics.settings import WalkSettings, walk_length
+from mofal.errors import ConfigError
+from mofal.potential.settings import ARCHITECTURES, TRAININGS, Architecture, TrainingSettings
+from mofal.schedule.settings import ScheduleSettings
+
+
+class Section(BaseModel):
+    """A part of the campaign file; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Strain = Annotated[float, Field(gt=-0.3, lt=0.3)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.^-]*$", max_length=60)]
+
+
+class SystemSettings(Section):
+    """A system: built by name, or read from a file."""
+
+    build: str | None = Field(None, description="name of a framework mofal builds, e.g. S_ld")
+    file: Path | None = Field(None, description="CIF, extended XYZ, or anything ASE reads")
+    cell: Literal["primitive", "conventional"] = "primitive"
+    repeat: tuple[Count, Count, Count] = (1, 1, 1)
+    rule: str = Field("carboxylate", description="rule that cuts the framework into blocks")
+    explore: bool = Field(True, description="false: serves seed data and hold-out only")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SystemSettings:
+        if (self.build is None) == (self.file is None):
+            raise ValueError("give either `build: NAME` or `file: PATH`, and not both")
+        return self
+
+
+class PerturbedSettings(Section):
+    """Frames drawn without any potential from a network of springs (`mofal.dynamics`)."""
+
+    system: Name
+    frames: Count = 20
+    temperature_K: Positive = 600.0
+    volume_strain: tuple[Strain, Strain] = Field(
+        (-0.03, 0.05), description="range of the relative change of volume"
+    )
+    shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
+
+
+class SeedClusterSettings(Section):
+    """Random clusters cut from perturbed frames of every explored system."""
+
+    per_system: Count = 20
+    frames: Count = 10
+    temperature_K: Positive = 600.0
+    volume_strain: tuple[Strain, Strain] = Field(
+        (-0.03, 0.05), description="range of the relative change of volume"
+    )
+    shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
+
+
+class SeedSettings(Section):
+    """Where the first potential learns from: exactly one of the three."""
+
+    file: Path | None = Field(None, description="structures, labelled at the reference's level")
+    perturbed: PerturbedSettings | None = None
+    clusters: SeedClusterSettings | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> SeedSettings:
+        given = [k for k in ("file", "perturbed", "clusters") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of `file`, `perturbed` or `clusters`"
+                + (f", not {' and '.join(given)}" if given else "")
+            )
+        return self
+
+
+class ReferenceSettings(Section):
+    """Where labels come from."""
+
+    name: str = "gfn1-xtb"
+    time_limit_s: Positive | None = None
+    attempts: Count = Field(1, description="tries at one label before its failure stands")
+    caches: tuple[Path, ...] = Field((), description="label caches of other campaigns, read only")
+    max_force_eV_per_A: Positive = Field(
+        50.0, description="a label with a larger force is set aside, and said"
+    )
+
+
+class PotentialSettings(Section):
+    """The NequIP model and how it is trained.
+
+    `architecture` and the options beside it hold for all three trainings; `seed`, `cycle` and
+    `final` take every other key of `mofal.potential.TrainingSettings`.
+    """
+
+    architecture: Architecture = ARCHITECTURES["base"]
+    elements: tuple[str, ...] = Field((), description="beside those of systems and seed data")
+    validation_fraction: Fraction = 0.2
+    regions: Literal["all", "core", "weighted"] = "all"
+    threads: Count = Field(1, description="of a training task; features and walks take one")
+    device: Literal["cpu", "cuda"] = "cpu"
+    seed: TrainingSettings = TRAININGS["paper"]
+    cycle: TrainingSettings = TRAININGS["cycle"]
+    final: TrainingSettings = TRAININGS["paper"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trainings(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        out = dict(content)
+        shared = {k: content[k] for k in _SHARED if k in content}
+        for stage, preset in (("seed", "paper"), ("cycle", "cycle"), ("final", "paper")):
+            given = content.get(stage, {})
+            if not isinstance(given, dict):
+                continue
+            clash = [k for k in given if k in _SHARED]
+            if clash:
+                raise ValueError(
+                    f"{stage}.{clash[0]} belongs one level up: potential.{clash[0]} holds for "
+                    "all trainings"
+                )
+            out[stage] = {**TRAININGS[preset].model_dump(), **shared, **given}
+        return out
+
+    @field_validator("architecture", mode="before")
+    @classmethod
+    def _preset(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if value not in ARCHITECTURES:
+                raise ValueError(_known(value, ARCHITECTURES))
+            return ARCHITECTURES[value]
+        return value
+
+    @field_validator("elements")
+    @classmethod
+    def _symbols(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        from ase.data import chemical_symbols
+
+        for symbol in value:
+            if symbol not in chemical_symbols[1:]:
+                raise ValueError(f"{symbol!r} is no chemical symbol")
+        return value
+
+
+_SHARED = ("architecture", "validation_fraction", "regions", "threads", "device")
+
+
+class DensitySettings(Section):
+    """One Gaussian mixture per element on the features of the training part of the data."""
+
+    components: Literal["bic", "aic"] | Count = "bic"
+    max_components: Count = 12
+    pca: Fraction | Count | None = Field(None, description="explained variance, or dimension")
+
+
+class ExplorationSettings(Section):
+    """Walks that look for environments the potential has not met."""
+
+    walks: Count = Field(50, description="per system and cycle")
+    ensemble: Literal["npt", "nvt"] = "npt"
+    temperature_K: Positive = 600.0
+    pressure_GPa: tuple[float, float] | float = (-1.5, 1.5)
+    timestep_fs: Annotated[float, Field(gt=0, le=2)] = 0.5
+    length_fs: Positive = 500.0
+    thermostat_fs: Positive = 100.0
+    barostat_fs: Positive = 100.0
+    max_temperature: Annotated[float, Field(gt=1)] = 4.0
+    min_distance: Positive = 0.6
+    max_force: Positive = 50.0
+    max_stretch: Annotated[float, Field(gt=1)] = 1.25
+    ramp_cycles: Count = Field(3, description="cycles over which walks grow to their full length")
+
+    @model_validator(mode="after")
+    def _walkable(self) -> ExplorationSettings:
+        settings = self.walk_settings()
+        first = walk_length(1, settings)
+        if self.ensemble == "npt" and first <= self.barostat_fs:
+            raise ValueError(
+                f"the walks of the first cycle last {first:g} fs (length_fs / ramp_cycles) and "
+                f"would not feel a barostat of {self.barostat_fs:g} fs; "
+                f"write barostat_fs: {first / 3:.0f}"
+            )
+        return self
+
+    def walk_settings(self) -> WalkSettings:
+        """As the dynamics room takes them."""
+        return WalkSettings(**self.model_dump(exclude={"walks"}))
+
+
+class SelectionSettings(Section):
+    """Which clusters are cut."""
+
+    clusters: Count = 150
+    ranking: str = "least_likely_atom"
+    shells: Annotated[int, Field(ge=0, le=4)] = 1
+
+
+class HoldoutSettings(Section):
+    """Frames no model has seen or made, labelled to judge all of them."""
+
+    systems: tuple[Name, ...] = Field((), description="default: every system")
+    frames: Count = 10
+    temperature_K: Positive = 600.0
+    volume_strain: tuple[Strain, Strain] = Field(
+        (-0.03, 0.05), description="range of the relative change of volume"
+    )
+    shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
+
+
+class StopSettings(Section):
+    """When a campaign ends before its last cycle."""
+
+    proposal_mae_p95_meV_per_A: Positive | None = Field(
+        None, description="error on a cycle's clusters before learning from them"
+    )
+
+
+class CampaignConfig(Section):
+    """A campaign file, validated."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0)]
+    systems: Annotated[dict[Name, SystemSettings], Field(min_length=1)]
+    seed_data: SeedSettings
+    cycles: Annotated[int, Field(ge=0)]
+    reference: ReferenceSettings = ReferenceSettings()
+    potential: PotentialSettings = PotentialSettings()
+    density: DensitySettings = DensitySettings()
+    exploration: ExplorationSettings = ExplorationSettings()
+    selection: SelectionSettings = SelectionSettings()
+    holdout: HoldoutSettings | None = None
+    control: bool = Field(
+        False, description="also train the seed model as long on the seed data alone"
+    )
+    quorum: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="fraction of a cycle's labels that training waits for"
+    )
+    stop: StopSettings = StopSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CampaignConfig:
+        def known(name: str, where: str) -> None:
+            if name not in self.systems:
+                raise ValueError(f"{where} names the system {name!r}; {_known(name, self.systems)}")
+
+        if self.seed_data.perturbed is not None:
+            known(self.seed_data.perturbed.system, "seed_data.perturbed.system")
+        for name in self.holdout.systems if self.holdout else ():
+            known(name, "holdout.systems")
+        if not any(s.explore for s in self.systems.values()) and self.cycles > 0:
+            raise ValueError("every system has `explore: false`, so a cycle has nothing to walk")
+        if self.control and self.seed_data.clusters is not None and self.cycles == 0:
+            raise ValueError("a control needs at least one cycle to be compared with")
+        return self
+
+    @property
+    def explored(self) -> tuple[str, ...]:
+        """Names of the systems that walk."""
+        return tuple(n for n, s in self.systems.items() if s.explore)
+
+    @property
+    def holdout_systems(self) -> tuple[str, ...]:
+        """Names of the systems that are held out for testing."""
+        if self.holdout is None:
+            return ()
+        return self.holdout.systems or tuple(self.systems)
+
+    def identity(self) -> str:
+        """Hash of all that decides the results; where things run and how many cycles may change."""
+        content = self.model_dump(mode="json", exclude={"schedule", "cycles", "stop", "quorum"})
+        content["reference"].pop("caches")
+        for part in (content["seed_data"], *content["systems"].values()):
+            # The same file under another name is the same campaign.
+            if part.get("file") is not None:
+                part["file"] = hashlib.sha256(Path(part["file"]).read_bytes()).hexdigest()
+        return hash_json(content)
+
+
+# ---------------------------------------------------------------------------------- messages
+def _known(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(map(str, names))}"
+
+
+def load_config(path: str | Path, *, base: Path | None = None) -> CampaignConfig:
+    """Read and validate a campaign file.
+
+    Paths in it are taken relative to the file (or to `base`).
+
+    Raises
+    ------
+    ConfigError
+        With the place in the file, what was found and what was expected.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise ConfigError(
+            f"{file} is a directory; name the campaign file: {file / 'campaign.yaml'}"
+        )
+    try:
+        content = yaml.safe_load(file.read_text())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{file} does not exist; write one with: mofal init {file.name}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"{file}{place}: {problem}; a campaign file is YAML") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds no keys; a campaign file begins with `name: ...`")
+    config = parse_config(content, where=str(file))
+    return _resolve(config, (base or file.parent).resolve(), where=str(file))
+
+
+def parse_config(content: dict[str, Any], *, where: str = "campaign") -> CampaignConfig:
+    """Validate the content of a campaign file.
+
+    Raises
+    ------
+    ConfigError
+        One line for each mistake.
+    """
+    try:
+        return CampaignConfig.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(e) for e in error.errors()]
+        shown = lines[0] if len(lines) == 1 else "\n  " + "\n  ".join(lines)
+        raise ConfigError(f"{where}: {shown}") from None
+
+
+def _explain(error: Any) -> str:
+    parts = [str(p) for p in error["loc"] if not str(p).startswith(("constrained", "function-"))]
+    place = ".".join(parts) or "the file"
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        fields = _fields(error["loc"][:-1])
+        return f"unknown key {place}; {_known(str(error['loc'][-1]), fields)}"
+    if kind == "missing":
+        return f"{place} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{place}: {message}" if parts else message
+    found = error.get("input")
+    text = f"{found!r}"
+    shown = text if len(text) < 80 else text[:77] + "..."
+    return f"{place} is {shown}: {message[:1].lower()}{message[1:]}"
+
+
+def _fields(location: tuple[Any, ...]) -> list[str]:
+    """Names of the keys that may stand at a place of the file."""
+    model: Any = CampaignConfig
+    for part in location:
+        fields = getattr(model, "model_fields", None)
+        if fields is None:
+            return []
+        if part in fields:
+            model = _section_of(fields[part].annotation)
+    return list(getattr(model, "model_fields", {}))
+
+
+def _section_of(annotation: Any) -> Any:
+    from typing import get_args
+
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    for argument in get_args(annotation):
+        found = _section_of(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfig:
+    """Make the file names in a campaign absolute, and see that they exist."""
+
+    def found(path: Path, place: str) -> Path:
+        full = path if path.is_absolute() else base / path
+        if not full.exists():
+            raise ConfigError(
+                f"{where}: {place} is {path}, which does not exist (looked for {full})"
+            )
+        return full
+
+    systems = {
+        name: s.model_copy(update={"file": found(s.file, f"systems.{name}.file")}) if s.file else s
+        for name, s in config.systems.items()
+    }
+    seed = config.seed_data
+    if seed.file is not None:
+        seed = seed.model_copy(update={"file": found(seed.file, "seed_data.file")})
+    caches = tuple(found(c, "reference.caches") for c in config.reference.caches)
+    return config.model_copy(
+        update={
+            "systems": systems,
+            "seed_data": seed,
+            "reference": config.reference.model_copy(update={"caches": caches}),
+        }
+    )
+
+
+def dump_config(config: CampaignConfig) -> str:
+    """Write a campaign file with every setting in it, as it was validated."""
+    content = config.model_dump(mode="json", exclude_none=True)
+    for stage in ("seed", "cycle", "final"):
+        for key in _SHARED:
+            content["potential"][stage].pop(key, None)
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

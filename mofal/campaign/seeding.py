@@ -1,0 +1,194 @@
+"""Where a campaign begins: its systems, its seed data, and the frames that walks start from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mofal.campaign import plan
+from mofal.campaign.config import CampaignConfig, SystemSettings
+from mofal.campaign.site import FACTS, Site, write_config
+from mofal.errors import CampaignError, ConfigError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------------------- systems
+def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dataset]:
+    """Build or read a system and find its blocks.
+
+    Returns
+    -------
+    structure, blocks : xarray.Dataset
+
+    Raises
+    ------
+    ConfigError, StructureError
+        No such framework, or a file that cannot be what it says.
+    """
+    from mofal.frameworks import build, find_blocks, read_framework, supercell
+
+    if settings.build is not None:
+        structure = build(settings.build, cell=settings.cell, repeat=settings.repeat)
+    else:
+        assert settings.file is not None  # the config gives one of the two
+        structure = read_framework(settings.file, rule=settings.rule)
+        if settings.repeat != (1, 1, 1):
+            structure = supercell(structure, settings.repeat)
+    structure["system"] = ("structure", np.array([name], _TEXT))
+    return structure, find_blocks(structure, rule=settings.rule)
+
+
+def prepare(site: Site) -> None:
+    """Build every system, check that everything the campaign names is there, and write it down.
+
+    Does nothing where it is done already.
+
+    Raises
+    ------
+    CampaignError
+        The directory belongs to another campaign.
+    MofalError
+        Anything in the campaign file that cannot work; nothing is written then.
+    """
+    from mofal.data import read_json, write_group, write_json
+
+    config = site.config
+    identity = config.identity()
+    facts_file = site.root / FACTS
+    if facts_file.exists():
+        known = read_json(facts_file)
+        if known.get("identity") != identity:
+            raise CampaignError(
+                f"{site.root} holds another campaign ({known.get('name')!r}, "
+                f"identity {known.get('identity')}, this file's is {identity}): settings that "
+                "decide results were changed. Give another directory: "
+                "mofal run campaign.yaml --directory NEW"
+            )
+        write_config(site.root, config)
+        return
+    if site.root.is_dir() and any(p for p in site.root.iterdir() if p.name not in _OURS):
+        raise CampaignError(
+            f"{site.root} is not empty and holds no campaign; give another directory: "
+            "mofal run campaign.yaml --directory NEW"
+        )
+    made = {name: make_system(name, s) for name, s in config.systems.items()}
+    reference = site.reference()
+    seed = read_seed_file(config, reference) if config.seed_data.file is not None else None
+    elements = campaign_elements(config, [s for s, _ in made.values()], seed)
+    check_ranking(config.selection.ranking)
+    reference.isolated_atom_energies(elements, cache=site.root / "isolated-atoms")
+    for name, (structure, blocks) in made.items():
+        write_group(structure, site.path(plan.system_place(name, "structure.zarr")))
+        write_group(blocks, site.path(plan.system_place(name, "blocks.zarr")), kind="table")
+    write_config(site.root, config)
+    write_json(
+        {
+            "name": config.name,
+            "identity": identity,
+            "elements": elements,
+            "level_hash": reference.level_hash,
+            "systems": {
+                name: {"n_atoms": int(s["n_atoms"][0]), "n_blocks": int(b.sizes["block"])}
+                for name, (s, b) in made.items()
+            },
+        },
+        facts_file,
+    )
+
+
+_OURS = frozenset({"systems", "isolated-atoms", "schedule", "lock", "work", "campaign.yaml"})
+"""What an interrupted preparation may have left behind."""
+
+
+def campaign_elements(
+    config: CampaignConfig, structures: list[xr.Dataset], seed: xr.Dataset | None
+) -> list[str]:
+    """Chemical symbols of the whole campaign, by atomic number."""
+    from ase.data import atomic_numbers, chemical_symbols
+
+    found = set(config.potential.elements)
+    for ds in [*structures, *([seed] if seed is not None else [])]:
+        found |= {chemical_symbols[z] for z in np.unique(ds["numbers"].values)}
+    found.add("H")  # clusters are capped with it
+    return sorted(found, key=lambda s: atomic_numbers[s])
+
+
+def check_ranking(name: str) -> None:
+    """Refuse a ranking that does not exist before anything has been paid for."""
+    from mofal.clusters import available_rankings
+
+    known = list(available_rankings())
+    if name not in known:
+        raise ConfigError(f"selection.ranking is {name!r}; known: {', '.join(sorted(known))}")
+
+
+# ---------------------------------------------------------------------------------- seed data
+def read_seed_file(config: CampaignConfig, reference: Any) -> xr.Dataset:
+    """Given seed data: labelled at the reference's level, or structures still to be labelled."""
+    from mofal.data import read
+    from mofal.reference import import_labels
+
+    assert config.seed_data.file is not None
+    ds = read(config.seed_data.file)
+    if "energy" in ds and np.isfinite(ds["energy"].values).all():
+        return import_labels(config.seed_data.file, level=reference)
+    return ds.drop_vars(["energy", "forces", "stress", "status"], errors="ignore")
+
+
+def seed_structures(site: Site) -> xr.Dataset:
+    """Structures of the seed data, labelled or not."""
+    from mofal.campaign.tasks import perturb
+    from mofal.clusters import cut, random_cores
+    from mofal.data import concat
+
+    settings = site.config.seed_data
+    if settings.file is not None:
+        return read_seed_file(site.config, site.reference())
+    if settings.perturbed is not None:
+        name = settings.perturbed.system
+        ds = perturb(site, name, settings.perturbed, ("seed", name))
+        ds["system"] = ("structure", np.array([name] * ds.sizes["structure"], _TEXT))
+        return ds
+    assert settings.clusters is not None  # the config gives one of the three
+    parts = []
+    for name in site.config.explored:
+        frames = perturb(site, name, settings.clusters, ("seed", name))
+        frames["system"] = ("structure", np.array([name] * frames.sizes["structure"], _TEXT))
+        blocks = {name: site.blocks(name)}
+        cores = random_cores(
+            frames,
+            blocks,
+            n=settings.clusters.per_system,
+            seed=site.integer_seed("seed-clusters", name),
+        )
+        clusters, _ = cut(frames, blocks, cores, shells=site.config.selection.shells)
+        parts.append(clusters)
+    return concat(parts)
+
+
+# ---------------------------------------------------------------------------------- walks
+def start_frame(site: Site, cycle: int, system: str, index: int) -> xr.Dataset:
+    """Frame that a walk starts from: the system's structure, then ends of earlier walks.
+
+    In the first cycle every walk starts from the structure itself. Later ones start from a seeded
+    choice among the ends of the cycle before that had not exploded.
+    """
+    from mofal.data import select
+
+    structure = site.structure(system)
+    if cycle == 1:
+        return structure
+    walks = site.group(plan.place(cycle - 1, system, "walks.zarr")).load()
+    good = np.flatnonzero(walks["walk_status"].values == "finished")
+    if len(good) == 0:
+        return structure
+    samples = site.group(plan.place(cycle - 1, system, "samples.zarr"))
+    ids = [str(v) for v in samples["structure_id"].values]
+    ends = [str(v) for v in walks["end_frame"].values[good]]
+    chosen = site.rng("start", cycle, system).permutation(len(ends))[index % len(ends)]
+    return select(samples, ids.index(ends[chosen])).load()

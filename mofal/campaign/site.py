@@ -1,0 +1,221 @@
+"""A campaign's directory: where things are, and how they are read together."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mofal.campaign import plan
+from mofal.campaign.config import CampaignConfig, dump_config, load_config
+from mofal.errors import CampaignError, DataError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mofal.reference import LabelCache, Reference
+
+CONFIG = "campaign.yaml"
+FACTS = "campaign.json"
+RECORDS = "label-records"
+WORK = "work"
+
+
+class Site:
+    """The directory of one campaign.
+
+    Parameters
+    ----------
+    root : path
+        It must hold a validated `campaign.yaml` (`Site.prepare` puts it there).
+
+    Raises
+    ------
+    CampaignError
+        There is no campaign in it.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], config: CampaignConfig | None = None) -> None:
+        self.root = Path(root).absolute()
+        if config is None:
+            if not (self.root / CONFIG).is_file():
+                raise CampaignError(
+                    f"{root} holds no campaign (it has no {CONFIG}); "
+                    "start one: mofal run campaign.yaml"
+                )
+            config = load_config(self.root / CONFIG)
+        self.config = config
+
+    # -- places
+    def path(self, relative: str) -> Path:
+        """Absolute path of something in the campaign."""
+        return self.root / relative
+
+    def exists(self, relative: str) -> bool:
+        """Whether a step's product is there (and so is complete)."""
+        return self.path(relative).exists()
+
+    def work(self, *parts: str) -> Path:
+        """Directory for what is not finished; may be deleted when no driver runs."""
+        return self.root.joinpath(WORK, *parts)
+
+    # -- randomness
+    def seed(self, *words: str | int) -> tuple[int, ...]:
+        """Seed of one piece of work, from the campaign's one seed and the names of the work.
+
+        Names instead of a counter: adding a system or a cycle leaves all other seeds as they are.
+        """
+        return (
+            self.config.seed,
+            *(w if isinstance(w, int) else zlib.crc32(w.encode()) for w in words),
+        )
+
+    def rng(self, *words: str | int) -> np.random.Generator:
+        """Random generator of one piece of work."""
+        return np.random.default_rng(self.seed(*words))
+
+    def integer_seed(self, *words: str | int) -> int:
+        """Seed as one integer below 2³¹, for libraries that take no more."""
+        return int(np.random.SeedSequence(self.seed(*words)).generate_state(1)[0] % 2**31)
+
+    # -- facts
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What was found out when the campaign was prepared: elements, systems, identity."""
+        from mofal.data import read_json
+
+        content = read_json(self.root / FACTS)
+        return dict(content)
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """Types of the potential: every element of the whole campaign."""
+        return tuple(self.facts["elements"])
+
+    # -- methods
+    def reference(self) -> Reference:
+        """Return the reference of the campaign file."""
+        from mofal.reference import get_reference
+
+        options: dict[str, Any] = {}
+        if self.config.reference.time_limit_s is not None:
+            options["time_limit_s"] = self.config.reference.time_limit_s
+        return get_reference(self.config.reference.name, **options)
+
+    def cache(self) -> LabelCache:
+        """Return the campaign's label records, with those of other campaigns behind them."""
+        from mofal.reference import LabelCache
+
+        return LabelCache(self.root / RECORDS, shared=self.config.reference.caches)
+
+    # -- data
+    def group(self, relative: str) -> xr.Dataset:
+        """Open one group lazily, checked."""
+        from mofal.data import open_group
+
+        return open_group(self.path(relative))
+
+    def structure(self, system: str) -> xr.Dataset:
+        """Structure of a system as it was built or read."""
+        return self.group(plan.system_place(system, "structure.zarr")).load()
+
+    def blocks(self, system: str) -> xr.Dataset:
+        """Blocks of a system."""
+        return self.group(plan.system_place(system, "blocks.zarr")).load()
+
+    def finished_cycles(self) -> int:
+        """Last cycle whose model is there, -1 before the seed model."""
+        c = -1
+        while self.exists(plan.model(c + 1)):
+            c += 1
+        return c
+
+    def label_groups(self, last: int) -> list[tuple[int, str]]:
+        """Cycle and path of every labels group up to a cycle, hold-out aside."""
+        out = [(0, plan.place(0, "labels.zarr"))]
+        for c in range(1, last + 1):
+            out += [(c, plan.place(c, s, "labels.zarr")) for s in self.config.explored]
+        return [(c, p) for c, p in out if self.exists(p)]
+
+    def training_set(self, last: int) -> xr.Dataset:
+        """Labels that the model of a cycle learns from, with `split` and `cycle`.
+
+        Only converged labels whose forces stay under the limit; each cycle's structures are divided
+        over training and validation when they join, and stay there.
+
+        Raises
+        ------
+        DataError
+            There is not one usable label.
+        """
+        from mofal.data import select
+        from mofal.potential import split_structures
+        from mofal.reference import merge_labels
+
+        seed = self.integer_seed("split")
+        fraction = self.config.potential.validation_fraction
+        out: xr.Dataset | None = None
+        by_cycle: dict[int, list[xr.Dataset]] = {}
+        for c, relative in self.label_groups(last):
+            ds = self.group(relative).load()
+            usable = np.flatnonzero(ds["status"].values == "converged")
+            if len(usable):
+                part = select(ds, usable)
+                part["cycle"] = ("structure", np.full(len(usable), c, np.int64))
+                by_cycle.setdefault(c, []).append(part)
+        for c in sorted(by_cycle):
+            new = by_cycle[c]
+            merged = merge_labels(*([out] if out is not None else []), *new)
+            if out is None:
+                merged = merged.drop_vars("split", errors="ignore")
+            out = split_structures(merged, fraction=fraction, seed=seed)
+        if out is None:
+            raise DataError(
+                "no label can be learnt from: every one failed or was set aside "
+                "(mofal status shows the reasons)"
+            )
+        return out
+
+    def model_record(self, relative: str) -> dict[str, Any]:
+        """What a training left about itself: steps, atoms seen, losses."""
+        from mofal.data import read_json
+
+        content = read_json(self.path(relative) / "training.json")
+        return dict(content)
+
+    def proposal_error_meV(self, cycle: int) -> float | None:
+        """MAE_P95 of the model that proposed a cycle's clusters on their labels, in meV/Å."""
+        relative = plan.place(cycle, "proposal.zarr")
+        if not self.exists(relative):
+            return None
+        value = self.group(relative).attrs.get("mae_p95_meV_per_A")
+        return None if value is None else float(value)
+
+    def last_cycle(self) -> int:
+        """Last cycle of this campaign as things stand."""
+        return plan.last_cycle(self.config, self.proposal_error_meV)
+
+    def steps(self) -> list[plan.Step]:
+        """Every step of this campaign as things stand."""
+        return plan.steps(self.config, cycles=self.last_cycle())
+
+
+def write_config(root: Path, config: CampaignConfig) -> None:
+    """Put the validated campaign file into its directory."""
+    from mofal.data.store import atomic_path
+
+    with atomic_path(root / CONFIG) as temporary:
+        temporary.write_text(
+            "# The campaign as it was validated, with every default written out.\n"
+            + dump_config(config)
+        )
+
+
+def facts_text(facts: dict[str, Any]) -> str:
+    """Facts in a stable order, for comparison."""
+    return json.dumps(facts, sort_keys=True)

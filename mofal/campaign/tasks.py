@@ -1,0 +1,333 @@
+"""What workers do: one function per kind of task, from paths to paths.
+
+Each function is durable: it writes its product under a temporary name and renames it before it
+returns. Arguments are the campaign's directory and the names of the work; data is read from disk.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mofal.campaign import plan
+from mofal.campaign.site import Site
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Summary = dict[str, Any]
+
+
+def notice(site: Site, name: str) -> Callable[[str], None]:
+    """Let a driver on any machine see how far a task is: its last line, in one small file."""
+    file = site.work("progress", f"{name}.txt")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    last = [0.0]
+
+    def say(line: str) -> None:
+        if time.monotonic() - last[0] < 0.5:
+            return
+        last[0] = time.monotonic()
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        temporary.write_text(line)
+        os.replace(temporary, file)
+
+    return say
+
+
+# ---------------------------------------------------------------------------------- structures
+def perturb(site: Site, system: str, settings: Any, words: tuple[str | int, ...]) -> xr.Dataset:
+    """Frames of a system from a network of springs on its bonds; no potential enters."""
+    from mofal.dynamics import sample_harmonic
+
+    blocks = site.blocks(system)
+    return sample_harmonic(
+        site.structure(system),
+        n=settings.frames,
+        temperature_K=settings.temperature_K,
+        seed=site.seed("perturb", *words),
+        bonds=blocks["bond_atom"].values,
+        shifts=blocks["bond_shift"].values,
+        volume_strain=settings.volume_strain,
+        shear=settings.shear,
+    )
+
+
+def sample_seed(root: str) -> Summary:
+    """Structures that the first potential learns from."""
+    from mofal.campaign.seeding import seed_structures
+    from mofal.data import write_group
+
+    site = Site(root)
+    ds = seed_structures(site)
+    write_group(ds, site.path(plan.place(0, "samples.zarr")))
+    return {"structures": ds.sizes["structure"]}
+
+
+def sample_holdout(root: str, system: str) -> Summary:
+    """Frames that judge, from a sampler that uses no model and a seed of their own."""
+    from mofal.data import write_group
+
+    site = Site(root)
+    settings = site.config.holdout
+    if settings is None:
+        return {"structures": 0}
+    ds = perturb(site, system, settings, ("holdout", system))
+    ds["system"] = ("structure", np.array([system] * ds.sizes["structure"], _TEXT))
+    write_group(ds, site.path(plan.holdout(system, "samples.zarr")))
+    return {"structures": ds.sizes["structure"]}
+
+
+_TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------------------- labels
+def label(root: str, group: str, index: int) -> Summary:
+    """Label one structure; the record is on disk when this returns."""
+    from mofal.data import select
+    from mofal.reference import label_one
+
+    site = Site(root)
+    one = select(site.group(group), index).load()
+    attempt = label_one(
+        one,
+        site.reference(),
+        directory=site.cache(),
+        scratch=site.work("scratch"),
+        attempts=site.config.reference.attempts,
+    )
+    return {
+        "status": attempt.status,
+        "reason": attempt.reason,
+        "wall_time_s": attempt.wall_time_s,
+    }
+
+
+# ---------------------------------------------------------------------------------- training
+def train(root: str, cycle: int, last: bool) -> Summary:
+    """Train the model that a cycle ends with, from the model of the cycle before."""
+    from mofal.potential import train as train_potential
+
+    site = Site(root)
+    settings = site.config.potential
+    chosen = settings.seed if cycle == 0 else settings.final if last else settings.cycle
+    out = site.path(plan.model(cycle))
+    train_potential(
+        site.training_set(cycle),
+        chosen,
+        out=out,
+        start=None if cycle == 0 else site.path(plan.model(cycle - 1)),
+        elements=site.elements,
+        seed=site.integer_seed("train", cycle),
+        progress=notice(site, f"train-{cycle:03d}"),
+    )
+    return _training_summary(site, plan.model(cycle))
+
+
+def train_control(root: str, cycle: int, last: bool) -> Summary:
+    """Train the control: the same start and reset, as many atoms seen, the seed data alone."""
+    from mofal.potential import train as train_potential
+
+    site = Site(root)
+    settings = site.config.potential
+    chosen = settings.final if last else settings.cycle
+    seen = site.model_record(plan.model(cycle))["atoms_seen"]
+    # Nothing but the atoms seen ends it, so that it gets no less than the campaign's model.
+    chosen = chosen.model_copy(
+        update={
+            "max_atoms_seen": int(seen),
+            "max_steps": None,
+            "max_epochs": None,
+            "stop_delta": 0.0,
+            "stop_patience": 10**9,
+            "min_learning_rate": 0.0,
+        }
+    )
+    train_potential(
+        site.training_set(0),
+        chosen,
+        out=site.path(plan.control(cycle)),
+        start=site.path(plan.control(cycle - 1)),
+        elements=site.elements,
+        seed=site.integer_seed("train", cycle),
+        progress=notice(site, f"control-{cycle:03d}"),
+    )
+    return _training_summary(site, plan.control(cycle))
+
+
+def _training_summary(site: Site, relative: str) -> Summary:
+    record = site.model_record(relative)
+    return {k: record[k] for k in ("steps", "epochs", "atoms_seen", "stopped_by") if k in record}
+
+
+# ---------------------------------------------------------------------------------- exploration
+def walk(root: str, cycle: int, system: str, index: int) -> Summary:
+    """Walk once, and featurize where it ended."""
+    from mofal.campaign.seeding import start_frame
+    from mofal.data import write_group
+    from mofal.data.store import atomic_path
+    from mofal.dynamics import walk as walk_from
+    from mofal.dynamics import walk_length
+    from mofal.potential import load
+
+    site = Site(root)
+    potential = load(site.path(plan.model(cycle - 1)))
+    settings = site.config.exploration.walk_settings()
+    name = f"walk-{cycle:03d}-{system}-{index:04d}"
+    out = walk_place(site, cycle, system, index)
+    checkpoint = out.with_name(out.name + ".checkpoint.npz")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    result = walk_from(
+        start_frame(site, cycle, system, index),
+        calculator=potential.calculator(),
+        settings=settings,
+        seed=site.seed("walk", cycle, system, index),
+        length_fs=walk_length(cycle, settings),
+        out=checkpoint,
+        progress=notice(site, name),
+    )
+    features = potential.featurize(result.frame)
+    with atomic_path(out) as temporary:
+        write_group(result.frame, temporary / "frame.zarr")
+        write_group(result.record, temporary / "walk.zarr", kind="table")
+        write_group(result.trace, temporary / "trace.zarr", kind="table")
+        write_group(features, temporary / "features.zarr", kind="features")
+    checkpoint.unlink(missing_ok=True)
+    record = result.record
+    return {
+        "status": str(record["walk_status"].values[0]),
+        "reason": str(record["walk_reason"].values[0]),
+        "length_fs": float(record["length_fs"].values[0]),
+    }
+
+
+def walk_place(site: Site, cycle: int, system: str, index: int) -> Path:
+    """Where one walk leaves its end, until all of the cycle are gathered."""
+    return site.work(plan.place(cycle), system, f"walk-{index:04d}")
+
+
+def density(root: str, cycle: int) -> Summary:
+    """Fit the density of the training part of the data in the features of the last model."""
+    from mofal.data import select, write_group
+    from mofal.density import PerElementDensity
+    from mofal.potential import load
+
+    site = Site(root)
+    data = site.training_set(cycle - 1)
+    data = select(data, data["split"].values == "train")
+    potential = load(site.path(plan.model(cycle - 1)))
+    features = potential.featurize(data)
+    write_group(features, site.path(plan.place(cycle, "training_features.zarr")), kind="features")
+    settings = site.config.density
+    fitted = PerElementDensity(
+        n_components=settings.components,
+        max_components=settings.max_components,
+        pca=settings.pca,
+        random_state=site.integer_seed("density", cycle),
+    )
+    fitted.fit(
+        np.asarray(features["features"].values, np.float64),
+        features["numbers"].values,
+    )
+    fitted.save(site.path(plan.place(cycle, "density.zarr")))
+    return {"atoms": features.sizes["atom"]}
+
+
+def select_clusters(root: str, cycle: int, system: str) -> Summary:
+    """Score the samples of a system, choose cores, cut clusters."""
+    from mofal.clusters import cut, select
+    from mofal.data import write_group, write_json
+    from mofal.density import PerElementDensity, score
+
+    site = Site(root)
+    samples = site.group(plan.place(cycle, system, "samples.zarr")).load()
+    features = site.group(plan.place(cycle, system, "features.zarr")).load()
+    fitted = PerElementDensity.load(site.path(plan.place(cycle, "density.zarr")))
+    scores = score(features, fitted).compute()
+    write_group(scores, site.path(plan.place(cycle, system, "scores.zarr")), kind="scores")
+    blocks = {system: site.blocks(system)}
+    settings = site.config.selection
+    cores = select(
+        samples,
+        scores,
+        blocks,
+        n=settings.clusters,
+        ranking=settings.ranking,
+        seed=site.integer_seed("select", cycle, system),
+        features=features,
+    )
+    clusters, refused = cut(samples, blocks, cores, shells=settings.shells)
+    clusters["cycle"] = ("structure", np.full(clusters.sizes["structure"], cycle, np.int64))
+    reasons = [str(r) for r in refused["refused"].values] if refused.sizes["core"] else []
+    write_json(reasons, site.path(plan.place(cycle, system, "refused.json")))
+    write_group(clusters, site.path(plan.place(cycle, system, "clusters.zarr")))
+    return {"clusters": clusters.sizes["structure"], "refused": len(reasons)}
+
+
+# ---------------------------------------------------------------------------------- judging
+def propose(root: str, cycle: int) -> Summary:
+    """Error of the model that proposed a cycle's clusters on their labels, before it learns them."""
+    from mofal.data import concat, select, write_group
+    from mofal.errors import DataError
+
+    site = Site(root)
+    parts = []
+    for c, relative in site.label_groups(cycle):
+        if c == cycle:
+            ds = site.group(relative).load()
+            usable = np.flatnonzero(ds["status"].values == "converged")
+            if len(usable):
+                parts.append(select(ds, usable))
+    if not parts:
+        raise DataError(f"no label of cycle {cycle} converged, so there is nothing to learn from")
+    labels = concat(parts)
+    predicted, attrs = predict(site, plan.model(cycle - 1), labels)
+    predicted.attrs.update(attrs)
+    write_group(predicted, site.path(plan.place(cycle, "proposal.zarr")), kind="table")
+    return attrs
+
+
+def judge(root: str, system: str, model: str, makes: str) -> Summary:
+    """Predict the held-out frames of a system with one model."""
+    from mofal.data import select, write_group
+
+    site = Site(root)
+    labels = site.group(plan.holdout(system, "labels.zarr")).load()
+    usable = select(labels, np.flatnonzero(labels["status"].values == "converged"))
+    predicted, attrs = predict(site, model, usable)
+    predicted.attrs.update(attrs)
+    write_group(predicted, site.path(makes), kind="table")
+    return attrs
+
+
+def predict(site: Site, model: str, labels: xr.Dataset) -> tuple[xr.Dataset, Summary]:
+    """Predictions of a model on labels, and their errors in one line of numbers."""
+    from mofal.analysis import force_errors, mae, mae_p
+    from mofal.potential import load
+
+    potential = load(site.path(model))
+    predicted = potential.evaluate(labels)
+    keep = [v for v in ("energy", "forces", "stress") if v in predicted]
+    out = labels[
+        ["numbers", "n_atoms", "structure_index", "structure_id", "system"]
+        + (["region"] if "region" in labels else [])
+    ].assign({f"predicted_{v}": predicted[v] for v in keep})
+    out.attrs = {"model_hash": potential.model_hash}
+    error = force_errors(labels, predicted)
+    return out, {
+        "model_hash": potential.model_hash,
+        "mae_meV_per_A": 1000 * float(mae(error)),
+        "mae_p95_meV_per_A": 1000 * float(mae_p(error, 95)),
+        "structures": int(labels.sizes["structure"]),
+    }
+
+
+def sweep_work(site: Site, relative: str) -> None:
+    """Delete what a finished step no longer needs."""
+    shutil.rmtree(site.work(relative), ignore_errors=True)
