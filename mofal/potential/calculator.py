@@ -1,0 +1,62 @@
+"""An ASE calculator on a potential in memory: one graph, one forward and one backward pass."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from mofal.potential.base import require_elements, symbols_of
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from mofal.potential.model import NequIPPotential
+
+
+class PotentialCalculator(Calculator):
+    """ASE calculator of a NequIP potential.
+
+    Energies are relative to isolated atoms, in eV. The neighbour list is made anew at each step: it
+    costs a few per cent of the forces (docs/potential.md has the figures), less than the edges
+    beyond the cutoff that a list with a skin would send through the network.
+
+    Parameters
+    ----------
+    potential : NequIPPotential
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
+
+    def __init__(self, potential: NequIPPotential, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.potential = potential
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Compute everything that the network gives in one pass."""
+        super().calculate(atoms, properties or ["energy"], system_changes)
+        frame: Atoms = self.atoms
+        potential = self.potential
+        require_elements(symbols_of(frame.numbers), potential.elements, what="this potential")
+        graph = potential.graph(frame.numbers, frame.positions, frame.cell.array, frame.pbc)
+        out = {
+            key: value.detach().cpu().numpy()
+            for key, value in potential.network(graph).items()
+            if key in ("total_energy", "atomic_energy", "forces", "stress")
+        }
+        energy = float(out["total_energy"].reshape(()))
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": out["atomic_energy"].reshape(-1).astype(float),
+            "forces": out["forces"].astype(float),
+        }
+        # A structure without a volume has no stress: ASE then says that it is not implemented.
+        if frame.cell.rank == 3 and frame.pbc.any():
+            self.results["stress"] = full_3x3_to_voigt_6_stress(out["stress"].reshape(3, 3))

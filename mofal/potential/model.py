@@ -1,0 +1,602 @@
+"""A NequIP potential: evaluate, featurize, save, load, grow. Imports torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mofal.data import hash_arrays, hash_json, read_json, validate, write_json
+from mofal.errors import PotentialError, StoreError
+from mofal.potential.base import (
+    Evaluation,
+    carry,
+    chunk_structures,
+    is_lazy,
+    map_structures,
+    require_elements,
+    symbols_of,
+)
+from mofal.potential.network import (
+    Graph,
+    build_network,
+    builder_config,
+    collate,
+    energy_part,
+    make_graph,
+    prepare,
+    readout_weights,
+    type_table,
+)
+from mofal.potential.settings import ARCHITECTURES, Architecture
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mofal.potential.calculator import PotentialCalculator
+
+FORMAT = 1
+"""Version of the directory of a model (`mofal_format` in model.json)."""
+
+_VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
+_ALONG = ("n_atoms", "structure_index", "structure_id", "numbers", "system")
+_PACKAGES = ("mofal", "nequip", "torch", "e3nn", "lightning", "numpy", "matscipy")
+
+
+class NequIPPotential:
+    """A NequIP potential with its elements, history and provenance.
+
+    Made by `train`, `create`, `grow` or `load`. It can be pickled, and its bound method
+    `calculator` serves as a factory of ASE calculators on workers.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        NequIP's model.
+    architecture : Architecture
+    elements : sequence of str
+        Types, in the order of the network.
+    avg_num_neighbors : float
+        Neighbours of an atom in the seed data; normalises sums over neighbours.
+    provenance, history
+        Where it comes from; its losses epoch by epoch.
+    batch_atoms : int
+        Atoms that are evaluated at once.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        architecture: Architecture,
+        elements: Sequence[str],
+        *,
+        avg_num_neighbors: float,
+        provenance: Mapping[str, Any] | None = None,
+        history: Sequence[Mapping[str, Any]] = (),
+        batch_atoms: int = 600,
+        device: str = "cpu",
+    ) -> None:
+        prepare()
+        self.network = network.eval().to(device)
+        for parameter in self.network.parameters():
+            parameter.requires_grad_(False)
+        self.architecture = architecture
+        self.avg_num_neighbors = float(avg_num_neighbors)
+        self.provenance: dict[str, Any] = dict(provenance or {})
+        self.history: list[dict[str, Any]] = [dict(row) for row in history]
+        self.batch_atoms = batch_atoms
+        self.device = device
+        self._elements = tuple(elements)
+        self._types = type_table(elements)
+
+    # ------------------------------------------------------------------ identity
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """Chemical symbols that it has a type for."""
+        return self._elements
+
+    @property
+    def r_max(self) -> float:
+        """Cutoff radius, in Å."""
+        return self.architecture.r_max
+
+    @property
+    def feature_dim(self) -> int:
+        """Length of F."""
+        return self.architecture.feature_dim
+
+    @property
+    def n_weights(self) -> int:
+        """Number of trainable weights, scales per type not counted."""
+        return sum(
+            p.numel() for n, p in self.network.named_parameters() if not n.endswith(".scales")
+        )
+
+    @property
+    def isolated_atom_energies(self) -> dict[str, float] | None:
+        """Energies of isolated atoms at the level of the training data, eV, where known."""
+        return self.provenance.get("isolated_atom_energies")
+
+    @cached_property
+    def model_hash(self) -> str:
+        """Hash of architecture and weights."""
+        return state_hash(self._description(), self.network.state_dict())
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "architecture": self.architecture.model_dump(),
+            "elements": list(self.elements),
+            "avg_num_neighbors": self.avg_num_neighbors,
+        }
+
+    def __repr__(self) -> str:
+        a = self.architecture
+        return (
+            f"<NequIPPotential {self.model_hash}: {' '.join(self.elements)}, r_max {a.r_max} Å, "
+            f"{a.n_layers} layers x {a.n_features} features, F {a.feature_dim}, "
+            f"{self.n_weights} weights>"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v.cpu().numpy() for k, v in self.network.state_dict().items()}
+        return {
+            "description": self._description(),
+            "state": state,
+            "provenance": self.provenance,
+            "history": self.history,
+            "batch_atoms": self.batch_atoms,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        weights = {k: torch.from_numpy(np.array(v)) for k, v in state["state"].items()}
+        network, architecture = _rebuild(state["description"], weights)
+        self.__init__(  # type: ignore[misc]
+            network,
+            architecture,
+            state["description"]["elements"],
+            avg_num_neighbors=state["description"]["avg_num_neighbors"],
+            provenance=state["provenance"],
+            history=state["history"],
+            batch_atoms=state["batch_atoms"],
+        )
+
+    # ------------------------------------------------------------------ arrays
+    def graph(
+        self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
+    ) -> Graph:
+        """One structure as a graph of this potential."""
+        graph = make_graph(numbers, positions, cell, pbc, types=self._types, r_max=self.r_max)
+        return {k: v.to(self.device) for k, v in graph.items()}
+
+    def _batches(
+        self,
+        numbers: np.ndarray,
+        positions: np.ndarray,
+        cell: np.ndarray,
+        pbc: np.ndarray,
+        n_atoms: np.ndarray,
+        run: Callable[[Graph], tuple[torch.Tensor, ...]],
+    ) -> list[np.ndarray]:
+        require_elements(symbols_of(numbers), self.elements, what="this potential")
+        starts = np.concatenate([[0], np.cumsum(n_atoms)])
+        results: list[tuple[torch.Tensor, ...]] = []
+        for first, last in chunk_structures(n_atoms, self.batch_atoms):
+            graphs = [
+                make_graph(
+                    numbers[starts[i] : starts[i + 1]],
+                    positions[starts[i] : starts[i + 1]],
+                    cell[i],
+                    pbc[i],
+                    types=self._types,
+                    r_max=self.r_max,
+                )
+                for i in range(first, last)
+            ]
+            batch = {k: v.to(self.device) for k, v in collate(graphs).items()}
+            results.append(run(batch))
+        return [torch.cat(parts, dim=0).cpu().numpy() for parts in zip(*results)]
+
+    def evaluate_arrays(
+        self,
+        numbers: np.ndarray,
+        positions: np.ndarray,
+        cell: np.ndarray,
+        pbc: np.ndarray,
+        n_atoms: np.ndarray,
+    ) -> Evaluation:
+        """Energies, forces and stresses of flat arrays.
+
+        Parameters
+        ----------
+        numbers : (atom,) int
+        positions : (atom, 3) float, Å
+        cell : (structure, 3, 3) float, Å
+        pbc : (structure, 3) bool
+        n_atoms : (structure,) int
+
+        Returns
+        -------
+        energy : (structure,) float64, eV relative to isolated atoms
+        forces : (atom, 3) float64, eV/Å
+        stress : (structure, 6) float64, eV/Å³, ASE sign and order; NaN without a volume
+        """
+
+        def run(batch: Graph) -> tuple[torch.Tensor, ...]:
+            out = self.network(batch)
+            stress = out["stress"].view(-1, 3, 3)[:, _VOIGT[0], _VOIGT[1]]
+            found = (out["total_energy"].view(-1), out["forces"], stress)
+            return tuple(value.detach().to(torch.float64) for value in found)
+
+        energy, forces, stress = self._batches(numbers, positions, cell, pbc, n_atoms, run)
+        return energy, forces, stress
+
+    def featurize_arrays(
+        self,
+        numbers: np.ndarray,
+        positions: np.ndarray,
+        cell: np.ndarray,
+        pbc: np.ndarray,
+        n_atoms: np.ndarray,
+    ) -> tuple[np.ndarray]:
+        """Features of flat arrays (as in `evaluate_arrays`): (atom, feature_dim) float32.
+
+        No gradients are taken, so this costs much less than forces.
+        """
+        first, _ = readout_weights(self.network)
+
+        def run(batch: Graph) -> tuple[torch.Tensor, ...]:
+            with torch.no_grad():
+                out = energy_part(self.network)(batch)
+                return ((out["node_features"] @ first).to(torch.float32),)
+
+        (features,) = self._batches(numbers, positions, cell, pbc, n_atoms, run)
+        return (features,)
+
+    # ------------------------------------------------------------------ Datasets
+    def evaluate(self, ds: xr.Dataset) -> xr.Dataset:
+        """Energies, forces and stresses of structures.
+
+        Lazy structures give lazy results, one task per run of structures; structures in memory are
+        evaluated at once.
+
+        Parameters
+        ----------
+        ds : xarray.Dataset
+            Structures.
+
+        Returns
+        -------
+        xarray.Dataset
+            `energy(structure)` in eV relative to isolated atoms, `forces(atom, xyz)` in eV/Å,
+            `stress(structure, voigt)` in eV/Å³ (NaN for finite structures); attrs `model_hash`.
+
+        Raises
+        ------
+        PotentialError
+            An element that it has no type for.
+        """
+        import xarray as xr
+
+        f8 = np.dtype("float64")
+        outputs = [("structure", (), f8), ("atom", (3,), f8), ("structure", (6,), f8)]
+        energy, forces, stress = self._apply(self.evaluate_arrays, ds, outputs)
+        return xr.Dataset(
+            {
+                **carry(ds, _ALONG),
+                "energy": (
+                    "structure",
+                    energy,
+                    {"units": "eV", "long_name": "energy relative to isolated atoms"},
+                ),
+                "forces": (("atom", "xyz"), forces, {"units": "eV/Å"}),
+                "stress": (("structure", "voigt"), stress, {"units": "eV/Å³"}),
+            },
+            attrs={"model_hash": self.model_hash},
+        )
+
+    def featurize(self, ds: xr.Dataset) -> xr.Dataset:
+        """Features F of every atom; lazy where the structures are.
+
+        Parameters
+        ----------
+        ds : xarray.Dataset
+            Structures.
+
+        Returns
+        -------
+        xarray.Dataset
+            `features(atom, feature)` with `numbers`, `n_atoms`, `structure_index`; attrs
+            `model_hash`: features of two models are not comparable.
+
+        Raises
+        ------
+        PotentialError
+            An element that it has no type for.
+        """
+        import xarray as xr
+
+        outputs = [("atom", (self.feature_dim,), np.dtype("float32"))]
+        (features,) = self._apply(self.featurize_arrays, ds, outputs)
+        return xr.Dataset(
+            {
+                **carry(ds, _ALONG),
+                "features": (
+                    ("atom", "feature"),
+                    features,
+                    {"units": "1", "long_name": "input of the last readout layer"},
+                ),
+            },
+            attrs={"model_hash": self.model_hash},
+        )
+
+    def _apply(
+        self, function: Callable[..., Any], ds: xr.Dataset, outputs: list[tuple[str, Any, Any]]
+    ) -> Sequence[Any]:
+        validate(ds, "structures")
+        if is_lazy(ds):
+            return map_structures(function, ds, outputs=outputs, max_atoms=8 * self.batch_atoms)
+        names = ("numbers", "positions", "cell", "pbc", "n_atoms")
+        return function(*(np.asarray(ds[name].values) for name in names))
+
+    def calculator(self) -> PotentialCalculator:
+        """Return an ASE calculator: energy, forces, stress, energies of atoms."""
+        from mofal.potential.calculator import PotentialCalculator
+
+        return PotentialCalculator(self)
+
+    # ------------------------------------------------------------------ disk
+    def save(self, path: str | Path) -> Path:
+        """Write the model directory, whole or not at all.
+
+        It holds `model.json` (architecture, elements, hash), `weights.pt` (a state dict that loads
+        with ``weights_only=True``), `history.json` and `provenance.json`.
+
+        Raises
+        ------
+        StoreError
+            There is something at `path` already.
+        """
+        target = Path(path)
+        if target.exists():
+            raise StoreError(f"{target} exists; a model is never overwritten: give a new directory")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            torch.save(self.network.state_dict(), work / "weights.pt")
+            write_json({"epochs": self.history}, work / "history.json")
+            write_json({**self.provenance, "versions": versions()}, work / "provenance.json")
+            described = {"mofal_format": FORMAT, "kind": "nequip", "model_hash": self.model_hash}
+            write_json({**described, **self._description()}, work / "model.json")
+            work.chmod(0o755)
+            _sync(work)
+            os.rename(work, target)
+        except BaseException:
+            shutil.rmtree(work, ignore_errors=True)
+            raise
+        return target
+
+
+# ---------------------------------------------------------------------------------- functions
+def create(
+    architecture: Architecture | str,
+    elements: Sequence[str],
+    *,
+    seed: int,
+    avg_num_neighbors: float = 20.0,
+    scale: float = 1.0,
+) -> NequIPPotential:
+    """Make an untrained potential with random weights.
+
+    Parameters
+    ----------
+    architecture : Architecture or str
+        Or the name of a preset.
+    elements : sequence of str
+        All elements of the campaign; they become types in order of atomic number.
+    seed : int
+        Of the weights.
+    avg_num_neighbors : float
+        Mean number of neighbours within `r_max` in the data to come.
+    scale : float
+        Start of the trainable energy scales, eV; the RMS of the forces is a good one.
+    """
+    if isinstance(architecture, str):
+        if architecture not in ARCHITECTURES:
+            raise PotentialError(
+                f"no architecture {architecture!r}; presets: {', '.join(ARCHITECTURES)}"
+            )
+        architecture = ARCHITECTURES[architecture]
+    names = order_elements(elements)
+    config = builder_config(
+        architecture, names, avg_num_neighbors=avg_num_neighbors, seed=seed, scales=scale
+    )
+    return NequIPPotential(
+        build_network(config), architecture, names, avg_num_neighbors=avg_num_neighbors
+    )
+
+
+def order_elements(elements: Sequence[str]) -> list[str]:
+    """Distinct symbols by atomic number.
+
+    Raises
+    ------
+    PotentialError
+        Something that is no chemical symbol, or none at all.
+    """
+    from ase.data import atomic_numbers
+
+    foreign = [e for e in elements if e not in atomic_numbers or e == "X"]
+    if foreign or not elements:
+        found = repr(foreign[0]) if foreign else "no element"
+        raise PotentialError(f"{found} is no chemical symbol; expected such as ['H', 'C', 'O']")
+    return sorted(set(elements), key=lambda e: atomic_numbers[e])
+
+
+def grow(
+    potential: NequIPPotential,
+    elements: Sequence[str],
+    *,
+    seed: int = 0,
+    like: Mapping[str, str] | None = None,
+) -> NequIPPotential:
+    """Give a potential types for further elements; what it knew stays exactly as it was.
+
+    The only weights that belong to a type are its embedding, its scale and its shift (zero: an
+    isolated atom). A new embedding is drawn at random, or copied from a known element; it means
+    nothing until data with the element is trained on.
+
+    Parameters
+    ----------
+    potential : NequIPPotential
+    elements : sequence of str
+        New chemical symbols.
+    seed : int
+        Of random embeddings.
+    like : mapping of str to str, optional
+        New symbol to the known one that it starts as, such as ``{"Hf": "Zr"}``.
+
+    Raises
+    ------
+    PotentialError
+        An element that it has already, or a start that it does not have.
+    """
+    names = order_elements(elements)
+    present = [e for e in names if e in potential.elements]
+    if present:
+        raise PotentialError(f"this potential has a type for {', '.join(present)} already")
+    starts = dict(like or {})
+    for new, old in starts.items():
+        if new not in names or old not in potential.elements:
+            raise PotentialError(
+                f"like={{{new!r}: {old!r}}} cannot be: {new} must be among {', '.join(names)} and "
+                f"{old} among {', '.join(potential.elements)}"
+            )
+    together = [*potential.elements, *names]
+    config = builder_config(
+        potential.architecture,
+        together,
+        avg_num_neighbors=potential.avg_num_neighbors,
+        seed=seed,
+    )
+    network = build_network(config)
+    state = network.state_dict()
+    n_old = len(potential.elements)
+    for key, value in potential.network.state_dict().items():
+        if state[key].shape == value.shape:
+            state[key] = value.clone()
+        else:
+            state[key][:n_old] = value
+            for k, new in enumerate(names):
+                if new in starts:
+                    state[key][n_old + k] = value[potential.elements.index(starts[new])]
+                elif key.endswith(".scales"):
+                    state[key][n_old + k] = value.mean()
+    network.load_state_dict(state)
+    return NequIPPotential(
+        network,
+        potential.architecture,
+        together,
+        avg_num_neighbors=potential.avg_num_neighbors,
+        provenance={"grown_from": potential.model_hash, **potential.provenance},
+        history=potential.history,
+        batch_atoms=potential.batch_atoms,
+    )
+
+
+def load(path: str | Path, *, device: str = "cpu") -> NequIPPotential:
+    """Read a model directory that `save` or `train` wrote.
+
+    Raises
+    ------
+    StoreError
+        No model there, one of a newer format, or one whose weights are not those that were saved.
+    """
+    where = Path(path)
+    if not (where / "model.json").is_file():
+        raise StoreError(
+            f"{where} is no model directory (no model.json in it); expected one that "
+            "mofal.potential.train or .save wrote"
+        )
+    described = read_json(where / "model.json")
+    found = described.get("mofal_format")
+    if not isinstance(found, int) or found > FORMAT:
+        raise StoreError(
+            f"{where} is of format {found}, this version of mofal reads up to {FORMAT}; "
+            "upgrade it: pip install --upgrade mofal"
+        )
+    try:
+        weights = torch.load(where / "weights.pt", map_location="cpu", weights_only=True)
+        network, architecture = _rebuild(described, weights)
+        potential = NequIPPotential(
+            network,
+            architecture,
+            described["elements"],
+            avg_num_neighbors=described["avg_num_neighbors"],
+            provenance=_optional_json(where / "provenance.json"),
+            history=_optional_json(where / "history.json").get("epochs", []),
+            device=device,
+        )
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{where} lacks {Path(str(error.filename)).name}: the model is incomplete"
+        ) from None
+    except (RuntimeError, KeyError, ValueError, EOFError) as error:
+        raise StoreError(
+            f"{where} cannot be read as a model: {str(error).splitlines()[0]}; "
+            "restore it from a copy"
+        ) from error
+    if potential.model_hash != described["model_hash"]:
+        raise StoreError(
+            f"{where} holds weights with hash {potential.model_hash}, but model.json says "
+            f"{described['model_hash']}: a file is damaged or was changed; restore it from a copy"
+        )
+    return potential
+
+
+def state_hash(description: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> str:
+    """Hash of an architecture and the tensors of a state dict, by name."""
+    names = sorted(state)
+    arrays = [np.asarray(state[name].detach().cpu().numpy()) for name in names]
+    return hash_json({**description, "names": names, "arrays": hash_arrays(*arrays)})
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a model depends on."""
+    out = {}
+    for name in _PACKAGES:
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return out
+
+
+def _rebuild(
+    described: Mapping[str, Any], weights: Mapping[str, torch.Tensor]
+) -> tuple[torch.nn.Module, Architecture]:
+    architecture = Architecture(**described["architecture"])
+    config = builder_config(
+        architecture, described["elements"], avg_num_neighbors=described["avg_num_neighbors"]
+    )
+    network = build_network(config)
+    network.load_state_dict(weights)
+    return network, architecture
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def _sync(directory: Path) -> None:
+    """Push files to disk before the rename that makes them count."""
+    for path in directory.iterdir():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())

@@ -1,0 +1,250 @@
+"""NequIP's network from our architecture, and structures as its graphs. Imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import random
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mofal.errors import DataError
+from mofal.potential.settings import Architecture
+
+Graph = dict[str, torch.Tensor]
+
+_NOISY = ("lightning", "lightning.pytorch", "lightning.fabric", "nequip", "torch.distributed")
+
+
+# ---------------------------------------------------------------------------------- environment
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the INFO lines and hints of Lightning and NequIP; errors still come through."""
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    named = [n for n in logging.root.manager.loggerDict if n.startswith("nequip.")]
+    levels.update({n: logging.getLogger(n).level for n in named})
+    try:
+        for name in levels:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+_prepared = False
+
+
+def prepare() -> None:
+    """Set up torch and NequIP once per process: global state, deterministic algorithms.
+
+    NequIP's set-up seeds the global generators; their state is put back, since a library that is
+    merely used must not change anyone's random numbers.
+    """
+    global _prepared
+    if _prepared:
+        return
+    from nequip.utils.global_state import set_global_state
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    numpy_state = np.random.get_state()  # noqa: NPY002
+    states = random.getstate(), torch.get_rng_state()
+    with quiet():
+        set_global_state()
+    random.setstate(states[0])
+    np.random.set_state(numpy_state)  # noqa: NPY002
+    torch.set_rng_state(states[1])
+    torch.use_deterministic_algorithms(True)
+    _prepared = True
+
+
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Run with so many CPU threads, and put the number back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---------------------------------------------------------------------------------- network
+def builder_config(
+    architecture: Architecture,
+    elements: Sequence[str],
+    *,
+    avg_num_neighbors: float,
+    seed: int = 0,
+    scales: Mapping[str, float] | float = 1.0,
+    shifts: Mapping[str, float] | float = 0.0,
+) -> dict[str, Any]:
+    """Arguments of `nequip.model.NequIPGNNModel` for an architecture.
+
+    The readout has one hidden layer without a nonlinearity, whose values are F. Scales per type are
+    trainable; shifts are not: the energy zero is isolated atoms (method.md, Energy zero).
+    """
+    a = architecture
+
+    def per_type(value: Mapping[str, float] | float) -> dict[str, float]:
+        return {e: float(value if isinstance(value, (int, float)) else value[e]) for e in elements}
+
+    return {
+        "seed": int(seed),
+        "model_dtype": a.dtype,
+        "r_max": float(a.r_max),
+        "type_names": list(elements),
+        "num_layers": a.n_layers,
+        "l_max": a.l_max,
+        "parity": a.parity,
+        "num_features": a.n_features,
+        "radial_mlp_depth": a.radial_layers,
+        "radial_mlp_width": a.radial_neurons,
+        "num_bessels": a.n_bessel,
+        "polynomial_cutoff_p": a.cutoff_exponent,
+        "readout_mlp_hidden_layers_depth": 1,
+        "readout_mlp_hidden_layers_width": a.feature_dim,
+        "readout_mlp_nonlinearity": None,
+        "avg_num_neighbors": float(avg_num_neighbors),
+        "per_type_energy_scales": per_type(scales),
+        "per_type_energy_shifts": per_type(shifts),
+        "per_type_energy_scales_trainable": True,
+        "per_type_energy_shifts_trainable": False,
+    }
+
+
+def build_network(config: Mapping[str, Any]) -> torch.nn.Module:
+    """Build NequIP's model from `builder_config`, in evaluation mode."""
+    prepare()
+    from nequip.model import NequIPGNNModel
+
+    with quiet():
+        network = NequIPGNNModel(**config)
+    network.eval()
+    return network
+
+
+def energy_part(network: torch.nn.Module) -> torch.nn.Module:
+    """Return the part that ends at the energies, without derivatives."""
+    return network.model.func  # type: ignore[union-attr, return-value]
+
+
+def readout_weights(network: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both linear maps of the readout: (n_features, feature_dim) and (feature_dim, 1).
+
+    NequIP multiplies the two into one before it applies them, because nothing nonlinear is between
+    them; F is what the first alone gives. Each layer is normalised by the square root of its width.
+    """
+    readout = energy_part(network).per_atom_energy_readout  # type: ignore[union-attr]
+    first, last = readout.mlp_module.mlp.weights  # type: ignore[union-attr, misc]
+    return first / math.sqrt(first.shape[0]), last / math.sqrt(last.shape[0])
+
+
+# ---------------------------------------------------------------------------------- graphs
+def neighbour_edges(
+    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_max: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of atoms within a cutoff.
+
+    Parameters
+    ----------
+    positions : (atom, 3) float, Å
+    cell : (3, 3) float, Å
+        Lattice vectors as rows. Not looked at where nothing is periodic: a cluster that keeps its
+        parent's lattice would make the search sweep that whole box.
+    pbc : (3,) bool
+    r_max : float, Å
+
+    Returns
+    -------
+    edges : (2, edge) int64
+        Centre and neighbour.
+    shifts : (edge, 3) float64
+        Lattice vectors to add to the neighbour.
+    """
+    from ase.geometry import complete_cell
+    from matscipy.neighbours import neighbour_list
+
+    if len(positions) == 1 and not pbc.any():
+        return np.zeros((2, 0), np.int64), np.zeros((0, 3))
+    if pbc.any():
+        box = complete_cell(np.asarray(cell, float))
+    else:
+        low, high = positions.min(axis=0), positions.max(axis=0)
+        box = np.diag(high - low + 1.0)
+        positions = positions - low + 0.5
+    i, j, shifts = neighbour_list(
+        "ijS", positions=positions, cell=box, pbc=[bool(p) for p in pbc], cutoff=float(r_max)
+    )
+    return np.stack([i, j]).astype(np.int64), shifts.astype(np.float64)
+
+
+def make_graph(
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    pbc: np.ndarray,
+    *,
+    types: np.ndarray,
+    r_max: float,
+) -> Graph:
+    """One structure as NequIP's dict of tensors, not batched.
+
+    Parameters
+    ----------
+    numbers, positions, cell, pbc
+        Of one structure: (atom,), (atom, 3) Å, (3, 3) Å, (3,).
+    types : (119,) int64
+        Type of each atomic number.
+    r_max : float, Å
+
+    Raises
+    ------
+    DataError
+        Positions or cell that are not finite.
+    """
+    if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
+        raise DataError(
+            "positions or cell hold NaN or infinities: this structure has exploded; leave it out"
+        )
+    periodic = np.asarray(pbc, bool)
+    edges, shifts = neighbour_edges(positions, cell, periodic, r_max)
+    lattice = np.asarray(cell, np.float64) if periodic.any() else np.zeros((3, 3))
+    return {
+        "pos": torch.tensor(np.asarray(positions, np.float64)),
+        "atom_types": torch.from_numpy(types[np.asarray(numbers, np.int64)]),
+        "cell": torch.tensor(lattice).view(1, 3, 3),
+        "edge_index": torch.from_numpy(edges),
+        "edge_cell_shift": torch.from_numpy(shifts),
+    }
+
+
+def collate(graphs: Sequence[Graph]) -> Graph:
+    """Join graphs into one batch, crystals and clusters alike."""
+    counts = [len(g["pos"]) for g in graphs]
+    first = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    out = {
+        key: torch.cat([g[key] for g in graphs], dim=0) for key in graphs[0] if key != "edge_index"
+    }
+    out["edge_index"] = torch.cat([g["edge_index"] + int(k) for g, k in zip(graphs, first)], dim=1)
+    out["num_atoms"] = torch.tensor(counts)
+    out["batch"] = torch.repeat_interleave(torch.arange(len(graphs)), out["num_atoms"])
+    return out
+
+
+def type_table(elements: Sequence[str]) -> np.ndarray:
+    """Type of each atomic number, shape (119,); -1 for an element without one."""
+    from ase.data import atomic_numbers
+
+    table = np.full(119, -1, np.int64)
+    for i, symbol in enumerate(elements):
+        table[atomic_numbers[symbol]] = i
+    return table

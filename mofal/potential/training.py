@@ -1,0 +1,381 @@
+"""Train a potential on labelled structures: one function, resumable, the same bits for one seed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mofal.data import hash_arrays, hash_json, relative_energy, select, validate
+from mofal.errors import DataError, StoreError
+from mofal.potential.base import isolated_energies, require_elements, symbols_of
+from mofal.potential.settings import TrainingSettings
+from mofal.potential.split import TRAIN, VALIDATION, split_structures
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mofal.potential.model import NequIPPotential
+    from mofal.potential.network import Graph
+
+Progress = Callable[[str], None] | None
+
+
+# ---------------------------------------------------------------------------------- data
+def force_weights(ds: xr.Dataset, settings: TrainingSettings) -> np.ndarray:
+    """Weight of each atom's squared force error, (atom,) float64; 0 leaves it out.
+
+    Atoms of crystals count 1 whatever the setting, and so does the core of a cluster; `masked`
+    atoms count 0.
+    """
+    weight = np.ones(ds.sizes["atom"])
+    if settings.regions != "all" and "region" in ds:
+        finite = ~np.asarray(ds["pbc"].values).any(axis=1)
+        of_cluster = finite[np.asarray(ds["structure_index"].values)]
+        region = np.asarray(ds["region"].values)
+        if settings.regions == "core":
+            by_region = np.array([1.0, 0.0, 0.0])
+        else:
+            by_region = np.array([1.0, settings.mantle_weight, settings.termination_weight])
+        weight[of_cluster] = by_region[region[of_cluster]]
+    if settings.regions == "weighted" and "force_weight" in ds:
+        given = np.asarray(ds["force_weight"].values, float)
+        if np.nanmin(given, initial=0.0) < 0:
+            raise DataError("force_weight holds a negative weight; expected 0 or more")
+        weight = np.where(np.isnan(given), weight, given)
+    if "masked" in ds:
+        weight[np.asarray(ds["masked"].values, bool)] = 0.0
+    return weight
+
+
+def usable(ds: xr.Dataset, progress: Progress = None) -> xr.Dataset:
+    """Labelled structures that can be trained on: converged ones.
+
+    Raises
+    ------
+    DataError
+        None is left, or a converged label lacks its energy or its forces.
+    """
+    validate(ds, "labels")
+    validate(ds, "structures")
+    status = np.array([str(s) for s in ds["status"].values])
+    good = status == "converged"
+    if not good.any():
+        raise DataError(
+            f"none of {len(good)} labels has converged (statuses: {', '.join(sorted(set(status)))}); "
+            "nothing to train on"
+        )
+    if not good.all() and progress is not None:
+        progress(f"{int((~good).sum())} of {len(good)} labels left out: they have not converged")
+    out = select(ds, np.flatnonzero(good)) if not good.all() else ds
+    if not np.isfinite(out["energy"].values).all():
+        first = int(np.flatnonzero(~np.isfinite(out["energy"].values))[0])
+        raise DataError(f"structure {first} is converged but has no energy; drop or label it again")
+    return out
+
+
+def prepare_graphs(
+    ds: xr.Dataset, settings: TrainingSettings, *, elements: Sequence[str], r_max: float
+) -> list[Graph]:
+    """Graphs with targets, neighbour lists made once.
+
+    Raises
+    ------
+    DataError
+        A structure of which no force is left to learn from.
+    """
+    import torch
+
+    from mofal.potential.metrics import FORCE_WEIGHT_KEY
+    from mofal.potential.network import make_graph, type_table
+
+    types = type_table(elements)
+    energy = np.asarray(relative_energy(ds).values, float)
+    forces = np.array(ds["forces"].values, float)
+    weight = force_weights(ds, settings)
+    forces[weight == 0] = np.nan
+    arrays = {k: np.asarray(ds[k].values) for k in ("numbers", "positions", "cell", "pbc")}
+    ends = np.concatenate([[0], np.cumsum(ds["n_atoms"].values)])
+    graphs = []
+    for i, (a, b) in enumerate(zip(ends[:-1], ends[1:])):
+        if np.isnan(forces[a:b]).all():
+            raise DataError(
+                f"structure {i} has no force that counts (all NaN, masked or of weight 0); leave it "
+                "out, or train with regions='all'"
+            )
+        graph = make_graph(
+            arrays["numbers"][a:b],
+            arrays["positions"][a:b],
+            arrays["cell"][i],
+            arrays["pbc"][i],
+            types=types,
+            r_max=r_max,
+        )
+        graph["total_energy"] = torch.tensor([[energy[i]]])
+        graph["forces"] = torch.from_numpy(forces[a:b].copy())
+        if settings.regions == "weighted":
+            graph[FORCE_WEIGHT_KEY] = torch.from_numpy(weight[a:b].copy())
+        graphs.append(graph)
+    return graphs
+
+
+def data_hash(ds: xr.Dataset, settings: TrainingSettings) -> str:
+    """Identity of a training set: structures, labels, weights and split."""
+    return hash_json(
+        {
+            "ids": [str(v) for v in ds["structure_id"].values],
+            "split": [str(v) for v in ds["split"].values],
+            "labels": hash_arrays(
+                np.asarray(relative_energy(ds).values),
+                np.nan_to_num(np.asarray(ds["forces"].values), nan=1e30),
+                force_weights(ds, settings),
+            ),
+        }
+    )
+
+
+# ---------------------------------------------------------------------------------- the verb
+def train(
+    dataset: xr.Dataset,
+    settings: TrainingSettings | None = None,
+    *,
+    out: str | Path,
+    seed: int,
+    elements: Sequence[str] | None = None,
+    start: NequIPPotential | str | Path | None = None,
+    progress: Progress = None,
+    checkpoint_every: int = 100,
+) -> NequIPPotential:
+    """Train a potential through NequIP's own Lightning module (Section SI.2 of the paper).
+
+    Energies are learnt relative to isolated atoms (`mofal.data.relative_energy`), with shifts per
+    type fixed at zero and trainable scales that start at the RMS of the training forces. A warm
+    start takes architecture, weights and scales from `start` and resets optimiser and moving
+    average.
+
+    The same data, settings, seed and start give the same bits, whatever the number of threads. A
+    training that was killed goes on from its checkpoint beside `out` when called again, and ends
+    with the model that it would have ended with; `out` appears when it is complete. Where `out`
+    holds the model of just this training already, it is loaded.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Labelled structures, crystals and clusters, with `isolated_atom_energies` in its attributes.
+        Only converged labels are used, NaN forces are left out, stress is not trained on. `split`
+        says which structures train; without it, or where it is empty, they are divided by `seed`.
+    settings : TrainingSettings, optional
+        Default: the paper's.
+    out : path
+        Directory of the model. A directory beside it, named ``.<out>.training``, holds the
+        checkpoint until then.
+    seed : int
+        Of weights, split and order of batches.
+    elements : sequence of str, optional
+        All elements of the campaign; default: those of the data. Not with `start`, which has its.
+    start : NequIPPotential or path, optional
+        Model to start from.
+    progress : callable, optional
+        Is given lines of text.
+    checkpoint_every : int
+        Optimiser steps between checkpoints, at least; they are written between epochs.
+
+    Returns
+    -------
+    NequIPPotential
+        As loaded from `out`, with `history` and `provenance`.
+
+    Raises
+    ------
+    DataError
+        Nothing to train or to validate on, or labels without isolated-atom energies.
+    PotentialError
+        An element without a type, or a training that diverges.
+    StoreError
+        `out`, or the checkpoint beside it, belongs to another training.
+    """
+    settings = settings or TrainingSettings()
+    data = split_structures(
+        usable(dataset, progress), fraction=settings.validation_fraction, seed=seed
+    )
+    origin = _resolve_start(start, data, settings)
+    types = _elements(data, elements, origin)
+    identity = hash_json(
+        {
+            "data": data_hash(data, settings),
+            "settings": settings.model_dump(exclude={"threads"}),
+            "seed": int(seed),
+            "elements": types,
+            "start": origin.model_hash if origin else "",
+        }
+    )
+    target = Path(out)
+    finished = _finished(target, identity)
+    if finished is not None:
+        return finished
+
+    from mofal.potential.network import prepare, quiet, threads
+
+    prepare()
+    work = target.with_name(f".{target.name}.training")
+    work.mkdir(parents=True, exist_ok=True)
+    with threads(settings.threads), quiet():
+        potential = _fit(
+            data,
+            settings,
+            work=work,
+            identity=identity,
+            seed=seed,
+            elements=types,
+            origin=origin,
+            progress=progress,
+            checkpoint_every=checkpoint_every,
+        )
+    potential.save(target)
+    shutil.rmtree(work)
+    return potential
+
+
+def _fit(
+    data: xr.Dataset,
+    settings: TrainingSettings,
+    *,
+    work: Path,
+    identity: str,
+    seed: int,
+    elements: Sequence[str],
+    origin: NequIPPotential | None,
+    progress: Progress,
+    checkpoint_every: int,
+) -> NequIPPotential:
+    import torch
+    from nequip.data import register_fields
+
+    from mofal.potential.loop import Batches, Clock, make_module, run, set_weights
+    from mofal.potential.metrics import FORCE_WEIGHT_KEY
+    from mofal.potential.model import NequIPPotential
+    from mofal.potential.network import build_network, builder_config
+
+    register_fields(node_fields=[FORCE_WEIGHT_KEY])
+    architecture = origin.architecture if origin else settings.architecture
+    graphs = prepare_graphs(data, settings, elements=elements, r_max=architecture.r_max)
+    part = np.array([str(v) for v in data["split"].values])
+    training = [g for g, p in zip(graphs, part) if p == TRAIN]
+    validation = [g for g, p in zip(graphs, part) if p == VALIDATION]
+    if not training or not validation:
+        raise DataError(
+            f"{len(training)} structures to train on and {len(validation)} to validate on; "
+            "both parts need at least one"
+        )
+    n_atoms = sum(len(g["pos"]) for g in training)
+    if origin:
+        neighbours, scale = origin.avg_num_neighbors, 1.0
+    else:
+        neighbours = sum(g["edge_index"].shape[1] for g in training) / n_atoms
+        squares = torch.cat([g["forces"].reshape(-1) for g in training]).square()
+        scale = float(torch.nanmean(squares).sqrt()) or 1.0
+    config = builder_config(
+        architecture,
+        elements,
+        avg_num_neighbors=max(neighbours, 1.0),
+        seed=seed,
+        scales=scale,
+    )
+    module = make_module(config, settings)
+    if origin:
+        set_weights(module, origin.network.state_dict())
+    batches = Batches(training, settings.batch_size, seed=seed)
+    clock = Clock(
+        settings,
+        batches,
+        work=work,
+        identity=identity,
+        warm=origin is not None,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+    )
+    if progress is not None:
+        progress(
+            f"training on {len(training)} structures ({n_atoms} atoms), validating on "
+            f"{len(validation)}, {len(batches)} steps per epoch"
+            + (f", from model {origin.model_hash}" if origin else "")
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        run(module, clock, validation, settings=settings)
+    network = build_network(config)
+    network.load_state_dict(clock.best_state)
+    return NequIPPotential(
+        network,
+        architecture,
+        elements,
+        avg_num_neighbors=max(neighbours, 1.0),
+        history=clock.history,
+        provenance={
+            "training": identity,
+            "seed": int(seed),
+            "settings": settings.model_dump(),
+            "start": origin.model_hash if origin else "",
+            "structures": {TRAIN: len(training), VALIDATION: len(validation)},
+            "steps": clock.step,
+            "atoms_seen": clock.atoms_seen,
+            "best_epoch": clock.best_epoch,
+            "validation_loss": clock.best_loss,
+            "stopped_by": clock.stopped_by,
+            "level_hash": str(data.attrs.get("level_hash", "")),
+            "isolated_atom_energies": isolated_energies(data.attrs),
+        },
+    )
+
+
+# ---------------------------------------------------------------------------------- helpers
+def _resolve_start(
+    start: NequIPPotential | str | Path | None, data: xr.Dataset, settings: TrainingSettings
+) -> NequIPPotential | None:
+    if start is None:
+        return None
+    if isinstance(start, (str, Path)):
+        from mofal.potential.model import load
+
+        start = load(start)
+    before = start.provenance.get("level_hash", "")
+    now = str(data.attrs.get("level_hash", ""))
+    if before and now and before != now and not settings.allow_other_level:
+        raise DataError(
+            f"the start model was trained at level of theory {before}, these labels are of {now}; "
+            "label at the same level, or say that it is meant: allow_other_level=True"
+        )
+    return start
+
+
+def _elements(
+    data: xr.Dataset, elements: Sequence[str] | None, origin: NequIPPotential | None
+) -> list[str]:
+    from mofal.potential.model import order_elements
+
+    found = symbols_of(data["numbers"].values)
+    if origin is not None:
+        require_elements(found, origin.elements, what="the start model")
+        if elements is not None:
+            require_elements(elements, origin.elements, what="the start model")
+        return list(origin.elements)
+    types = order_elements(list(elements) if elements is not None else found)
+    require_elements(found, types, what="the list of elements")
+    return types
+
+
+def _finished(target: Path, identity: str) -> NequIPPotential | None:
+    if not target.exists():
+        return None
+    from mofal.potential.model import load
+
+    potential = load(target)
+    if potential.provenance.get("training") != identity:
+        raise StoreError(
+            f"{target} holds a model of another training (other data, settings, seed or start "
+            "model); give a new directory"
+        )
+    return potential
