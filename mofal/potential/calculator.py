@@ -41,7 +41,7 @@ class PotentialCalculator(Calculator):
     ) -> None:
         """Compute everything that the network gives in one pass."""
         super().calculate(atoms, properties or ["energy"], system_changes)
-        frame: Atoms = self.atoms
+        frame: Any = self.atoms
         potential = self.potential
         require_elements(symbols_of(frame.numbers), potential.elements, what="this potential")
         graph = potential.graph(frame.numbers, frame.positions, frame.cell.array, frame.pbc)

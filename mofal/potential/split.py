@@ -106,9 +106,9 @@ def split_structures(ds: xr.Dataset, *, fraction: float = 0.2, seed: int) -> xr.
         foreign = sorted(set(previous) - {TRAIN, VALIDATION, ""})
         if foreign:
             raise DataError(
-                f"split holds {foreign[0]!r}; expected 'train', 'validation' or '' (not divided yet)"
+                f"split holds {foreign[0]!r}; expected 'train', 'validation' or '' (new)"
             )
-    periodic = np.asarray(ds["pbc"].values).any(axis=1)
+    periodic = np.any(ds["pbc"].values, axis=1).tolist()
     systems = [str(s) for s in ds["system"].values] if "system" in ds else [""] * n
     sources = [f"{s}|{'crystal' if p else 'cluster'}" for s, p in zip(systems, periodic)]
     parts = split_array(

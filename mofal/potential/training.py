@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,8 +34,8 @@ def force_weights(ds: xr.Dataset, settings: TrainingSettings) -> np.ndarray:
     """
     weight = np.ones(ds.sizes["atom"])
     if settings.regions != "all" and "region" in ds:
-        finite = ~np.asarray(ds["pbc"].values).any(axis=1)
-        of_cluster = finite[np.asarray(ds["structure_index"].values)]
+        finite = np.logical_not(np.any(ds["pbc"].values, axis=1))
+        of_cluster = np.repeat(finite, ds["n_atoms"].values)
         region = np.asarray(ds["region"].values)
         if settings.regions == "core":
             by_region = np.array([1.0, 0.0, 0.0])
@@ -65,8 +66,8 @@ def usable(ds: xr.Dataset, progress: Progress = None) -> xr.Dataset:
     good = status == "converged"
     if not good.any():
         raise DataError(
-            f"none of {len(good)} labels has converged (statuses: {', '.join(sorted(set(status)))}); "
-            "nothing to train on"
+            f"nothing to train on: none of {len(good)} labels has converged "
+            f"(statuses: {', '.join(sorted(set(status)))})"
         )
     if not good.all() and progress is not None:
         progress(f"{int((~good).sum())} of {len(good)} labels left out: they have not converged")
@@ -100,11 +101,11 @@ def prepare_graphs(
     arrays = {k: np.asarray(ds[k].values) for k in ("numbers", "positions", "cell", "pbc")}
     ends = np.concatenate([[0], np.cumsum(ds["n_atoms"].values)])
     graphs = []
-    for i, (a, b) in enumerate(zip(ends[:-1], ends[1:])):
+    for i, (a, b) in enumerate(pairwise(ends.tolist())):
         if np.isnan(forces[a:b]).all():
             raise DataError(
-                f"structure {i} has no force that counts (all NaN, masked or of weight 0); leave it "
-                "out, or train with regions='all'"
+                f"structure {i} has no force that counts (all NaN, masked or of weight 0); "
+                "leave it out, or train with regions='all'"
             )
         graph = make_graph(
             arrays["numbers"][a:b],
