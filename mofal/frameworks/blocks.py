@@ -1,0 +1,415 @@
+"""Building blocks of a framework, and the graph that they make, as arrays.
+
+A rule says which bonds are cut; what stays connected is a block. Blocks, their kinds, links, nets
+and formal charges come out of a handful of passes over the bonds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+from scipy.sparse import csgraph
+
+from mofal.frameworks.bonds import IS_METAL, Bonds, bonds_of, structure_arrays
+from mofal.frameworks.caps import cap_length
+from mofal.frameworks.charges import (
+    formula,
+    fragment_charges,
+    open_shell,
+    oxidation_states,
+    usual_states,
+)
+from mofal.frameworks.components import Components, components, integer_basis
+from mofal.frameworks.kinds import group_hash, refine
+from mofal.frameworks.rules import Cap, Cut, Molecule, apply_rule
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+NODE, LINKER, GUEST = 0, 1, 2
+ROLES = np.array(["node", "linker", "guest"])
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Broken bonds, each once, the node's end first.
+
+    Attributes
+    ----------
+    edge, back : (link,) int arrays
+        Half-edge from end 0 to end 1, and the one back.
+    node_end : (link, 2) bool array
+        Whether an end is the node's side of the cut.
+    cap : (link, 2) int32 array
+        Atomic number of each end's cap, 0 for none, -1 where no cap makes sense.
+    length : (link, 2) float array
+        Its bond length, Å; NaN where there is no cap.
+    cap_charge : (link, 2) int32 array
+    even : (link,) bool array
+        Whether the bond was cut evenly (an electron to each end).
+    """
+
+    edge: NDArray[np.int64]
+    back: NDArray[np.int64]
+    node_end: NDArray[np.bool_]
+    cap: NDArray[np.int32]
+    length: NDArray[np.float64]
+    cap_charge: NDArray[np.int32]
+    even: NDArray[np.bool_]
+
+    def kept(self, mask: NDArray[np.bool_]) -> Cuts:
+        """The cuts where `mask` holds."""
+        return Cuts(
+            self.edge[mask],
+            self.back[mask],
+            self.node_end[mask],
+            self.cap[mask],
+            self.length[mask],
+            self.cap_charge[mask],
+            self.even[mask],
+        )
+
+
+def reverse_edges(bonds: Bonds, edges: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Index of the half-edge that leads back, for each of `edges`."""
+    low = bonds.shift.min(axis=0).astype(np.int64) if len(bonds.i) else np.zeros(3, np.int64)
+    low = np.minimum(low, -bonds.shift.max(axis=0).astype(np.int64)) if len(bonds.i) else low
+    span = 1 - 2 * low
+
+    def key(i: NDArray, j: NDArray, s: NDArray) -> NDArray[np.int64]:
+        code = (s[:, 0] - low[0]) * span[1] + (s[:, 1] - low[1])
+        code = code * span[2] + (s[:, 2] - low[2])
+        return (i.astype(np.int64) * bonds.n_atoms + j) * int(span.prod()) + code
+
+    # Only half-edges that start where the wanted ones end can lead back.
+    starts = np.zeros(bonds.n_atoms, bool)
+    starts[bonds.j[edges]] = True
+    near = np.flatnonzero(starts[bonds.i])
+    keys = key(bonds.i[near], bonds.j[near], bonds.shift[near])
+    order = np.argsort(keys)
+    wanted = key(bonds.j[edges], bonds.i[edges], -bonds.shift[edges])
+    return near[order[np.searchsorted(keys, wanted, sorter=order)]]
+
+
+def _collect(z: NDArray[np.integer], bonds: Bonds, cuts: list[Cut]) -> Cuts:
+    """Bonds to cut, each once: a bond that rules name twice keeps its first naming."""
+    n = len(bonds.i)
+    by_edge = np.full(n, -1, np.int16)
+    for k, cut in enumerate(cuts):
+        by_edge[cut.edges & (by_edge < 0)] = k
+    named = np.flatnonzero(by_edge >= 0)
+    back = reverse_edges(bonds, named)
+    both = by_edge[back] >= 0
+    once = ~both | (named < back)
+    edge, back, both = named[once], back[once], both[once]
+    caps: list[tuple[Cap, Cap]] = [(c.node_cap, c.linker_cap) for c in cuts]
+    kind = by_edge[edge]
+    number = np.zeros((len(edge), 2), np.int32)
+    charge = np.zeros((len(edge), 2), np.int32)
+    length = np.full((len(edge), 2), np.nan)
+    ends = np.column_stack([bonds.i[edge], bonds.j[edge]])
+    for k, (node, linker) in enumerate(caps):
+        for side in (0, 1):
+            for joins_nodes in (False, True):
+                rows = np.flatnonzero((kind == k) & (both == joins_nodes))
+                cap = node if side == 0 or joins_nodes else linker
+                number[rows, side] = cap.number
+                charge[rows, side] = cap.charge
+                if cap.number <= 0 or not len(rows):
+                    continue
+                kept = z[ends[rows, side]]
+                for element in np.unique(kept):
+                    value = cap.length or cap_length(int(element), cap.number)
+                    length[rows[kept == element], side] = value
+    even = (number > 0).all(axis=1) & (charge == 0).all(axis=1)
+    node_end = np.column_stack([np.ones(len(edge), bool), both])
+    return Cuts(edge, back, node_end, number, length, charge, even)
+
+
+def _edge_mask(n: int, cuts: Cuts) -> NDArray[np.bool_]:
+    mask = np.zeros(n, bool)
+    mask[cuts.edge] = True
+    mask[cuts.back] = True
+    return mask
+
+
+def partition(
+    z: NDArray[np.integer], bonds: Bonds, rule: str
+) -> tuple[Cuts, NDArray[np.bool_], Components]:
+    """Cut the bonds of a rule and find what stays connected.
+
+    A cut that separates nothing (both ends stay in one piece, in one image) is no cut; a ligand
+    that holds on by a single bond joins nothing (acetate, benzoate, a dangling acid) and stays
+    with its node.
+
+    Returns
+    -------
+    cuts : Cuts
+    mask : (half-edge,) bool array
+        Half-edges that are cut, both directions.
+    pieces : Components
+        Of the graph without them.
+    """
+    cuts = _collect(z, bonds, apply_rule(rule, Molecule(z, bonds)))
+    while True:
+        mask = _edge_mask(len(bonds.i), cuts)
+        inner = bonds.kept(~mask)
+        pieces = components(inner)
+        end = pieces.label[np.column_stack([bonds.i[cuts.edge], bonds.j[cuts.edge]])]
+        closed = end[:, 0] == end[:, 1]
+        if closed.any():
+            image = link_images(bonds, cuts, pieces)
+            closed &= ~image.any(axis=1)
+        holds = np.bincount(end.ravel(), minlength=pieces.n)
+        is_node = np.zeros(pieces.n, bool)
+        is_node[end[cuts.node_end]] = True
+        is_node[pieces.label[IS_METAL[z]]] = True
+        pendant = ((holds[end] == 1) & ~is_node[end]).any(axis=1)
+        drop = closed | pendant
+        if not drop.any():
+            return cuts, mask, pieces
+        cuts = cuts.kept(~drop)
+
+
+def link_images(bonds: Bonds, cuts: Cuts, pieces: Components) -> NDArray[np.int32]:
+    """Lattice shift from the whole block at end 0 to the whole block at end 1: (link, 3)."""
+    i, j = bonds.i[cuts.edge], bonds.j[cuts.edge]
+    return pieces.shift[i] + bonds.shift[cuts.edge] - pieces.shift[j]
+
+
+def net_labels(
+    n_blocks: int, link_block: NDArray[np.integer], image: NDArray[np.integer]
+) -> tuple[NDArray[np.int32], int]:
+    """Nets of a block graph: label of each block (-1 without links), and how many nets there are.
+
+    Pieces that only meet through lattice vectors of a sublattice count as often as that
+    sublattice has cosets: a framework interwoven with its own translate is two nets.
+    """
+    start = np.concatenate([link_block[:, 0], link_block[:, 1]])
+    end = np.concatenate([link_block[:, 1], link_block[:, 0]])
+    shift = np.concatenate([image, -image]).astype(np.int32)
+    order = np.argsort(start, kind="stable")
+    graph = Bonds(
+        n_blocks, start[order].astype(np.int32), end[order].astype(np.int32), shift[order]
+    )
+    pieces = components(graph)
+    linked = graph.degree > 0
+    label = np.full(n_blocks, -1, np.int32)
+    names, label[linked] = np.unique(pieces.label[linked], return_inverse=True)
+    total = 0
+    loops = pieces.loops
+    of_edge = pieces.label[graph.i]
+    for name in names:
+        vectors = loops[of_edge == name]
+        basis = integer_basis(np.unique(vectors, axis=0))
+        total += abs(round(np.linalg.det(basis))) if len(basis) == 3 else 1
+    return label, total
+
+
+def _sum_by(label: NDArray[np.integer], values: NDArray[np.integer], n: int) -> NDArray[np.int64]:
+    return np.rint(np.bincount(label, weights=values, minlength=n)).astype(np.int64)
+
+
+def block_charges(
+    z: NDArray[np.integer], bonds: Bonds, cuts: Cuts, mask: NDArray[np.bool_], pieces: Components
+) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Formal charge of each block with its even caps, and what its metals are.
+
+    Returns
+    -------
+    charge : (block,) int32 array
+    open_shell : (block,) bool array
+        A metal of the block has a partly filled d or f shell.
+    unusual : (block,) bool array
+        A metal had to take an unusual oxidation state for the block to balance.
+    """
+    n = pieces.n
+    label = pieces.label
+    even = np.zeros(len(bonds.i), bool)
+    even[cuts.edge[cuts.even]] = True
+    even[cuts.back[cuts.even]] = True
+    by_atom = fragment_charges(z, bonds, even)
+    ligand = _sum_by(label, by_atom, n)
+    # A ligand that gives its charge to metals of other blocks (azolate) shares it among its links.
+    share = np.zeros(n)
+    end = label[np.column_stack([bonds.i[cuts.edge], bonds.j[cuts.edge]])]
+    uneven = ~cuts.even
+    if uneven.any():
+        holds = np.bincount(end[uneven].ravel(), minlength=n)
+        has_metal = np.zeros(n, bool)
+        has_metal[label[IS_METAL[z]]] = True
+        for a, b in ((0, 1), (1, 0)):
+            donor = end[uneven, b]
+            gives = np.where(has_metal[donor], 0.0, ligand[donor] / np.maximum(holds[donor], 1))
+            np.add.at(share, end[uneven, a], gives)
+    charge = ligand.astype(np.int64)
+    is_open = np.zeros(n, bool)
+    unusual = np.zeros(n, bool)
+    metals = np.flatnonzero(IS_METAL[z])
+    if len(metals):
+        kinds, which = np.unique(z[metals], return_inverse=True)
+        count = np.zeros((n, len(kinds)), np.int64)
+        np.add.at(count, (label[metals], which), 1)
+        holders = np.flatnonzero(count.any(axis=1))
+        rows = np.column_stack([count[holders], np.rint(12 * (ligand + share)[holders])])
+        unique, inverse = np.unique(rows.astype(np.int64), axis=0, return_inverse=True)
+        for k, row in enumerate(unique):
+            have = {int(kinds[m]): int(c) for m, c in enumerate(row[:-1]) if c}
+            usual = usual_states(have)
+            states = oxidation_states(have, -row[-1] / 12) or usual
+            mine = holders[inverse.ravel() == k]
+            charge[mine] += sum(sum(s) for s in states.values())
+            is_open[mine] = any(open_shell(e, s) for e, all_s in states.items() for s in all_s)
+            unusual[mine] = any(tuple(sorted(usual[e])) != states[e] for e in have)
+    return charge.astype(np.int32), is_open, unusual
+
+
+def find_blocks(ds: xr.Dataset, i: int = 0, *, rule: str = "carboxylate") -> xr.Dataset:
+    """Cut one structure into its building blocks.
+
+    Parameters
+    ----------
+    ds : Dataset of structures
+    i : int
+        Which structure.
+    rule : str
+        Name of a registered rule (`rule_names`), or several joined by ``+``.
+
+    Returns
+    -------
+    Dataset
+        Blocks (dims block, member, link, bond, end, xyz); every variable is described in
+        docs/frameworks.md.
+
+    Raises
+    ------
+    StructureError
+        A block is infinite (rods, or bonds that the rule does not cut): its direction is named.
+    """
+    numbers, positions, cell, pbc = structure_arrays(ds, i)
+    bonds = bonds_of(numbers, positions, cell, pbc)
+    return blocks_from_bonds(numbers, bonds, rule=rule, system=str(ds["system"].values[i]))
+
+
+def blocks_from_bonds(
+    z: NDArray[np.integer], bonds: Bonds, *, rule: str = "carboxylate", system: str = ""
+) -> xr.Dataset:
+    """Blocks of a structure whose bonds are known; see `find_blocks`."""
+    import xarray as xr
+
+    from mofal.frameworks.endless import refuse_endless
+
+    z = np.asarray(z)
+    n = len(z)
+    cuts, mask, pieces = partition(z, bonds, rule)
+    inner = bonds.kept(~mask)
+    if pieces.loops.any():
+        refuse_endless(z, bonds, pieces, inner, rule)
+    label = pieces.label
+    n_blocks = pieces.n
+    link_atom = np.column_stack([bonds.i[cuts.edge], bonds.j[cuts.edge]]).astype(np.int64)
+    link_block = label[link_atom].astype(np.int64)
+    image = link_images(bonds, cuts, pieces)
+
+    # Neighbours that several bonds lead to count once in the coordination.
+    both_ways = np.vstack(
+        [np.column_stack([link_block, image]), np.column_stack([link_block[:, ::-1], -image])]
+    )
+    coordination = np.bincount(_distinct_rows(both_ways)[:, 0], minlength=n_blocks)
+
+    has_metal = np.zeros(n_blocks, bool)
+    has_metal[label[IS_METAL[z]]] = True
+    node_side = np.zeros(n_blocks, bool)
+    node_side[link_block[cuts.node_end]] = True
+    linked = np.zeros(n_blocks, bool)
+    linked[link_block] = True
+    role = np.full(n_blocks, GUEST)
+    role[linked] = LINKER
+    role[node_side] = NODE
+    if not linked.any():
+        role[has_metal] = NODE
+
+    n_cut = np.bincount(link_atom.ravel(), minlength=n)
+    colour = z.astype(np.uint64) + np.uint64(128) * n_cut.astype(np.uint64)
+    hashes = group_hash(refine(colour, inner), label, n_blocks)
+    size = np.bincount(label, minlength=n_blocks).astype(np.int64)
+    member_atom = np.argsort(label, kind="stable").astype(np.int64)
+    start = np.concatenate([[0], np.cumsum(size)])
+    unique, example, of_kind = np.unique(hashes, return_index=True, return_inverse=True)
+    formulas = [
+        formula(Counter(chemical_symbols[k] for k in z[member_atom[start[b] : start[b + 1]]]))
+        for b in example
+    ]
+    # Kinds are numbered by role, size, formula and hash: the order of the atoms does not matter.
+    order = sorted(
+        range(len(unique)),
+        key=lambda k: (role[example[k]], -size[example[k]], formulas[k], unique[k]),
+    )
+    rank = np.empty(len(unique), np.int32)
+    rank[order] = np.arange(len(unique), dtype=np.int32)
+    charge, is_open, unusual = block_charges(z, bonds, cuts, mask, pieces)
+    net, n_nets = net_labels(n_blocks, link_block, image)
+    once = bonds.kept(bonds.forward)
+    return xr.Dataset(
+        {
+            "kind": ("block", rank[of_kind]),
+            "kind_hash": ("block", np.array([f"{h:016x}" for h in unique])[of_kind]),
+            "formula": ("block", np.array(formulas)[of_kind]),
+            "role": ("block", ROLES[role]),
+            "charge": ("block", charge),
+            "open_shell": ("block", is_open),
+            "unusual_state": ("block", unusual),
+            "coordination": ("block", coordination.astype(np.int32)),
+            "net": ("block", net),
+            "block_n_atoms": ("block", size),
+            "member_atom": ("member", member_atom),
+            "member_shift": (("member", "xyz"), pieces.shift[member_atom]),
+            "bond_atom": (("bond", "end"), np.column_stack([once.i, once.j]).astype(np.int64)),
+            "bond_shift": (("bond", "xyz"), once.shift),
+            "link_block": (("link", "end"), link_block),
+            "link_atom": (("link", "end"), link_atom),
+            "link_shift": (("link", "xyz"), bonds.shift[cuts.edge]),
+            "link_image": (("link", "xyz"), image),
+            "link_cap": (("link", "end"), cuts.cap),
+            "link_cap_length": (("link", "end"), cuts.length),
+            "link_cap_charge": (("link", "end"), cuts.cap_charge),
+        },
+        attrs={"rule": rule, "system": system, "n_atoms": n, "n_nets": n_nets},
+    )
+
+
+def _distinct_rows(rows: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Distinct rows of a small-integer array, through one packed key per row."""
+    if not len(rows):
+        return np.zeros((0, rows.shape[1]), np.int64)
+    low = rows.min(axis=0).astype(np.int64)
+    span = rows.max(axis=0).astype(np.int64) - low + 1
+    key = np.zeros(len(rows), np.int64)
+    for column in range(rows.shape[1]):
+        key = key * span[column] + (rows[:, column] - low[column])
+    _, first = np.unique(key, return_index=True)
+    return rows[first]
+
+
+def block_graph(
+    blocks: xr.Dataset,
+) -> sp.csr_array:
+    """Adjacency of blocks: how many links join each two, whatever their images."""
+    n = blocks.sizes["block"]
+    pair = blocks["link_block"].values
+    ones = np.ones(2 * len(pair), np.int64)
+    row = np.concatenate([pair[:, 0], pair[:, 1]])
+    column = np.concatenate([pair[:, 1], pair[:, 0]])
+    return sp.csr_array((ones, (row, column)), shape=(n, n))
+
+
+def connected_blocks(blocks: xr.Dataset) -> tuple[int, NDArray[np.int32]]:
+    """Connected pieces of the block graph: how many, and the piece of each block."""
+    count, label = csgraph.connected_components(block_graph(blocks), directed=False)
+    return int(count), label

@@ -1,0 +1,280 @@
+"""Bonds from distances, under any periodicity, also where an atom bonds to its own image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
+from matscipy.neighbours import neighbour_list
+from numpy.typing import NDArray
+
+from mofal.errors import StructureError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+# fmt: off
+_NONMETALS = (
+    "H", "He", "B", "C", "N", "O", "F", "Ne", "Si", "P", "S", "Cl", "Ar", "As", "Se", "Br", "Kr",
+    "Te", "I", "Xe", "At", "Rn",
+)
+# fmt: on
+IS_METAL = np.ones(119, bool)
+IS_METAL[[0, *(atomic_numbers[s] for s in _NONMETALS)]] = False
+
+# Added to the sum of the covalent radii (Cordero et al., Dalton Trans. 2008, 2832), in Å. What
+# vibrates at 600 K must stay bonded; what merely sits close (Zr...C of a carboxylate at 3.2 Å,
+# Zr...H of water) must not count.
+_TOLERANCE = 0.30
+_TOLERANCE_METAL = 0.40
+_TOLERANCE_METAL_CARBON = 0.20
+_TOLERANCE_METAL_HYDROGEN = 0.10
+
+
+@dataclass(frozen=True)
+class Bonds:
+    """Bonds as half-edges: each bond appears in both directions, sorted by `i`.
+
+    Attributes
+    ----------
+    n_atoms : int
+    i, j : (2 n_bonds,) int32 arrays
+        From atom, to atom.
+    shift : (2 n_bonds, 3) int32 array
+        The bond vector is ``positions[j] + shift @ cell - positions[i]``.
+    """
+
+    n_atoms: int
+    i: NDArray[np.int32]
+    j: NDArray[np.int32]
+    shift: NDArray[np.int32]
+
+    @property
+    def forward(self) -> NDArray[np.bool_]:
+        """Mask that keeps each bond once: ``i < j``, or to the own image on the positive side."""
+        own = self.i == self.j
+        out = self.i < self.j
+        if own.any():
+            s = self.shift[own]
+            first = np.where(s[:, 0] != 0, s[:, 0], np.where(s[:, 1] != 0, s[:, 1], s[:, 2]))
+            out[own] = first > 0
+        return out
+
+    def kept(self, mask: NDArray[np.bool_]) -> Bonds:
+        """The half-edges where `mask` holds."""
+        return Bonds(self.n_atoms, self.i[mask], self.j[mask], self.shift[mask])
+
+    @property
+    def degree(self) -> NDArray[np.int64]:
+        """Number of bonds of each atom: (n_atoms,)."""
+        return np.bincount(self.i, minlength=self.n_atoms)
+
+    @property
+    def indptr(self) -> NDArray[np.int64]:
+        """Where the half-edges of each atom start: (n_atoms + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.degree)])
+
+
+@cache
+def bond_cutoffs() -> NDArray[np.float64]:
+    """Longest bond of each pair of elements, Å: (119, 119), zero where none is ever made."""
+    r = covalent_radii[:119]
+    cut = r[:, None] + r[None] + _TOLERANCE
+    metal = IS_METAL
+    mixed = metal[:, None] ^ metal[None]
+    cut[mixed] += _TOLERANCE_METAL - _TOLERANCE
+    for z, tolerance in ((6, _TOLERANCE_METAL_CARBON), (1, _TOLERANCE_METAL_HYDROGEN)):
+        to_metal = r[z] + r[metal] + tolerance
+        cut[z, metal] = to_metal
+        cut[metal, z] = to_metal
+    # Metals are held together by what bridges them; a distance alone proves no bond.
+    cut[np.ix_(metal, metal)] = 0.0
+    noble = [atomic_numbers[s] for s in ["He", "Ne", "Ar", "Kr", "Xe", "Rn"]]
+    cut[noble] = 0.0
+    cut[:, noble] = 0.0
+    cut[0] = 0.0
+    cut[:, 0] = 0.0
+    return cut
+
+
+def complete_cell(
+    positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """A regular cell: vectors along which nothing repeats are replaced by ones that hold all atoms.
+
+    Raises
+    ------
+    StructureError
+        When the periodic vectors do not span what they should.
+    """
+    out = np.array(cell, float)
+    periodic = np.asarray(pbc, bool)
+    length = np.linalg.norm(out, axis=1)
+    if np.any(length[periodic] < 1e-6):
+        raise StructureError(
+            f"cell vector {int(np.flatnonzero(periodic & (length < 1e-6))[0])} is zero, but the "
+            "structure is periodic along it; give it a cell, or set pbc to False there"
+        )
+    if not periodic.all():
+        # The complement of the periodic vectors, from a singular value decomposition.
+        _, s, vh = np.linalg.svd(np.vstack([out[periodic], np.zeros((3, 3))]))
+        rank = int((s > 1e-9).sum())
+        complement = vh[rank:]
+        extent = np.ptp(positions @ complement.T, axis=0) if len(positions) else np.zeros(0)
+        free = np.flatnonzero(~periodic)
+        if rank == periodic.sum():
+            out[free] = complement * (extent + 20.0)[:, None]
+    if abs(np.linalg.det(out)) < 1e-6:
+        raise StructureError(
+            "the cell vectors lie in one plane: the cell has no volume; check the lattice"
+        )
+    return out
+
+
+def bonds_of(
+    numbers: NDArray[np.integer],
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+) -> Bonds:
+    """Bonds of one structure from distances.
+
+    Two atoms are bonded when they are closer than the sum of their covalent radii plus 0.3 Å
+    (0.4 Å to a metal, 0.2 Å metal to carbon, 0.1 Å metal to hydrogen); metals never bond to each
+    other; hydrogen keeps only its shortest bond, except between boron and between metals.
+
+    Parameters
+    ----------
+    numbers : (n,) int
+    positions : (n, 3) float, Å
+    cell : (3, 3) float, Å
+    pbc : (3,) bool
+
+    Returns
+    -------
+    Bonds
+    """
+    z = np.asarray(numbers)
+    n = len(z)
+    x = np.ascontiguousarray(positions, dtype=np.float64)
+    periodic = np.asarray(pbc, bool)
+    lattice = complete_cell(x, cell, periodic)
+    origin = np.zeros(3)
+    if not periodic.all() and n:
+        # Free directions are measured from the lowest atom, so that no atom lies outside.
+        fraction = np.linalg.solve(lattice.T, x.T).T
+        low = np.where(periodic, 0.0, fraction.min(axis=0) - 0.01)
+        origin = low @ lattice
+    table = bond_cutoffs()
+    present = np.unique(z)
+    cut = {
+        (int(a), int(b)): float(table[a, b])
+        for k, a in enumerate(present)
+        for b in present[k:]
+        if table[a, b] > 0
+    }
+    if not cut:
+        empty = np.zeros(0, np.int32)
+        return Bonds(n, empty, empty, np.zeros((0, 3), np.int32))
+    i, j, shift = neighbour_list(
+        "ijS", positions=x - origin, cell=lattice, pbc=periodic, numbers=z, cutoff=cut
+    )
+    bonds = Bonds(n, i, j, shift)
+    return _one_bond_per_hydrogen(z, x, lattice, bonds)
+
+
+def _one_bond_per_hydrogen(
+    z: NDArray[np.integer], x: NDArray[np.float64], cell: NDArray[np.float64], bonds: Bonds
+) -> Bonds:
+    hydrogen = z == 1
+    crowded = hydrogen & (bonds.degree > 1)
+    if not crowded.any():
+        return bonds
+    from_h = np.flatnonzero(crowded[bonds.i])
+    i, j, s = bonds.i[from_h], bonds.j[from_h], bonds.shift[from_h]
+    d = np.linalg.norm(x[j] + s @ cell - x[i], axis=1)
+    order = np.lexsort((d, i))
+    first = np.ones(len(order), bool)
+    first[1:] = i[order][1:] != i[order][:-1]
+    shortest = np.zeros(len(order), bool)
+    shortest[order[first]] = True
+    bridging = (z[j] == 5) | IS_METAL[z[j]]
+    drop = ~shortest & ~bridging
+    if not drop.any():
+        return bonds
+    # Both directions of a dropped bond go: found by their key (i, j, shift).
+    lost = np.column_stack([i[drop], j[drop], s[drop]])
+    lost = np.vstack([lost, np.column_stack([j[drop], i[drop], -s[drop]])])
+    everything = np.column_stack([bonds.i, bonds.j, bonds.shift])
+    touched = np.flatnonzero(crowded[bonds.i] | crowded[bonds.j])
+    keys = {tuple(row) for row in lost.tolist()}
+    keep = np.ones(len(bonds.i), bool)
+    keep[touched] = [tuple(row) not in keys for row in everything[touched].tolist()]
+    return bonds.kept(keep)
+
+
+def structure_arrays(
+    ds: xr.Dataset, i: int
+) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+    """Numbers, positions, cell and pbc of structure `i`.
+
+    Raises
+    ------
+    StructureError
+        When a position or the cell is not a number, or an element is unknown.
+    """
+    from mofal.data import atom_slice
+
+    span = atom_slice(ds, i)
+    numbers = ds["numbers"].values[span]
+    positions = ds["positions"].values[span]
+    cell = ds["cell"].values[i]
+    if not np.isfinite(positions).all():
+        k = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
+        raise StructureError(
+            f"the position of atom {k} ({chemical_symbols[numbers[k]]}) is not a number; "
+            "remove or repair this structure"
+        )
+    if not np.isfinite(cell).all():
+        raise StructureError("the cell holds a value that is not a number; repair the lattice")
+    if len(numbers) and (numbers.min() < 1 or numbers.max() > 118):
+        k = int(np.flatnonzero((numbers < 1) | (numbers > 118))[0])
+        raise StructureError(
+            f"atom {k} has atomic number {numbers[k]}, which is no element; remove it or name it"
+        )
+    return numbers, positions, cell, ds["pbc"].values[i]
+
+
+def find_bonds(ds: xr.Dataset, i: int = 0) -> xr.Dataset:
+    """Find the bonds of one structure.
+
+    Parameters
+    ----------
+    ds : Dataset of structures
+    i : int
+        Which structure.
+
+    Returns
+    -------
+    Dataset
+        ``bond_atom(bond, end)``, ``bond_shift(bond, xyz)`` and ``bond_length(bond)`` in Å, each
+        bond once; the bond vector is
+        ``positions[atom 1] + shift @ cell - positions[atom 0]``.
+    """
+    import xarray as xr
+
+    numbers, positions, cell, pbc = structure_arrays(ds, i)
+    bonds = bonds_of(numbers, positions, cell, pbc)
+    bonds = bonds.kept(bonds.forward)
+    vector = positions[bonds.j] + bonds.shift @ cell - positions[bonds.i]
+    return xr.Dataset(
+        {
+            "bond_atom": (("bond", "end"), np.column_stack([bonds.i, bonds.j]).astype(np.int64)),
+            "bond_shift": (("bond", "xyz"), bonds.shift.astype(np.int32)),
+            "bond_length": ("bond", np.linalg.norm(vector, axis=1), {"units": "Å"}),
+        },
+        attrs={"system": str(ds["system"].values[i]), "n_atoms": len(numbers)},
+    )

@@ -1,0 +1,95 @@
+"""Blocks without end: rods, sheets, and bonds that a rule does not cut. Each is refused by name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NoReturn
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from mofal.errors import StructureError
+from mofal.frameworks.bonds import IS_METAL, Bonds
+from mofal.frameworks.charges import formula
+from mofal.frameworks.components import Components, components
+
+_SHAPE = {1: "a rod", 2: "a sheet", 3: "a network"}
+
+
+def direction_text(periods: NDArray[np.integer]) -> str:
+    """Lattice directions as crystallographers write them: ``[0 0 1]``."""
+    out = []
+    for row in np.asarray(periods):
+        g = np.gcd.reduce(row)
+        out.append("[" + " ".join(str(int(v) // int(g)) for v in row) + "]")
+    return " and ".join(out)
+
+
+def inorganic_bonds(z: NDArray[np.integer], bonds: Bonds) -> Bonds:
+    """Bonds of the inorganic part: metals, what binds to them, and the C, P, S of acid groups."""
+    metal = IS_METAL[z]
+    donor = np.zeros(len(z), bool)
+    donor[bonds.j[metal[bonds.i]]] = True
+    donor &= ~metal & (z != 6)
+    # A donor that bridges metals, or the two or three O of one acid group.
+    acid = np.isin(z, [6, 15, 16])
+    n_donor_o = np.bincount(bonds.i[(donor & (z == 8))[bonds.j]], minlength=len(z))
+    inside = metal | donor | (acid & (n_donor_o >= 2))
+    edges = inside[bonds.i] & inside[bonds.j]
+    # Ring N-N or N-C bonds of azoles belong to the linker, not to the inorganic part.
+    edges &= ~((z[bonds.i] == 7) & (z[bonds.j] == 7))
+    return bonds.kept(edges)
+
+
+def refuse_endless(
+    z: NDArray[np.integer], bonds: Bonds, pieces: Components, inner: Bonds, rule: str
+) -> NoReturn:
+    """Refuse a structure with an infinite block; the message names directions and a way out.
+
+    Raises
+    ------
+    StructureError
+        Always.
+    """
+    from mofal.frameworks.rules import rule_names
+
+    first = int(pieces.endless(inner)[0])
+    members = np.flatnonzero(pieces.label == first)
+    metals = sorted({chemical_symbols[k] for k in z[members] if IS_METAL[k]})
+    what = "/".join(metals) if metals else formula(Counter(chemical_symbols[k] for k in z[members]))
+    skeleton = inorganic_bonds(z, bonds)
+    rods = components(skeleton)
+    endless = [p for p in rods.endless(skeleton).tolist() if pieces.label[rods.label == p][0]
+               in pieces.endless(inner)]  # fmt: skip
+    if endless:
+        periods = rods.periods(skeleton, endless[0])
+        raise StructureError(
+            f"the {what} node is {_SHAPE[len(periods)]}, infinite along "
+            f"{direction_text(periods)}: it cannot be a block of finite size, and no cluster can "
+            "be cut around it; frameworks with finite nodes are needed"
+        )
+    periods = pieces.periods(inner, first)
+    others = [name for name in rule_names() if name not in rule.split("+") and
+              _is_finite(z, bonds, f"{rule}+{name}")]  # fmt: skip
+    hint = (
+        f"find_blocks(ds, rule='{_shortest(z, bonds, rule, others[0])}') cuts it"
+        if others
+        else "no registered rule cuts it: register one with "
+        "mofal.frameworks.register_rule (docs/frameworks.md)"
+    )
+    raise StructureError(
+        f"after the cuts of rule {rule!r} a block around {what} is still infinite along "
+        f"{direction_text(periods)}, though its inorganic part is finite; {hint}"
+    )
+
+
+def _shortest(z: NDArray[np.integer], bonds: Bonds, rule: str, other: str) -> str:
+    return other if _is_finite(z, bonds, other) else f"{rule}+{other}"
+
+
+def _is_finite(z: NDArray[np.integer], bonds: Bonds, rule: str) -> bool:
+    from mofal.frameworks.blocks import partition
+
+    _, _, pieces = partition(z, bonds, rule)
+    return not pieces.loops.any()
