@@ -76,42 +76,39 @@ def check_motion(
     highest_temperature: float,
     max_force: float,
 ) -> str:
-    """Why a step is not sane ("" when it is): NaN, temperature, forces. Cheap, for every step."""
+    """Why a step is not sane ("" when it is): NaN, forces, temperature. Cheap, for every step."""
     if not (
         np.all(np.isfinite(positions))
         and np.all(np.isfinite(momenta))
         and np.all(np.isfinite(forces))
     ):
         return "a position, momentum or force is not a finite number"
-    if temperature > highest_temperature:
-        return f"temperature {temperature:.0f} K, limit {highest_temperature:.0f} K"
     largest = float(np.sqrt(np.max(np.einsum("ij,ij->i", forces, forces), initial=0.0)))
     if largest > max_force:
         return f"force {largest:.1f} eV/Å on an atom, limit {max_force:g} eV/Å"
+    if temperature > highest_temperature:
+        return f"temperature {temperature:.0f} K, limit {highest_temperature:.0f} K"
     return ""
 
 
-def check_geometry(
-    numbers: NDArray,
-    positions: NDArray,
-    cell: NDArray,
-    pbc: NDArray,
-    start_cell: NDArray,
-    *,
-    shortest: float,
-    max_stretch: float,
+def check_cell(start_cell: NDArray, cell: NDArray, *, max_stretch: float) -> str:
+    """Why a cell is not sane ("" when it is): collapsed, blown up or skewed."""
+    if not np.all(np.isfinite(cell)):
+        return "the cell is not finite"
+    stretches = principal_stretches(start_cell, cell)
+    low, high = float(stretches.min()), float(stretches.max())
+    if low * max_stretch < 1.0 or high > max_stretch:
+        return (
+            f"cell stretched by factors {low:.2f} to {high:.2f} of the start frame, "
+            f"limits {1.0 / max_stretch:.2f} to {max_stretch:.2f}"
+        )
+    return ""
+
+
+def check_distances(
+    numbers: NDArray, positions: NDArray, cell: NDArray, pbc: NDArray, *, shortest: float
 ) -> str:
-    """Why a frame is not sane ("" when it is): cell and distances. Costs a neighbour search."""
-    if np.all(pbc):
-        if not np.all(np.isfinite(cell)):
-            return "the cell is not finite"
-        stretches = principal_stretches(start_cell, cell)
-        low, high = float(stretches.min()), float(stretches.max())
-        if low * max_stretch < 1.0 or high > max_stretch:
-            return (
-                f"cell stretched by factors {low:.2f} to {high:.2f} of the start frame, "
-                f"limits {1.0 / max_stretch:.2f} to {max_stretch:.2f}"
-            )
+    """Which atoms are too close ("" for none). Costs a neighbour search."""
     distance, first, second = min_distance(numbers, positions, cell, pbc, shortest)
     if first >= 0:
         return f"atoms {first} and {second} are {distance:.2f} Å apart, limit {shortest:g} Å"

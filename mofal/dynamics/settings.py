@@ -40,9 +40,9 @@ class WalkSettings:
         Largest principal stretch of the cell against the start frame (and the inverse of the
         smallest) before a walk counts as exploded. Catches collapse, expansion and skewing alike.
     sample_every, checkpoint_every
-        Steps between samples of the trace (distances and cell are checked there; temperature and
-        forces are checked at every step) and between checkpoints. An exploded walk ends where its
-        last checkpoint was.
+        Steps between samples of the trace (distances are checked there; cell, forces and
+        temperature at every step) and between checkpoints. An exploded walk ends where its last
+        checkpoint was.
     ramp_cycles
         Cycles over which the length grows to `length_fs` (see `walk_length`).
     """

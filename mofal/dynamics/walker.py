@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mofal.data import make_structures, to_atoms
 from mofal.data.ragged import TEXT
 from mofal.dynamics.checkpoint import load_checkpoint, save_checkpoint
-from mofal.dynamics.checks import check_geometry, check_motion
+from mofal.dynamics.checks import check_cell, check_distances, check_motion
 from mofal.dynamics.integrator import Integrator
 from mofal.dynamics.settings import WalkSettings
 from mofal.errors import ConfigError, StructureError
@@ -241,7 +241,7 @@ class _Runner:
             integrator.draw_momenta(self.velocities_rng)
             step = 0
             self._save(step, integrator)
-            problem = self._motion(integrator) or self._geometry()
+            problem = self._motion(integrator) or self._distances()
             if problem:
                 self._end("exploded", f"start frame: {problem}", step)
                 return
@@ -272,10 +272,11 @@ class _Runner:
             problem = problem or self._motion(integrator)
             last = step == self.n_steps
             checkpoint = step % settings.checkpoint_every == 0
-            if not problem and (last or checkpoint or step % settings.sample_every == 0):
-                problem = self._geometry()
-                if not problem:
-                    self._sample(step)
+            sample = last or step % settings.sample_every == 0
+            if not problem and (sample or checkpoint):
+                problem = self._distances()
+            if not problem and sample:
+                self._sample(step)
             if problem:
                 self._end("exploded", problem, step)
                 return
@@ -312,25 +313,27 @@ class _Runner:
         return ""
 
     def _motion(self, integrator: Integrator) -> str:
-        forces = integrator.accel * self.atoms.get_masses()[:, None]
-        return check_motion(
+        problem = ""
+        if integrator.flexible:
+            problem = check_cell(
+                self.start_cell, self.atoms.cell.array, max_stretch=self.settings.max_stretch
+            )
+        return problem or check_motion(
             self.atoms.positions,
             self.atoms.get_momenta(),
-            forces,
+            integrator.accel * self.atoms.get_masses()[:, None],
             self.atoms.get_temperature(),
             highest_temperature=self.settings.max_temperature * self.settings.temperature_K,
             max_force=self.settings.max_force,
         )
 
-    def _geometry(self) -> str:
-        return check_geometry(
+    def _distances(self) -> str:
+        return check_distances(
             self.atoms.numbers,
             self.atoms.positions,
             self.atoms.cell.array,
             self.atoms.pbc,
-            self.start_cell,
             shortest=self.settings.min_distance,
-            max_stretch=self.settings.max_stretch,
         )
 
     # -- records
