@@ -51,6 +51,7 @@ class Finished:
     log: str
     wall_time_s: float
     peak_memory_bytes: int = 0
+    out_of_memory: bool = False
 
 
 def run_process(
@@ -61,6 +62,7 @@ def run_process(
     environment: Mapping[str, str] | None = None,
     log_name: str = "log.txt",
     watch_memory: bool = False,
+    memory_limit_bytes: float | None = None,
 ) -> Finished:
     """Run a command in a session of its own; at the limit its whole process group is ended.
 
@@ -74,6 +76,8 @@ def run_process(
         On top of this process's environment.
     watch_memory : bool
         Sum the resident memory of its processes as they run (Linux).
+    memory_limit_bytes : float, optional
+        With `watch_memory`: beyond this they are ended.
     """
     start = time.perf_counter()
     log_file = directory / log_name
@@ -88,11 +92,14 @@ def run_process(
             env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
-        timed_out = False
+        timed_out = out_of_memory = False
         try:
             while True:
                 if watch_memory:
                     peak = max(peak, group_memory_bytes(process.pid))
+                    if memory_limit_bytes is not None and peak > memory_limit_bytes:
+                        out_of_memory = True
+                        break
                 left = None
                 if time_limit_s is not None:
                     left = time_limit_s - (time.perf_counter() - start)
@@ -115,6 +122,7 @@ def run_process(
         log=read_tail(log_file),
         wall_time_s=time.perf_counter() - start,
         peak_memory_bytes=peak,
+        out_of_memory=out_of_memory,
     )
 
 
