@@ -128,7 +128,7 @@ def _write_checkpoint(potential: NequIPPotential, work: Path, shifts: dict[str, 
     from nequip.train import NequIPLightningModule
     from nequip.utils import get_current_code_versions
 
-    from mofal.potential.network import builder_config, quiet
+    from mofal.potential.network import builder_config, put_weights, quiet, weights_of
 
     frame = work / "example.xyz"
     _write_example(potential, frame)
@@ -163,10 +163,11 @@ def _write_checkpoint(potential: NequIPPotential, work: Path, shifts: dict[str, 
                 "training_module": {"_target_": module_name},
             },
         )
-        state = {k: v.cpu() for k, v in potential.network.state_dict().items()}
+        weights = weights_of(potential.network)
         key = "model.func.per_type_energy_scale_shift.shifts"
-        state[key] = torch.tensor([[shifts[e]] for e in potential.elements], dtype=state[key].dtype)
-        module.model["sole_model"].load_state_dict(state)
+        per_type = [[shifts[e]] for e in potential.elements]
+        weights[key] = torch.tensor(per_type, dtype=weights[key].dtype)
+        put_weights(module.model["sole_model"], weights)
         trainer = lightning.Trainer(
             accelerator="cpu",
             logger=False,

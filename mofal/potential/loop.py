@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from nequip.train import EMALightningModule
 from mofal.data.store import atomic_path
 from mofal.errors import PotentialError, StoreError
 from mofal.potential.metrics import loss_config
-from mofal.potential.network import Graph, collate
+from mofal.potential.network import Graph, collate, put_weights, weights_of
 from mofal.potential.settings import TrainingSettings
 
 CHECKPOINT = "checkpoint.pt"
@@ -91,16 +91,16 @@ def network_of(module: Module) -> torch.nn.Module:
     return module.model["sole_model"]
 
 
-def set_weights(module: Module, state: dict[str, torch.Tensor]) -> None:
+def set_weights(module: Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Put weights in, and start the moving average at them."""
-    network_of(module).load_state_dict(state)
+    put_weights(network_of(module), weights)
     module.ema.num_updates = 0
     module.ema.update_parameters(module.model)
 
 
-def averaged_state(module: Module) -> dict[str, torch.Tensor]:
-    """State dict of the network with the averaged weights, a copy, wherever they are now."""
-    state = {k: v.detach().clone().cpu() for k, v in network_of(module).state_dict().items()}
+def averaged_weights(module: Module) -> dict[str, torch.Tensor]:
+    """Moving average of the weights, a copy, wherever it is now."""
+    state = weights_of(network_of(module))
     if module.ema.is_holding_ema_weights:
         names = [name for name, _ in network_of(module).named_parameters()]
         for name, value in zip(names, module.ema.ema_weights, strict=True):
@@ -152,7 +152,7 @@ class Clock(lightning.Callback):
         self.step = 0
         self.atoms_seen = 0
         self.best_loss = math.inf
-        self.best_state: dict[str, torch.Tensor] = {}
+        self.best_weights: dict[str, torch.Tensor] = {}
         self.best_epoch = 0
         self.reference_loss = math.inf
         self.reference_epoch = 0
@@ -243,7 +243,7 @@ class Clock(lightning.Callback):
             )
         if loss < self.best_loss or self.settings.keep == "last":
             self.best_loss, self.best_epoch = loss, epoch
-            self.best_state = averaged_state(pl_module)
+            self.best_weights = averaged_weights(pl_module)
         if loss < self.reference_loss - self.settings.stop_delta:
             self.reference_loss, self.reference_epoch = loss, epoch
 
@@ -326,7 +326,7 @@ class Clock(lightning.Callback):
             "optimizer": trainer.optimizers[0].state_dict(),
             "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
             "random": torch.get_rng_state(),
-            "best_state": self.best_state,
+            "best_weights": self.best_weights,
             "history": self.history,
             "counters": {name: getattr(self, name) for name in _COUNTERS},
         }
@@ -351,7 +351,7 @@ class Clock(lightning.Callback):
         trainer.optimizers[0].load_state_dict(content["optimizer"])
         trainer.lr_scheduler_configs[0].scheduler.load_state_dict(content["scheduler"])
         torch.set_rng_state(content["random"].cpu())
-        self.best_state = {k: v.cpu() for k, v in content["best_state"].items()}
+        self.best_weights = {k: v.cpu() for k, v in content["best_weights"].items()}
         self.history = content["history"]
         for name in _COUNTERS:
             setattr(self, name, content["counters"][name])

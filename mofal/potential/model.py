@@ -33,8 +33,10 @@ from mofal.potential.network import (
     energy_part,
     make_graph,
     prepare,
+    put_weights,
     readout_weights,
     type_table,
+    weights_of,
 )
 from mofal.potential.settings import ARCHITECTURES, Architecture
 
@@ -128,7 +130,7 @@ class NequIPPotential:
     @cached_property
     def model_hash(self) -> str:
         """Hash of architecture and weights."""
-        return state_hash(self._description(), self.network.state_dict())
+        return weights_hash(self._description(), weights_of(self.network))
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -146,17 +148,17 @@ class NequIPPotential:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v.cpu().numpy() for k, v in self.network.state_dict().items()}
+        weights = {k: v.numpy() for k, v in weights_of(self.network).items()}
         return {
             "description": self._description(),
-            "state": state,
+            "weights": weights,
             "provenance": self.provenance,
             "history": self.history,
             "batch_atoms": self.batch_atoms,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        weights = {k: torch.from_numpy(np.array(v)) for k, v in state["state"].items()}
+        weights = {k: torch.from_numpy(np.array(v)) for k, v in state["weights"].items()}
         network, architecture = _rebuild(state["description"], weights)
         self.__init__(  # type: ignore[misc]
             network,
@@ -370,7 +372,7 @@ class NequIPPotential:
         target.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
-            torch.save(self.network.state_dict(), work / "weights.pt")
+            torch.save(weights_of(self.network), work / "weights.pt")
             write_json({"epochs": self.history}, work / "history.json")
             write_json({**self.provenance, "versions": versions()}, work / "provenance.json")
             described = {"mofal_format": FORMAT, "kind": "nequip", "model_hash": self.model_hash}
@@ -487,11 +489,11 @@ def grow(
         seed=seed,
     )
     network = build_network(config)
-    state = network.state_dict()
+    state = weights_of(network)
     n_old = len(potential.elements)
-    for key, value in potential.network.state_dict().items():
+    for key, value in weights_of(potential.network).items():
         if state[key].shape == value.shape:
-            state[key] = value.clone()
+            state[key] = value
         else:
             state[key][:n_old] = value
             for k, new in enumerate(names):
@@ -499,7 +501,7 @@ def grow(
                     state[key][n_old + k] = value[potential.elements.index(starts[new])]
                 elif key.endswith(".scales"):
                     state[key][n_old + k] = value.mean()
-    network.load_state_dict(state)
+    put_weights(network, state)
     return NequIPPotential(
         network,
         potential.architecture,
@@ -561,10 +563,10 @@ def load(path: str | Path, *, device: str = "cpu") -> NequIPPotential:
     return potential
 
 
-def state_hash(description: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> str:
-    """Hash of an architecture and the tensors of a state dict, by name."""
-    names = sorted(state)
-    arrays = [np.asarray(state[name].detach().cpu().numpy()) for name in names]
+def weights_hash(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> str:
+    """Hash of an architecture and the weights of `weights_of`, by name."""
+    names = sorted(weights)
+    arrays = [weights[name].numpy() for name in names]
     return hash_json({**description, "names": names, "arrays": hash_arrays(*arrays)})
 
 
@@ -587,7 +589,7 @@ def _rebuild(
         architecture, described["elements"], avg_num_neighbors=described["avg_num_neighbors"]
     )
     network = build_network(config)
-    network.load_state_dict(weights)
+    put_weights(network, weights)
     return network, architecture
 
 

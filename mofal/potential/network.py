@@ -132,6 +132,36 @@ def build_network(config: Mapping[str, Any]) -> torch.nn.Module:
     return network
 
 
+def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights, scales and shifts by name, copies on the CPU: all that the architecture leaves open.
+
+    Masks, Bessel roots and the like follow from the architecture and are not among them, so that
+    the identity of a model does not hang on what a version of NequIP registers as a buffer.
+    """
+    found: dict[str, torch.Tensor] = dict(network.named_parameters())
+    found.update((k, v) for k, v in network.named_buffers() if k.endswith(".shifts"))
+    return {name: found[name].detach().clone().cpu() for name in sorted(found)}
+
+
+def put_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Put in what `weights_of` gave.
+
+    Raises
+    ------
+    ValueError
+        Names or shapes are not those of the network.
+    """
+    expected = weights_of(network)
+    odd = sorted(set(expected) ^ set(weights))
+    if odd:
+        raise ValueError(f"weights named {odd[0]} are missing or foreign")
+    wrong = [n for n in expected if expected[n].shape != weights[n].shape]
+    if wrong:
+        shapes = tuple(weights[wrong[0]].shape), tuple(expected[wrong[0]].shape)
+        raise ValueError(f"{wrong[0]} has shape {shapes[0]}, expected {shapes[1]}")
+    network.load_state_dict(dict(weights), strict=False)
+
+
 def energy_part(network: torch.nn.Module) -> torch.nn.Module:
     """Return the part that ends at the energies, without derivatives."""
     return network.model.func  # type: ignore[union-attr, return-value]

@@ -258,7 +258,7 @@ def _fit(
     from mofal.potential.loop import Batches, Clock, make_module, run, set_weights
     from mofal.potential.metrics import FORCE_WEIGHT_KEY
     from mofal.potential.model import NequIPPotential
-    from mofal.potential.network import build_network, builder_config
+    from mofal.potential.network import build_network, builder_config, put_weights, weights_of
 
     register_fields(node_fields=[FORCE_WEIGHT_KEY])
     architecture = origin.architecture if origin else settings.architecture
@@ -287,7 +287,7 @@ def _fit(
     )
     module = make_module(config, settings)
     if origin:
-        set_weights(module, origin.network.state_dict())
+        set_weights(module, weights_of(origin.network))
     batches = Batches(training, settings.batch_size, seed=seed)
     clock = Clock(
         settings,
@@ -308,7 +308,7 @@ def _fit(
         torch.manual_seed(seed)
         run(module, clock, validation, settings=settings)
     network = build_network(config)
-    network.load_state_dict(clock.best_state)
+    put_weights(network, clock.best_weights)
     return NequIPPotential(
         network,
         architecture,
