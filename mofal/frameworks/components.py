@@ -1,4 +1,4 @@
-"""Connected pieces of a periodic graph: which there are, how each is made whole, which are endless."""
+"""Connected pieces of a periodic graph: which there are, made whole, and which are endless."""
 
 from __future__ import annotations
 
