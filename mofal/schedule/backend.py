@@ -5,15 +5,16 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 from mofal.schedule.execution import execute_task
 from mofal.schedule.policy import PoolView
 from mofal.schedule.task import Task
 
 #: How a backend tells the dispatcher: ("worker", WorkerInfo), ("gone", name, Loss),
-#: ("finished", attempt id, result).
+#: ("finished", attempt id, result), ("give-up", pool, ScheduleError), ("wake",), and
+#: ("call", function) for what must happen in the dispatcher's thread.
 Post = Callable[[tuple[Any, ...]], None]
 
 
@@ -43,13 +44,14 @@ class Loss:
 
     Attributes
     ----------
-    planned
-        It was asked to end, or its walltime came: no task is to blame.
+    blame
+        "task" (it died under its task), "walltime" (its time was up), "none" (it was cancelled,
+        given back, or lost its scheduler).
     reason
         In words.
     """
 
-    planned: bool = False
+    blame: Literal["task", "walltime", "none"] = "task"
     reason: str = "the worker ended"
 
 
@@ -62,14 +64,6 @@ class Attempt:
     pool: str
 
 
-@dataclass
-class Demand:
-    """What one pool has to do, for the backend that scales it."""
-
-    view: PoolView
-    busy_by_job: Mapping[str, int] = field(default_factory=dict)
-
-
 class Backend(Protocol):
     """Workers, wherever they are. All methods are called from the dispatcher's thread."""
 
@@ -78,6 +72,9 @@ class Backend(Protocol):
 
     def send(self, worker: str, attempt: Attempt) -> None:
         """Run an attempt on a worker that was posted."""
+
+    def forget(self, identity: str) -> None:
+        """The dispatcher has no more use for this attempt."""
 
     def scale(self, pool: str, view: PoolView, *, busy: Mapping[str, int]) -> None:
         """Bring the number of workers of a pool to what the work wants."""
@@ -117,6 +114,9 @@ class ThreadsBackend:
 
     def send(self, worker: str, attempt: Attempt) -> None:
         self._queues[worker].put(attempt)
+
+    def forget(self, identity: str) -> None:
+        pass
 
     def scale(self, pool: str, view: PoolView, *, busy: Mapping[str, int]) -> None:
         pass

@@ -45,6 +45,7 @@ class Entry:
     attempts: int = 0
     kills: int = 0
     cuts: int = 0
+    was_claimed: bool = False
     deaths: list[str] = field(default_factory=list)
     outcome: Outcome | None = None
     error: ScheduleError | None = None
@@ -91,7 +92,8 @@ class Dispatcher:
         self._fatal: ScheduleError | None = None
         self._thread: threading.Thread | None = None
         self._backend: Backend | None = None
-        self._backend_started = False
+        self._next_tick = 0.0
+        self._sent = 0
 
     # ------------------------------------------------------- what the driver's thread calls
     def submit(self, task: Task, *, pool: str) -> Entry:
@@ -171,12 +173,10 @@ class Dispatcher:
         try:
             self._backend = self._make_backend()
             self._backend.start(self._inbox.put)
-            self._backend_started = True
-            next_tick = 0.0
             while True:
                 stop = False
                 try:
-                    message = self._inbox.get(timeout=max(next_tick - time.monotonic(), 0.0))
+                    message = self._inbox.get(timeout=max(self._next_tick - time.monotonic(), 0.0))
                     stop = self._handle(message)
                     for _ in range(1000):  # whatever else is there, before anything is decided
                         if stop or self._inbox.empty():
@@ -187,9 +187,9 @@ class Dispatcher:
                 if stop:
                     return
                 self._assign()
-                if time.monotonic() >= next_tick:
+                if time.monotonic() >= self._next_tick:
                     self._tick()
-                    next_tick = time.monotonic() + TICK
+                    self._next_tick = time.monotonic() + TICK
         except Exception as error:
             fatal = (
                 error
@@ -227,6 +227,10 @@ class Dispatcher:
                 self._give_up(pool, error)
             case ("cancel", entries, answer):
                 answer.put(self._cancel(entries))
+            case ("call", function):
+                function()
+            case ("wake",):
+                self._next_tick = 0.0
             case ("stop",):
                 return True
         return False
@@ -258,6 +262,7 @@ class Dispatcher:
         if not owner:
             return False
         entry.state = "claimed"
+        entry.was_claimed = True
         self._claimed.append(entry)
         self._events.write("claimed", kind=entry.task.kind, key=entry.task.key, worker=owner)
         return True
@@ -290,7 +295,7 @@ class Dispatcher:
                 )
                 if entry is None:
                     break
-                if entry.attempts and entry.task.found():
+                if (entry.attempts or entry.was_claimed) and entry.task.found():
                     self._end(entry, Outcome(task=entry.task, status="found"))
                     continue
                 self._send(worker, entry)
@@ -311,8 +316,9 @@ class Dispatcher:
         assert self._backend is not None
         entry.state = "running"
         entry.attempts += 1
+        self._sent += 1
         attempt = Attempt(
-            identity=f"{entry.task.name}-{entry.attempts}", task=entry.task, pool=entry.pool
+            identity=f"{entry.task.name}-{self._sent}", task=entry.task, pool=entry.pool
         )
         self._begin(entry, worker=worker.info.name)
         if not worker.running:
@@ -339,6 +345,8 @@ class Dispatcher:
     def _forget(self, identity: str) -> str:
         """Take an attempt off its worker; returns the worker's name."""
         _, name = self._attempts.pop(identity)
+        if self._backend is not None:
+            self._backend.forget(identity)
         worker = self._workers.get(name)
         if worker is not None:
             worker.running.pop(identity, None)
@@ -431,10 +439,12 @@ class Dispatcher:
         worker = self._workers.pop(name, None)
         if worker is None:
             return
-        if worker.running and not loss.planned:
+        if worker.running and loss.blame == "task":
             self._say(f"worker {name} is lost: {loss.reason}")
         for position, (identity, entry) in enumerate(worker.running.items()):
             self._attempts.pop(identity, None)
+            if self._backend is not None:
+                self._backend.forget(identity)
             # Only the first was at work; the others had travelled ahead.
             self._interrupted(entry, name, loss, at_work=position == 0)
 
@@ -446,7 +456,7 @@ class Dispatcher:
             kind=task.kind,
             key=task.key,
             worker=worker,
-            planned=loss.planned,
+            blame=loss.blame,
             reason=loss.reason,
         )
         if task.found():
@@ -454,9 +464,9 @@ class Dispatcher:
             return
         if at_work:
             entry.deaths.append(f"{worker}: {loss.reason}")
-            if not loss.planned:
+            if loss.blame == "task":
                 entry.kills += 1
-            elif not task.resumable:
+            elif loss.blame == "walltime" and not task.resumable:
                 entry.cuts += 1
         if entry.kills >= self._settings.kills:
             self._quarantine(entry, f"it ended {entry.kills} workers ({loss.reason})")
@@ -521,6 +531,7 @@ class Dispatcher:
                 workers_per_job=settings.workers_per_job,
                 waiting=len(self._queues[pool]),
                 waiting_seconds=self._queues[pool].seconds(self._estimator),
+                needs=self._queues[pool].needs(self._estimator),
             )
             self._backend.scale(pool, view, busy=busy)
         if now - self._last_progress >= PROGRESS_INTERVAL and self._attempts:

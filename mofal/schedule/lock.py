@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import socket
 import threading
@@ -19,24 +18,11 @@ from types import TracebackType
 from typing import Any
 
 from mofal.errors import CampaignError
+from mofal.schedule.files import process_start, read_json, write_json
 
 #: Seconds between two heartbeats, and the age at which one from another host counts as stopped.
 BEAT_INTERVAL = 10.0
 STALE_AFTER = 90.0
-
-
-def process_start(pid: int) -> str:
-    """Kernel start time of a process ("" if there is none): a pid alone may be another's now."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
-
-
-def _write(path: Path, facts: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(facts) + "\n")
-    os.replace(temporary, path)
 
 
 class CampaignLock:
@@ -86,11 +72,7 @@ class CampaignLock:
 
     def holder(self) -> dict[str, Any]:
         """What the last driver wrote of itself, {} if none did."""
-        try:
-            facts = json.loads(self.beat.read_text())
-        except (OSError, ValueError):
-            return {}
-        return facts if isinstance(facts, dict) else {}
+        return read_json(self.beat) or {}
 
     def acquire(self) -> None:
         """Become the driver, or raise."""
@@ -143,7 +125,7 @@ class CampaignLock:
         )
 
     def _beat_once(self) -> None:
-        _write(
+        write_json(
             self.beat,
             {
                 "host": socket.gethostname(),
@@ -170,6 +152,6 @@ class CampaignLock:
         if self._thread is not None:
             self._thread.join()
         with contextlib.suppress(OSError):  # a full disk: the lock itself goes all the same
-            _write(self.beat, {**self.holder(), "ended": True, "time": time.time()})
+            write_json(self.beat, {**self.holder(), "ended": True, "time": time.time()})
         os.close(self._fd)
         self._fd = None

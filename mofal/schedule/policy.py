@@ -149,6 +149,16 @@ class TaskQueue(Generic[Item]):
             total -= unit * math.fsum(entry[0] for entry in bucket)
         return total
 
+    def needs(self, estimator: Estimator) -> float:
+        """Seconds that a worker must have left to be given anything at all (0: any will do)."""
+        least = math.inf
+        for (_, kind), bucket in self._buckets.items():
+            upper = estimator.upper(kind, -bucket[-1][0])
+            if upper is None or any(entry[2] for entry in bucket[:1]):
+                return 0.0
+            least = min(least, upper)
+        return least if least < math.inf else 0.0
+
     def drain(self) -> list[Item]:
         """Take everything."""
         items = [entry[3] for bucket in self._buckets.values() for entry in bucket]
@@ -207,9 +217,9 @@ class PoolView:
         Tasks that wait.
     waiting_seconds
         Their expected work (worker-seconds), None where unknown.
-    longest_wait
-        Length (s) that the shortest waiting task needs for sure, 0 where unknown: a worker with
-        less time than that is draining and does not count as capacity.
+    needs
+        Time (s) that a worker must have left to be given any of them: one with less is draining
+        and does not count as capacity.
     jobs
         All jobs that SLURM has, pending or running.
     """

@@ -1,0 +1,285 @@
+"""What runs in a job, on SLURM or on this machine: it keeps the job's workers alive.
+
+Standard library only, so that it is light and is never held up by what its workers compute. It
+
+- starts its workers, each in a process group of its own, with its threads and its GPUs set;
+- starts again a worker that died, and says in its beat how it died;
+- ends a worker that, with all it started, uses more memory than the pool allows;
+- waits for the next driver when the scheduler is gone, and ends when none comes;
+- ends its workers, and what they started, when it is told to, or when its driver dies (local).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mofal.schedule.files import (
+    EXIT_LOST,
+    Layout,
+    end_with_parent,
+    process_start,
+    read_json,
+    write_json,
+)
+
+#: Seconds between two looks at the workers, between two beats, between two looks at memory.
+LOOK, BEAT, MEMORY = 0.1, 5.0, 1.0
+#: A worker that dies this often before it connects ends the job.
+CRASHES = 3
+#: Seconds until a worker that lost its scheduler looks whether the same one answers again.
+RETRY = 5.0
+
+
+def session_members(session: int) -> dict[int, int]:
+    """Processes of a session, a worker's and what it started: ``{pid: resident bytes}``."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    members = {}
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            with open(f"/proc/{entry.name}/stat") as stream:
+                fields = stream.read().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                members[int(entry.name)] = int(fields[21]) * page
+    return members
+
+
+@dataclass
+class _Child:
+    index: int
+    generation: int = 0
+    process: subprocess.Popen[bytes] | None = None
+    name: str = ""
+    scheduler: str = ""
+    started: float = 0.0
+    crashes: int = 0
+    memory_reason: str = ""
+    signs: int = -1  # end of a pipe on which it says that it is connected
+    connected: bool = False
+    retry_at: float = 0.0
+
+
+class Job:
+    """One job; `run` returns its exit status."""
+
+    def __init__(self, path: Path) -> None:
+        spec = read_json(path)
+        if spec is None:
+            sys.exit(f"found no job at {path}; expected the file that the driver wrote")
+        self.path = path
+        self.spec: dict[str, Any] = spec
+        self.layout = Layout(spec["root"])
+        self.children = [_Child(index) for index in range(spec["workers"])]
+        self.losses: dict[str, str] = {}
+        self.started = time.time()
+        self.ends_at = self._planned_end()
+        self.beats = 0
+        self.stop_reason = ""
+
+    def _planned_end(self) -> float | None:
+        """When SLURM will end this job (unix time), less the pool's stagger; None: never."""
+        if self.spec["walltime"] is None:
+            return None
+        end = self.started + self.spec["walltime"]
+        with contextlib.suppress(KeyError, ValueError):
+            end = min(end, float(os.environ["SLURM_JOB_END_TIME"]))
+        return float(end - self.spec["early"])
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop_reason = self.stop_reason or signal.Signals(number).name
+
+    # -- workers
+    def _environment(self, child: _Child) -> dict[str, str]:
+        environment = {**os.environ, **self.spec["environment"]}
+        gpus = self.spec["gpus"]
+        if gpus:
+            # One GPU (or as many as the pool says) per worker, from those that the job was given.
+            given = self.spec["gpu_ids"] or [
+                part for part in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if part
+            ]
+            own = given[child.index * gpus : (child.index + 1) * gpus]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in own)
+        if self.ends_at is not None:
+            environment["MOFAL_ENDS_AT"] = f"{self.ends_at:.0f}"
+        return environment
+
+    def _start(self, child: _Child, scheduler: str) -> None:
+        child.generation += 1
+        child.name = f"{self.spec['name']}.{child.index}.{child.generation}"
+        child.scheduler, child.started, child.memory_reason = scheduler, time.time(), ""
+        child.connected = False
+        child.signs, sign = os.pipe()
+        os.set_blocking(child.signs, False)
+        command = [sys.executable, "-m", "mofal.schedule.worker", str(self.path)]
+        command += ["--name", child.name, "--parent", str(os.getpid()), "--sign", str(sign)]
+        if self.ends_at is not None:
+            command += ["--ends-at", str(self.ends_at)]
+        with self.layout.log(f"{self.spec['name']}.{child.index}").open("ab") as stream:
+            child.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=stream,
+                env=self._environment(child),
+                start_new_session=True,
+                pass_fds=(sign,),
+            )
+        os.close(sign)
+
+    @staticmethod
+    def _kill(child: _Child, number: int) -> None:
+        """Signal a worker and everything that it started."""
+        if child.process is None:
+            return
+        for pid in {child.process.pid, *session_members(child.process.pid)}:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+
+    def _look(self, child: _Child, scheduler: str, now: float) -> bool:
+        """Look after one worker; True when something changed."""
+        if child.process is None:
+            if scheduler and (scheduler != child.scheduler or now >= child.retry_at):
+                self._start(child, scheduler)
+                return True
+            return False
+        if not child.connected:
+            with contextlib.suppress(BlockingIOError):
+                child.connected = os.read(child.signs, 1) != b""
+        status = child.process.poll()
+        if status is None:
+            return False
+        for pid in session_members(child.process.pid):  # what it started does not outlive it
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        os.close(child.signs)
+        child.process = None
+        if status == EXIT_LOST:
+            # The next scheduler's turn; or this one's once more, if it was the network.
+            self.losses[child.name], child.retry_at = "lost its scheduler", now + RETRY
+            return True
+        self.losses[child.name] = child.memory_reason or (
+            f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        )
+        # A worker that had connected died of its task, and the driver counts those.
+        child.crashes = 0 if child.connected else child.crashes + 1
+        child.retry_at = now
+        if child.crashes >= CRASHES and not self.stop_reason:
+            self.stop_reason = f"its worker died {child.crashes} times: {self.losses[child.name]}"
+        return True
+
+    def _look_at_memory(self) -> None:
+        limit = self.spec["memory"]
+        for child in self.children:
+            if child.process is None or child.process.poll() is not None:
+                continue
+            used = sum(session_members(child.process.pid).values())
+            if used > limit:
+                child.memory_reason = f"out of memory: {used / 1e9:.2f} GB of {limit / 1e9:.2f} GB"
+                self._kill(child, signal.SIGKILL)
+
+    # -- what it says of itself
+    def _beat(self, *, ended: bool = False) -> None:
+        self.beats += 1
+        facts = {
+            "name": self.spec["name"],
+            "pool": self.spec["pool"],
+            "slurm_id": os.environ.get("SLURM_JOB_ID", ""),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "process": process_start(os.getpid()),
+            "started": self.started,
+            "time": time.time(),
+            "beat": self.beats,
+            "cores": self.spec["cores"],
+            "workers": [child.name for child in self.children if child.process is not None],
+            "losses": dict(list(self.losses.items())[-50:]),
+            "ended": ended,
+            "reason": self.stop_reason,
+        }
+        with contextlib.suppress(OSError):  # a full disk: the next beat tells
+            write_json(self.layout.beat(self.spec["name"]), facts)
+
+    def run(self) -> int:
+        """Until told to end, or no driver comes for the workers."""
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, self._stop)
+        next_beat = next_memory = next_file = 0.0
+        scheduler = ""
+        waiting: float | None = None  # since when no worker of this job is connected
+        while not self.stop_reason:
+            now = time.time()
+            changed = False
+            if now >= next_file:
+                facts = read_json(self.layout.scheduler_file)
+                scheduler = "" if facts is None else facts["id"]
+                if self.layout.end(self.spec["name"]).exists():
+                    self.stop_reason = "given back"
+                    break
+                next_file = now + (0.2 if self.spec["local"] else 1.0)
+            for child in self.children:
+                changed |= self._look(child, scheduler, now)
+            if self.spec["memory"] is not None and now >= next_memory:
+                self._look_at_memory()
+                next_memory = now + MEMORY
+            if any(child.process is not None and child.connected for child in self.children):
+                waiting = None
+            else:
+                waiting = waiting or now
+                if now - waiting > self.spec["linger"]:
+                    self.stop_reason = f"no driver for {self.spec['linger']:.0f} s"
+            if changed or now >= next_beat:
+                self._beat()
+                next_beat = now + BEAT
+            time.sleep(LOOK)
+        return self._end()
+
+    def _end(self) -> int:
+        for child in self.children:
+            self._kill(child, signal.SIGTERM)
+        deadline = time.time() + (1.0 if self.spec["local"] else 5.0)
+        while time.time() < deadline and any(
+            child.process is not None and child.process.poll() is None for child in self.children
+        ):
+            time.sleep(0.02)
+        for child in self.children:
+            self._kill(child, signal.SIGKILL)
+            if child.process is not None:
+                child.process.wait()
+                self.losses.setdefault(child.name, f"its job ended: {self.stop_reason}")
+        self._beat(ended=True)
+        print(f"job {self.spec['name']} ended: {self.stop_reason}", flush=True)
+        return 1 if "died" in self.stop_reason else 0
+
+
+def _watch_driver() -> None:
+    """End with the driver, of whose end of our standard input nobody else has a copy."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 1024):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(argv: list[str]) -> int:
+    """``python -m mofal.schedule.job SPEC``."""
+    job = Job(Path(argv[0]))
+    if job.spec["local"]:
+        end_with_parent(job.spec["driver"], number=signal.SIGTERM)
+        threading.Thread(target=_watch_driver, daemon=True).start()
+    return job.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
