@@ -1,0 +1,297 @@
+"""Blueprints: which block images make a cluster. Geometry comes later, frame by frame.
+
+A blueprint knows blocks, lattice shifts and caps, and no positions: it serves every frame of a
+system as long as the bonds hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from mofal.clusters.graph import BlockGraph, BoolArray, FloatArray, IntArray, ragged_take
+from mofal.clusters.graph import block_graph as _block_graph
+from mofal.errors import DataError
+
+CORE, MANTLE, TERMINATION = 0, 1, 2
+CLOSING = 6
+"""Shells that may be added where a block's end can have no cap (a metal without its azolates)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Blueprints one after another, as flat arrays of pieces (block images), atoms and caps.
+
+    Attributes
+    ----------
+    core : (blueprint,) block
+    n_pieces, n_atoms, n_caps : (blueprint,) `n_atoms` counts the caps, which come last
+    piece_block, piece_shell : (piece,); piece_shift : (piece, 3), lattice shift of the image
+    parent_atom : (atom,) atom of the parent, -1 for a cap
+    inner_atom : (atom,) the same, but for a cap the atom that it is bonded to
+    shift : (atom, 3) lattice shift; for a cap that of the atom it is bonded to
+    region : (atom,) 0 core, 1 mantle, 2 termination
+    cap_atom : (cap,) its index along `atom`
+    cap_outer : (cap,) atom of the parent that it replaces; cap_outer_shift : (cap, 3)
+    cap_link, cap_number : (cap,); cap_length : (cap,) Å
+    """
+
+    core: IntArray
+    n_pieces: IntArray
+    n_atoms: IntArray
+    n_caps: IntArray
+    piece_block: IntArray
+    piece_shift: IntArray
+    piece_shell: IntArray
+    parent_atom: IntArray
+    inner_atom: IntArray
+    shift: IntArray
+    region: IntArray
+    cap_atom: IntArray
+    cap_outer: IntArray
+    cap_outer_shift: IntArray
+    cap_link: IntArray
+    cap_number: IntArray
+    cap_length: FloatArray
+    charge: IntArray
+
+
+def expand(
+    graph: BlockGraph, cores: IntArray, shells: int, *, keep: BoolArray | None = None
+) -> Plan:
+    """Grow clusters from their cores, shell by shell of block images.
+
+    Parameters
+    ----------
+    cores : (blueprint,) blocks
+    shells : how many shells of neighbouring blocks make the mantle
+        Where an end can have no cap, the block behind it is taken along.
+    keep : (half-link,) bool, optional
+        Which half-links of the cores are followed in the first shell; default: all of them.
+    """
+    n = len(cores)
+    reach = int(np.abs(graph.half_shift).max(initial=0)) * (shells + CLOSING + 1)
+    base = 2 * reach + 1
+    if n > 1 and n * graph.n_blocks * base**3 >= 2**62:
+        parts = np.array_split(cores, 2)
+        return join([expand(graph, part, shells, keep=keep) for part in parts])
+
+    def key(cluster: IntArray, block: IntArray, shift: IntArray) -> IntArray:
+        code = cluster * graph.n_blocks + block
+        for axis in range(3):
+            code = code * base + shift[:, axis] + reach
+        return code
+
+    degree = np.diff(graph.half_start)
+    never = graph.link_cap[graph.half_link, graph.half_end] < 0
+    cluster = np.arange(n)
+    block = np.asarray(cores, dtype=np.int64)
+    shift = np.zeros((n, 3), dtype=np.int64)
+    shell = np.zeros(n, dtype=np.int64)
+    known = np.sort(key(cluster, block, shift))
+    front = slice(0, n)
+    for level in range(1, shells + CLOSING + 1):
+        half, owner = ragged_take(graph.half_start, degree, block[front])
+        if level > shells:
+            # Ends that no cap can close take the block behind them along.
+            half, owner = half[never[half]], owner[never[half]]
+        elif level == 1 and keep is not None:
+            follow = keep[half] | never[half]
+            half, owner = half[follow], owner[follow]
+        new_cluster = cluster[front][owner]
+        new_block = graph.half_block[half]
+        new_shift = shift[front][owner] + graph.half_shift[half]
+        code, first = np.unique(key(new_cluster, new_block, new_shift), return_index=True)
+        first = first[~_contains(known, code)]
+        if not len(first) and level > shells:
+            break
+        front = slice(len(cluster), len(cluster) + len(first))
+        cluster = np.concatenate([cluster, new_cluster[first]])
+        block = np.concatenate([block, new_block[first]])
+        shift = np.concatenate([shift, new_shift[first]])
+        shell = np.concatenate([shell, np.full(len(first), level)])
+        known = np.sort(key(cluster, block, shift))
+    else:
+        raise DataError(
+            f"the cluster around block {cores[cluster[-1]]} does not end: after {CLOSING} more "
+            "shells it still has ends that no cap may close; give the rule a cap for one side"
+        )
+    order = np.argsort(cluster, kind="stable")
+    cluster, block, shift, shell = cluster[order], block[order], shift[order], shell[order]
+
+    member, piece = ragged_take(graph.member_start, graph.block_n_atoms, block)
+    half, near = ragged_take(graph.half_start, degree, block)
+    far_shift = shift[near] + graph.half_shift[half]
+    cut = ~_contains(known, key(cluster[near], graph.half_block[half], far_shift))
+    half, near = half[cut], near[cut]
+    link, end = graph.half_link[half], graph.half_end[half]
+    charge = np.bincount(cluster, weights=graph.charge[block], minlength=n)
+    charge += np.bincount(cluster[near], weights=graph.link_cap_charge[link, end], minlength=n)
+    capped = graph.link_cap[link, end] > 0
+    half, near, link, end = half[capped], near[capped], link[capped], end[capped]
+    inner = graph.link_atom[link, end]
+    outer = graph.link_atom[link, 1 - end]
+    inner_shift = graph.atom_shift[inner] + shift[near]
+    outward = graph.link_shift[link] * np.where(end == 0, 1, -1)[:, None]
+
+    atom_cluster = np.concatenate([cluster[piece], cluster[near]])
+    order = np.argsort(atom_cluster, kind="stable")
+    parent = graph.member_atom[member]
+    region = np.where(shell[piece] == 0, CORE, MANTLE)
+    is_cap = np.concatenate([np.zeros(len(piece), bool), np.ones(len(near), bool)])[order]
+    return Plan(
+        core=np.asarray(cores, dtype=np.int64),
+        n_pieces=np.bincount(cluster, minlength=n),
+        n_atoms=np.bincount(atom_cluster, minlength=n),
+        n_caps=np.bincount(cluster[near], minlength=n),
+        piece_block=block,
+        piece_shift=shift,
+        piece_shell=shell,
+        parent_atom=np.concatenate([parent, np.full(len(near), -1)])[order],
+        inner_atom=np.concatenate([parent, inner])[order],
+        shift=np.concatenate([graph.member_shift[member] + shift[piece], inner_shift])[order],
+        region=np.concatenate([region, np.full(len(near), TERMINATION)])[order],
+        cap_atom=np.flatnonzero(is_cap),
+        cap_outer=outer,
+        cap_outer_shift=inner_shift + outward,
+        cap_link=link,
+        cap_number=graph.link_cap[link, end],
+        cap_length=graph.link_cap_length[link, end],
+        charge=np.rint(charge).astype(np.int64),
+    )
+
+
+def _contains(ordered: IntArray, wanted: IntArray) -> BoolArray:
+    """Whether each of `wanted` occurs in the sorted array."""
+    if not len(ordered):
+        return np.zeros(len(wanted), dtype=np.bool_)
+    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return ordered[at] == wanted
+
+
+def join(plans: list[Plan]) -> Plan:
+    """One plan of several, atoms renumbered."""
+    begin = np.cumsum([0] + [len(plan.parent_atom) for plan in plans])
+    merged = {
+        name: np.concatenate([getattr(plan, name) for plan in plans])
+        for name in Plan.__dataclass_fields__
+    }
+    merged["cap_atom"] = np.concatenate([p.cap_atom + b for p, b in zip(plans, begin)])
+    return Plan(**merged)
+
+
+def blueprint(
+    blocks: xr.Dataset,
+    core: int | Sequence[int] | IntArray,
+    *,
+    shells: int = 1,
+    links: Sequence[int] | None = None,
+) -> xr.Dataset:
+    """Say which block images, with which lattice shifts and caps, make a cluster (SI.5).
+
+    Parameters
+    ----------
+    blocks : Dataset of kind ``blocks``
+    core : int or (blueprint,) ints
+        The block, or one block per blueprint, whose environments are wanted.
+    shells : int
+        Shells of neighbouring blocks in the mantle; 0 gives the capped core alone. In small cells
+        the images of a block are distinct blocks.
+    links : sequence of int, optional
+        A partial mantle: only these links of the core are followed in the first shell, the
+        others are capped. One core only.
+
+    Returns
+    -------
+    Dataset with dims blueprint, piece, atom, cap, xyz
+        `core`, `n_pieces`, `n_atoms`, `n_caps`, `charge` (blueprint); `piece_block`,
+        `piece_shell`, `piece_shift` (piece); `parent_atom`, `region`, `parent_shift` (atom);
+        `cap_atom`, `cap_link`, `cap_outer`, `cap_number`, `cap_length` in Å (cap). Pieces, atoms
+        and caps of one blueprint are contiguous; caps are the last atoms of their blueprint.
+
+    Raises
+    ------
+    DataError
+        If a core is not a block, a link does not belong to the core, or `shells` is negative.
+    """
+    graph = _block_graph(blocks)
+    cores = np.atleast_1d(np.asarray(core, dtype=np.int64))
+    keep = None if links is None else _links_to_keep(graph, cores, links)
+    return plan_dataset(expand(graph, check_cores(graph, cores), check_shells(shells), keep=keep))
+
+
+def check_cores(graph: BlockGraph, cores: IntArray) -> IntArray:
+    """Cores as given, or a `DataError` that names the first one that is no block."""
+    wrong = (cores < 0) | (cores >= graph.n_blocks)
+    if wrong.any():
+        raise DataError(
+            f"core {cores[wrong][0]} is not a block: this system has blocks 0 to "
+            f"{graph.n_blocks - 1}"
+        )
+    return cores
+
+
+def check_shells(shells: int) -> int:
+    """Number of shells as given, or a `DataError`."""
+    if int(shells) != shells or shells < 0:
+        raise DataError(f"shells={shells!r}: expected 0 (core and caps), 1 (paper), 2, ...")
+    return int(shells)
+
+
+def _links_to_keep(graph: BlockGraph, cores: IntArray, links: Sequence[int]) -> BoolArray:
+    if len(cores) != 1:
+        raise DataError(f"a partial mantle needs one core, found {len(cores)}: call it per core")
+    own = slice(*graph.half_start[cores[0] : cores[0] + 2])
+    wanted = np.asarray(links, dtype=np.int64)
+    stranger = wanted[~np.isin(wanted, graph.half_link[own])]
+    if len(stranger):
+        raise DataError(
+            f"link {stranger[0]} does not touch block {cores[0]}; its links are "
+            f"{sorted(set(graph.half_link[own].tolist()))}"
+        )
+    keep = np.zeros(len(graph.half_link), dtype=np.bool_)
+    keep[own] = np.isin(graph.half_link[own], wanted)
+    return keep
+
+
+def plan_dataset(plan: Plan) -> xr.Dataset:
+    """A `Plan` as the Dataset that `blueprint` documents."""
+    return xr.Dataset(
+        {
+            "core": ("blueprint", plan.core),
+            "n_pieces": ("blueprint", plan.n_pieces),
+            "n_atoms": ("blueprint", plan.n_atoms),
+            "n_caps": ("blueprint", plan.n_caps),
+            "charge": ("blueprint", plan.charge),
+            "piece_block": ("piece", plan.piece_block),
+            "piece_shell": ("piece", plan.piece_shell),
+            "piece_shift": (("piece", "xyz"), plan.piece_shift),
+            "parent_atom": ("atom", plan.parent_atom),
+            "inner_atom": ("atom", plan.inner_atom),
+            "parent_shift": (("atom", "xyz"), plan.shift),
+            "region": ("atom", plan.region.astype(np.int8)),
+            "cap_atom": ("cap", plan.cap_atom),
+            "cap_link": ("cap", plan.cap_link),
+            "cap_outer": ("cap", plan.cap_outer),
+            "cap_outer_shift": (("cap", "xyz"), plan.cap_outer_shift),
+            "cap_number": ("cap", plan.cap_number),
+            "cap_length": ("cap", plan.cap_length, {"units": "Å"}),
+        }
+    )
+
+
+def dataset_plan(ds: xr.Dataset) -> Plan:
+    """The `Plan` of a Dataset that `blueprint` made."""
+    missing = [name for name in ("core", "parent_atom", "cap_outer") if name not in ds.variables]
+    if missing:
+        raise DataError(
+            f"not a blueprint: {', '.join(missing)} missing; make one with "
+            "mofal.clusters.blueprint(blocks, core)"
+        )
+    names = {"shift": "parent_shift"}
+    return Plan(
+        **{name: np.asarray(ds[names.get(name, name)].values) for name in Plan.__dataclass_fields__}
+    )

@@ -1,0 +1,394 @@
+"""Cutting: from frames, blocks and cores to sound clusters, and the reasons of those refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from ase.data import chemical_symbols
+
+from mofal.clusters.blueprints import (
+    TERMINATION,
+    Plan,
+    check_cores,
+    check_shells,
+    dataset_plan,
+    expand,
+    join,
+)
+from mofal.clusters.electrons import HOW, count_electrons, electron_reasons, open_atoms
+from mofal.clusters.frames import STRETCH, check_frame, graph_of
+from mofal.clusters.graph import (
+    BlockGraph,
+    BoolArray,
+    FloatArray,
+    IntArray,
+    block_graph,
+    ragged_take,
+)
+from mofal.clusters.soundness import NEAREST, broken_in, nearest_pairs
+from mofal.data import make_structures
+from mofal.data.ragged import TEXT
+from mofal.errors import DataError
+from mofal.frameworks.caps import cap_positions
+
+
+# ---------------------------------------------------------------------------------- arrays
+def place(
+    plan: Plan,
+    numbers: IntArray,
+    positions: FloatArray,
+    cell: FloatArray,
+    offset: IntArray | None,
+) -> tuple[IntArray, FloatArray, IntArray]:
+    """Put the atoms of blueprints where one frame has them.
+
+    Parameters
+    ----------
+    numbers, positions, cell : (atom,), (atom, 3) Å, (3, 3) Å of the frame
+    offset : (atom, 3) lattice shifts that undo the wrapping of the frame, or None
+
+    Returns
+    -------
+    numbers, positions, shift : (cluster atom,), (cluster atom, 3) Å, (cluster atom, 3)
+        ``positions == parent positions + shift @ cell`` for every atom that is no cap.
+    """
+    shift, outer_shift = plan.shift, plan.cap_outer_shift
+    if offset is not None:
+        shift = shift + offset[plan.inner_atom]
+        outer_shift = outer_shift + offset[plan.cap_outer]
+    where = positions[plan.inner_atom] + shift @ cell
+    z = np.asarray(numbers)[plan.inner_atom].astype(np.int64)
+    if len(plan.cap_atom):
+        inner = where[plan.cap_atom]
+        outer = positions[plan.cap_outer] + outer_shift @ cell
+        # A bond without a direction is refused later; its cap must not end the whole batch.
+        flat = ~(np.linalg.norm(outer - inner, axis=1) > 1e-6)
+        outer[flat] = inner[flat] + np.array([1.0, 0.0, 0.0])
+        bad = ~np.isfinite(outer).all(axis=1) | ~np.isfinite(inner).all(axis=1)
+        capped = np.full_like(inner, np.nan)
+        capped[~bad] = cap_positions(inner[~bad], outer[~bad], plan.cap_length[~bad])
+        where[plan.cap_atom] = capped
+        z[plan.cap_atom] = plan.cap_number
+    return z, where, shift
+
+
+# ---------------------------------------------------------------------------------- verb
+def cut(
+    structures: xr.Dataset,
+    blocks_by_system: Mapping[str, xr.Dataset],
+    cores: xr.Dataset,
+    *,
+    shells: int = 1,
+    blueprints: Mapping[str, xr.Dataset] | None = None,
+    unpaired: Mapping[str, int] | None = None,
+    stretch: float = STRETCH,
+    nearest: float = NEAREST,
+    progress: Callable[[str], None] | None = None,
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """Cut one cluster per core: core, mantle and caps as one connected molecule (SI.5).
+
+    Positions of core and mantle are those of the parent up to a lattice vector, exactly; caps sit
+    on the broken bonds at the length that the blocks name. A cluster that is not sound is refused
+    with its reason: a broken bond or ring, atoms too close, electrons that do not pair, a partly
+    filled d or f shell without a spin from the user.
+
+    Parameters
+    ----------
+    structures : Dataset of kind ``structures``
+    blocks_by_system : blocks Dataset of each name in ``structures.system``
+    cores : Dataset with `core_structure` and `core_block` (core), from `select` or `random_cores`
+        With `core_blueprint` (core), that one of the system's blueprints is used.
+    shells : shells of neighbouring blocks in the mantle
+    blueprints : for each system a Dataset of `blueprint`, optional
+        Made once and reused; a core without one in it, or no entry, uses `shells`.
+    unpaired : unpaired electrons per atom of an open-shell element, e.g. ``{"Cu": 1}``
+    stretch : longest bond, in sums of covalent radii
+    nearest : smallest distance, in sums of covalent radii
+    progress : called with a line of text now and then
+
+    Returns
+    -------
+    clusters : Dataset of kind ``structures``
+        One per accepted core, in the order of `cores`: cell zero, not periodic, `region`,
+        `parent_atom`, `parent`, `system`, `charge`, `n_electrons`, and beyond the contract
+        `parent_shift` (atom, xyz) lattice shift against the parent, `core` (index along `cores`),
+        `core_structure`, `core_block`, `n_unpaired`, `open_shell`, `smallest_distance` in Å
+        (structure). ``attrs["electrons"]`` says how they were counted.
+    refused : Dataset with dim core
+        `core`, `core_structure`, `core_block`, `system`, `parent`, `n_atoms`, `n_electrons`,
+        `smallest_distance`, `open_shell`, `reason`.
+
+    Raises
+    ------
+    DataError
+        If cores, blocks and structures do not belong together.
+    """
+    check_shells(shells)
+    structure, block = _core_arrays(structures, cores)
+    graphs = {name: block_graph(blocks) for name, blocks in blocks_by_system.items()}
+    plans = {name: dataset_plan(ds) for name, ds in (blueprints or {}).items()}
+    which = None
+    if "core_blueprint" in cores:
+        which = np.asarray(cores["core_blueprint"].values, dtype=np.int64)
+    numbers_all = np.asarray(structures["numbers"].values)
+    cells = np.asarray(structures["cell"].values)
+    start = np.concatenate([[0], np.cumsum(structures["n_atoms"].values)]).astype(np.int64)
+    parts: list[_Part] = []
+    for index in np.unique(structure).tolist():
+        graph = graph_of(graphs, structures, index)
+        chosen = np.flatnonzero(structure == index)
+        own = check_cores(graph, block[chosen])
+        ready = plans.get(str(structures["system"].values[index]))
+        named = None if which is None else which[chosen]
+        plan = _plan_for(graph, own, shells, ready, named)
+        span = slice(start[index], start[index + 1])
+        positions = np.asarray(structures["positions"][span].values)
+        numbers = numbers_all[span]
+        check = check_frame(graph, numbers, positions, cells[index], stretch=stretch)
+        z, where, shift = place(plan, numbers, positions, cells[index], check.offset)
+        is_open = open_atoms(graph, numbers, plan.inner_atom) & (plan.region != TERMINATION)
+        broken = broken_in(plan, graph, check, numbers)
+        parts.append(_Part(chosen, plan, z, where, shift, is_open, broken))
+        if progress is not None and len(parts) % 100 == 0:
+            progress(f"cut {sum(len(p.chosen) for p in parts)} of {len(structure)} clusters")
+    return _collect(structures, structure, block, parts, nearest, unpaired or {})
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Clusters of one frame, before they are judged."""
+
+    chosen: IntArray
+    plan: Plan
+    numbers: IntArray
+    positions: FloatArray
+    shift: IntArray
+    is_open: BoolArray
+    broken: dict[int, str]
+
+
+def _core_arrays(structures: xr.Dataset, cores: xr.Dataset) -> tuple[IntArray, IntArray]:
+    missing = [name for name in ("core_structure", "core_block") if name not in cores.variables]
+    if missing:
+        raise DataError(
+            f"not a cores Dataset: {', '.join(missing)} missing; make one with "
+            "mofal.clusters.select or mofal.clusters.random_cores"
+        )
+    structure = np.asarray(cores["core_structure"].values, dtype=np.int64)
+    wrong = (structure < 0) | (structure >= structures.sizes["structure"])
+    if wrong.any():
+        raise DataError(
+            f"core in structure {structure[wrong][0]}, but there are "
+            f"{structures.sizes['structure']} structures: pass the ones that were ranked"
+        )
+    return structure, np.asarray(cores["core_block"].values, dtype=np.int64)
+
+
+def _plan_for(
+    graph: BlockGraph, cores: IntArray, shells: int, ready: Plan | None, which: IntArray | None
+) -> Plan:
+    """Blueprints of these cores: the ready ones where there are, else grown by shells.
+
+    Parameters
+    ----------
+    which : (core,) blueprint of each core in `ready`, or None: found by the core's block
+    """
+    if ready is None:
+        return expand(graph, cores, shells)
+    if which is not None:
+        if which.min() < 0 or which.max() >= len(ready.core):
+            raise DataError(
+                f"core_blueprint {which.max()}: there are blueprints 0 to {len(ready.core) - 1}"
+            )
+        if not np.array_equal(ready.core[which], cores):
+            raise DataError("core_blueprint names a blueprint of another core")
+        return take(ready, which)
+    missing = np.setdiff1d(cores, ready.core)
+    if len(missing):
+        ready = join([ready, expand(graph, missing, shells)])
+    order = np.argsort(ready.core, kind="stable")
+    return take(ready, order[np.searchsorted(ready.core[order], cores)])
+
+
+def take(plan: Plan, which: IntArray) -> Plan:
+    """Some blueprints of a plan, in the order asked for, repeats allowed."""
+
+    def begin(count: IntArray) -> IntArray:
+        return np.cumsum(count) - count
+
+    piece, _ = ragged_take(begin(plan.n_pieces), plan.n_pieces, which)
+    atom, _ = ragged_take(begin(plan.n_atoms), plan.n_atoms, which)
+    cap, _ = ragged_take(begin(plan.n_caps), plan.n_caps, which)
+    region = plan.region[atom]
+    return Plan(
+        core=plan.core[which],
+        n_pieces=plan.n_pieces[which],
+        n_atoms=plan.n_atoms[which],
+        n_caps=plan.n_caps[which],
+        charge=plan.charge[which],
+        cap_atom=np.flatnonzero(region == TERMINATION),
+        region=region,
+        **{n: getattr(plan, n)[piece] for n in ("piece_block", "piece_shift", "piece_shell")},
+        **{n: getattr(plan, n)[atom] for n in ("parent_atom", "inner_atom", "shift")},
+        **{
+            n: getattr(plan, n)[cap]
+            for n in ("cap_outer", "cap_outer_shift", "cap_link", "cap_number", "cap_length")
+        },
+    )
+
+
+def _collect(
+    structures: xr.Dataset,
+    structure: IntArray,
+    block: IntArray,
+    parts: list[_Part],
+    nearest: float,
+    unpaired: Mapping[str, int],
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """Judge all clusters together and put them into the order of the cores."""
+    n = len(structure)
+    if not parts:
+        return _empty(structures, n)
+    chosen = np.concatenate([part.chosen for part in parts])
+    n_atoms_by_part = np.concatenate([part.plan.n_atoms for part in parts])
+    order = np.argsort(chosen, kind="stable")
+    atom, owner = ragged_take(np.cumsum(n_atoms_by_part) - n_atoms_by_part, n_atoms_by_part, order)
+    n_atoms = n_atoms_by_part[order]
+    numbers = np.concatenate([part.numbers for part in parts])[atom]
+    positions = np.concatenate([part.positions for part in parts])[atom]
+    shift = np.concatenate([part.shift for part in parts])[atom]
+    region = np.concatenate([part.plan.region for part in parts])[atom]
+    parent_atom = np.concatenate([part.plan.parent_atom for part in parts])[atom]
+    is_open = np.concatenate([part.is_open for part in parts])[atom]
+    charge = np.concatenate([part.plan.charge for part in parts])[order]
+    broken = {int(p.chosen[k]): text for p in parts for k, text in p.broken.items()}
+
+    n_electrons = count_electrons(numbers, owner, charge)
+    smallest, ratio, pair = nearest_pairs(numbers, positions, owner, n, nearest=nearest)
+    open_shell, n_unpaired, electron_reason = electron_reasons(
+        numbers, owner, is_open, n_electrons, unpaired
+    )
+    begin = np.cumsum(n_atoms) - n_atoms
+    finite = np.bincount(owner[~np.isfinite(positions).all(axis=1)], minlength=n) == 0
+    reasons = []
+    for k in range(n):
+        why = []
+        if not finite[k]:
+            why.append("positions that are not finite")
+        elif k in broken:
+            why.append(broken[k])
+        if ratio[k] < nearest:
+            a, b = pair[k]
+            why.append(
+                f"atoms too close: {chemical_symbols[numbers[a]]} and "
+                f"{chemical_symbols[numbers[b]]} (atoms {a - begin[k]} and {b - begin[k]} of the "
+                f"cluster) at {np.linalg.norm(positions[a] - positions[b]):.2f} Å"
+            )
+        if electron_reason[k]:
+            why.append(electron_reason[k])
+        reasons.append("; ".join(why))
+    sound = np.array([not why for why in reasons], dtype=np.bool_)
+    info: dict[str, Any] = {
+        "core": np.arange(n),
+        "core_structure": structure,
+        "core_block": block,
+        "n_electrons": n_electrons,
+        "n_unpaired": n_unpaired.astype(np.int32),
+        "open_shell": open_shell,
+        "smallest_distance": smallest,
+    }
+    keep = sound[owner]
+    return (
+        _clusters(
+            structures,
+            {name: value[sound] for name, value in info.items()},
+            n_atoms=n_atoms[sound],
+            numbers=numbers[keep],
+            positions=positions[keep],
+            region=region[keep],
+            parent_atom=parent_atom[keep],
+            shift=shift[keep],
+            charge=charge[sound],
+        ),
+        _refused(
+            structures,
+            {name: value[~sound] for name, value in info.items()},
+            n_atoms[~sound],
+            [why for why in reasons if why],
+        ),
+    )
+
+
+def _clusters(
+    structures: xr.Dataset,
+    info: dict[str, Any],
+    *,
+    n_atoms: IntArray,
+    numbers: IntArray,
+    positions: FloatArray,
+    region: IntArray,
+    parent_atom: IntArray,
+    shift: IntArray,
+    charge: IntArray,
+) -> xr.Dataset:
+    parent = info["core_structure"]
+    ids, systems = structures["structure_id"].values, structures["system"].values
+    out = make_structures(
+        numbers,
+        positions,
+        n_atoms=n_atoms,
+        system=[str(s) for s in systems[parent]],
+        parent=[str(s) for s in ids[parent]],
+        region=region,
+        parent_atom=parent_atom,
+        charge=charge,
+        n_electrons=info["n_electrons"],
+    )
+    more: dict[str, Any] = {
+        name: ("structure", info[name])
+        for name in ("core", "core_structure", "core_block", "n_unpaired", "open_shell")
+    }
+    more["parent_shift"] = (("atom", "xyz"), shift.astype(np.int32))
+    more["smallest_distance"] = ("structure", info["smallest_distance"], {"units": "Å"})
+    out = out.assign(more)
+    out.attrs["electrons"] = HOW
+    return out
+
+
+def _refused(
+    structures: xr.Dataset, info: dict[str, Any], n_atoms: IntArray, reasons: list[str]
+) -> xr.Dataset:
+    parent = info["core_structure"]
+    text = {
+        "system": [str(s) for s in structures["system"].values[parent]],
+        "parent": [str(s) for s in structures["structure_id"].values[parent]],
+        "reason": reasons,
+    }
+    out = xr.Dataset(
+        {name: ("core", value) for name, value in info.items() if name != "core"}
+        | {"n_atoms": ("core", n_atoms)}
+        | {name: ("core", np.array(value, TEXT)) for name, value in text.items()}
+    )
+    return out.assign_coords(core=info["core"])
+
+
+def _empty(structures: xr.Dataset, n: int) -> tuple[xr.Dataset, xr.Dataset]:
+    none = np.zeros(0, dtype=np.int64)
+    info = dict.fromkeys(("core", "core_structure", "core_block", "n_electrons"), none)
+    info |= {"n_unpaired": none, "open_shell": none.astype(bool), "smallest_distance": none + 0.0}
+    clusters = _clusters(
+        structures,
+        info,
+        n_atoms=none,
+        numbers=none,
+        positions=np.zeros((0, 3)),
+        region=none,
+        parent_atom=none,
+        shift=np.zeros((0, 3), dtype=np.int64),
+        charge=none,
+    )
+    return clusters, _refused(structures, info, none, [])

@@ -1,0 +1,147 @@
+"""Candidates for force matching: blueprints worth comparing, and their clusters in every frame."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from mofal.clusters.blueprints import check_cores, check_shells, expand, join, plan_dataset
+from mofal.clusters.cutting import cut
+from mofal.clusters.graph import BlockGraph, IntArray, block_graph
+from mofal.data.ragged import TEXT
+from mofal.errors import ConfigError, DataError
+
+
+def candidates(
+    blocks: xr.Dataset,
+    core: int,
+    *,
+    shells: Sequence[int] = (0, 1, 2),
+    partial: bool | Sequence[float] = True,
+    focus: npt.ArrayLike | None = None,
+) -> xr.Dataset:
+    """Blueprints worth comparing for one core, small to large.
+
+    Parameters
+    ----------
+    blocks : Dataset of kind ``blocks``
+    core : the block
+    shells : whole shells of neighbours to try
+    partial : also mantles of part of the first shell, for where the whole of it is too dear: True
+        for half of the neighbours, or the fractions to try
+    focus : atoms of the parent that matter most, e.g. a formate; partial mantles keep the
+        neighbours that are nearest to them along the bonds. Default: neighbours spread evenly.
+
+    Returns
+    -------
+    Dataset as of `blueprint`, with `name` and `shells` (-1: partial) and `links` (JSON) on
+    dim blueprint
+    """
+    graph = block_graph(blocks)
+    check_cores(graph, np.array([core]))
+    names, plans, depth, links = [], [], [], []
+    for shell in sorted({check_shells(shell) for shell in shells}):
+        names.append(f"shells={shell}")
+        plans.append(expand(graph, np.array([core]), shell))
+        depth.append(shell)
+        links.append("null")
+    own = np.arange(*graph.half_start[core : core + 2])
+    fractions = (0.5,) if partial is True else tuple(partial or ())
+    order = _link_order(graph, core, own, focus)
+    for fraction in fractions:
+        if not 0 < fraction < 1:
+            raise ConfigError(f"partial={fraction}: expected fractions between 0 and 1")
+        n_kept = round(fraction * len(own))
+        if not 0 < n_kept < len(own):
+            continue
+        keep = np.zeros(len(graph.half_link), dtype=np.bool_)
+        keep[own[order[:n_kept]]] = True
+        names.append(f"{n_kept} of {len(own)} neighbours")
+        plans.append(expand(graph, np.array([core]), 1, keep=keep))
+        depth.append(-1)
+        links.append(json.dumps(sorted(graph.half_link[keep].tolist())))
+    sizes = [int(plan.n_atoms[0]) for plan in plans]
+    by_size = sorted(range(len(plans)), key=lambda k: (sizes[k], k))
+    # In a small block graph two candidates can be the same cluster: the first name stays.
+    distinct = [k for i, k in enumerate(by_size) if not i or sizes[k] != sizes[by_size[i - 1]]]
+    out = plan_dataset(join([plans[k] for k in distinct]))
+    return out.assign(
+        name=("blueprint", np.array([names[k] for k in distinct], TEXT)),
+        shells=("blueprint", np.array([depth[k] for k in distinct], dtype=np.int64)),
+        links=("blueprint", np.array([links[k] for k in distinct], TEXT)),
+    )
+
+
+def _link_order(
+    graph: BlockGraph, core: int, own: IntArray, focus: npt.ArrayLike | None
+) -> IntArray:
+    """Order in which a partial mantle keeps the half-links `own` of a core."""
+    from scipy import sparse
+    from scipy.sparse import csgraph
+
+    inside = graph.atom_block[graph.bond_atom[:, 0]] == core
+    first, second = graph.bond_atom[inside].T
+    bonds = sparse.coo_array(
+        (np.ones(len(first)), (first, second)), shape=(graph.n_atoms, graph.n_atoms)
+    ).tocsr()
+    ends = graph.link_atom[graph.half_link[own], graph.half_end[own]]
+    if focus is not None:
+        atoms = np.atleast_1d(np.asarray(focus, dtype=np.int64))
+        strangers = atoms[(atoms < 0) | (atoms >= graph.n_atoms)]
+        if len(strangers) or not np.all(graph.atom_block[atoms] == core):
+            raise DataError(f"focus: atoms {atoms.tolist()} are not all in block {core}")
+        away = csgraph.dijkstra(bonds, directed=False, indices=atoms, unweighted=True)
+        return np.argsort(away.min(axis=0)[ends], kind="stable")
+    away = csgraph.dijkstra(bonds, directed=False, indices=ends, unweighted=True)[:, ends]
+    away[~np.isfinite(away)] = graph.n_atoms
+    chosen = [0] if len(ends) else []
+    while len(chosen) < len(ends):
+        nearest = away[chosen].min(axis=0)
+        nearest[chosen] = -1.0
+        chosen.append(int(nearest.argmax()))
+    return np.array(chosen, dtype=np.int64)
+
+
+def cut_candidates(
+    structures: xr.Dataset,
+    blueprints: xr.Dataset,
+    blocks: xr.Dataset,
+    *,
+    unpaired: Mapping[str, int] | None = None,
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """Cut every candidate from every frame of one system.
+
+    Parameters
+    ----------
+    structures : frames of one system
+    blueprints : Dataset of `candidates`
+    blocks : blocks Dataset of the system
+
+    Returns
+    -------
+    clusters, refused : as of `cut`; clusters with `candidate` (structure), its name
+    """
+    systems = {str(name) for name in structures["system"].values}
+    if len(systems) != 1:
+        raise DataError(f"force matching needs frames of one system, found {sorted(systems)}")
+    n, m = structures.sizes["structure"], blueprints.sizes["blueprint"]
+    which = np.tile(np.arange(m), n)
+    cores = xr.Dataset(
+        {
+            "core_structure": ("core", np.repeat(np.arange(n), m)),
+            "core_block": ("core", blueprints["core"].values[which]),
+            "core_blueprint": ("core", which),
+        }
+    )
+    name = systems.pop()
+    clusters, refused = cut(
+        structures, {name: blocks}, cores, blueprints={name: blueprints}, unpaired=unpaired
+    )
+    names = np.array([str(text) for text in blueprints["name"].values], TEXT)
+    clusters = clusters.assign(candidate=("structure", names[which[clusters["core"].values]]))
+    refused = refused.assign(candidate=("core", names[which[refused["core"].values]]))
+    return clusters, refused

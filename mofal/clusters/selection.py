@@ -1,0 +1,399 @@
+"""Which blocks become cores: ranked by unfamiliarity, chosen as a batch, weighed by cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from mofal.clusters.blueprints import check_shells
+from mofal.clusters.coverage import (
+    ElementMoments,
+    FeatureCoverage,
+    Kernel,
+    block_classes,
+)
+from mofal.clusters.graph import BoolArray, FloatArray, IntArray
+from mofal.clusters.pool import (
+    UNSEEN,
+    CostModel,
+    _like,
+    allowed,
+    gather,
+    make_pool,
+    pool_costs,
+    reduce_scores,
+    score_arrays,
+)
+from mofal.clusters.rankings import Ranking, get_ranking, reduce_blocks
+from mofal.data.ragged import TEXT
+from mofal.errors import ConfigError, DataError
+
+COVERAGES = ("features", "blocks", "none")
+
+
+# ---------------------------------------------------------------------------------- arrays
+def weigh(
+    wanted: FloatArray, unseen: FloatArray, cost: FloatArray | None, typical: float
+) -> tuple[FloatArray, FloatArray]:
+    """Values of candidates per cost.
+
+    What counts is how far a block is more wanted than the typical one; that excess is divided by
+    the cost. A block less wanted than the typical one is punished by its cost instead, so that
+    the order stays monotonic in both.
+
+    Parameters
+    ----------
+    wanted, unseen : (candidate,) value of the ranking; atoms at minus infinity
+    cost : (candidate,) relative to the median, or None
+    typical : value of the median candidate of the pool
+    """
+    if cost is None:
+        return wanted, unseen
+    excess = wanted - typical
+    return np.where(excess > 0, excess / cost, excess * cost), unseen / cost
+
+
+def order_of(value: FloatArray, unseen: FloatArray, tie: IntArray) -> IntArray:
+    """Most wanted first; ties by the number of unseen atoms, then by the seeded order."""
+    return np.lexsort([tie, -unseen, -value])
+
+
+# ---------------------------------------------------------------------------------- verbs
+class _Ranked:
+    """Pool, values and order: what `rank` and `select` have in common."""
+
+    def __init__(
+        self,
+        structures: xr.Dataset,
+        scores: xr.Dataset,
+        blocks_by_system: Mapping[str, xr.Dataset],
+        ranking: str | Ranking,
+        seed: int,
+        cost: str | CostModel | None,
+        shells: int,
+        roles: Sequence[str] | None,
+    ) -> None:
+        check_shells(shells)
+        self.ranking = get_ranking(ranking)
+        self.pool = make_pool(structures, blocks_by_system)
+        if "numbers" not in scores.variables:
+            scores = scores.assign(numbers=structures["numbers"])
+        self.scores = scores
+        terms = reduce_scores(self.pool, self.ranking, scores)
+        self.raw = np.asarray(self.ranking.wanted(terms), dtype=float)
+        if np.isnan(self.raw).any():
+            raise DataError("the ranking gave NaN for a block; it must give a number or infinity")
+        self.unseen = terms[UNSEEN]
+        self.may = allowed(self.pool, roles)
+        if not self.may.any():
+            raise DataError("no block may be a core: every one of them is a guest; pass roles=")
+        weight = cost if cost is not None else self.ranking.cost
+        self.cost: FloatArray | None = None
+        if weight is not None:
+            absolute = pool_costs(self.pool, structures, weight, shells)
+            self.cost = absolute / np.median(absolute[self.may])
+        finite = self.raw[self.may & np.isfinite(self.raw)]
+        self.typical = float(np.median(finite)) if len(finite) else 0.0
+        # One number per candidate from the seed: the same whatever the chunks are.
+        self.tie = np.random.default_rng(np.random.SeedSequence(seed)).permutation(self.pool.size)
+        self.value, self.unseen_value = weigh(self.raw, self.unseen, self.cost, self.typical)
+        candidate = np.flatnonzero(self.may)
+        order = order_of(self.value[candidate], self.unseen_value[candidate], self.tie[candidate])
+        self.ordered = candidate[order]
+
+    def dataset(self, chosen: IntArray, score: FloatArray) -> xr.Dataset:
+        """Cores Dataset of candidates, in the order given."""
+        pool, structure = self.pool, self.pool.structure_of(chosen)
+        block = chosen - pool.block_start[structure]
+        kind = pool.per_block(lambda graph: graph.kind, np.int64)
+        names = np.array(pool.names, TEXT)
+        out = xr.Dataset(
+            {
+                "core_structure": ("core", structure),
+                "core_block": ("core", block),
+                "system": ("core", names[pool.system_of[structure]]),
+                "kind": ("core", kind[chosen].astype(np.int32)),
+                "score": ("core", score),
+                "first_score": ("core", self.value[chosen]),
+                "n_unseen": ("core", self.unseen[chosen].astype(np.int64)),
+            }
+        )
+        if self.cost is not None:
+            out["relative_cost"] = ("core", self.cost[chosen])
+        for key in ("model_hash", "density_hash"):
+            if key in self.scores.attrs:
+                out.attrs[key] = self.scores.attrs[key]
+        return out
+
+
+def rank(
+    structures: xr.Dataset,
+    scores: xr.Dataset,
+    blocks_by_system: Mapping[str, xr.Dataset],
+    *,
+    ranking: str | Ranking = "least_likely_atom",
+    seed: int = 0,
+    cost: str | CostModel | None = None,
+    shells: int = 1,
+    roles: Sequence[str] | None = None,
+) -> xr.Dataset:
+    """Order all blocks of all structures by how much they are wanted as cores.
+
+    Parameters
+    ----------
+    structures : Dataset of kind ``structures``
+    scores : Dataset with the variable that the ranking reads, e.g. `log_likelihood` (atom)
+        The same atoms in the same order. May be lazy: one task per chunk.
+    blocks_by_system : blocks Dataset of each name in ``structures.system``
+    ranking : name (`ranking_names`) or object; the paper's rule is ``least_likely_atom``
+    seed : order of what is tied
+    cost : ``"atoms"``, ``"electrons"``, ``"electrons_squared"``, ``"electrons_cubed"`` or a
+        function of (n_atoms, n_electrons); weighs the estimated cost of each label
+    shells : shells of the clusters, for their cost
+    roles : roles of blocks that may be cores; default: all but guests
+
+    Returns
+    -------
+    Dataset with dim core, most wanted first
+        `core_structure`, `core_block`, `system`, `kind`, `score`, `first_score`, `n_unseen`.
+    """
+    ranked = _Ranked(structures, scores, blocks_by_system, ranking, seed, cost, shells, roles)
+    return ranked.dataset(ranked.ordered, ranked.value[ranked.ordered])
+
+
+def select(
+    structures: xr.Dataset,
+    scores: xr.Dataset,
+    blocks_by_system: Mapping[str, xr.Dataset],
+    *,
+    n: int,
+    ranking: str | Ranking = "least_likely_atom",
+    seed: int = 0,
+    cost: str | CostModel | None = None,
+    features: xr.Dataset | None = None,
+    coverage: str | None = None,
+    bandwidth: float = 1.0,
+    shells: int = 1,
+    roles: Sequence[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> xr.Dataset:
+    """Choose a batch of cores that does not take the same environment again and again.
+
+    The most wanted block is taken; what it covers no longer counts; and so on.
+
+    - ``coverage="features"`` (default where features are given): log-likelihoods of all atoms of
+      the pool, in this and in other structures, are raised to what a density that also holds the
+      picked atoms would give. Unfamiliar atoms unlike any pick keep their score.
+    - ``coverage="blocks"`` (default otherwise): a pick covers the blocks of its class (same kind,
+      same neighbours) in its own walk: variable `walk` (structure) if there is one, else its own
+      structure. When all blocks more wanted than the median one are covered, the next round
+      begins; what is less wanted than the median comes last.
+    - ``coverage="none"``: the first `n` of `rank`.
+
+    Parameters
+    ----------
+    structures, scores, blocks_by_system, ranking, seed, cost, shells, roles
+        As in `rank`.
+    n : how many cores; fewer are returned where there are fewer blocks
+    features : Dataset with `features` (atom, feature), what the scores were computed from
+    bandwidth : multiplies the width of what a pick covers in features
+    progress : called with a line of text now and then
+
+    Returns
+    -------
+    Dataset with dim core, in the order of picking
+        As `rank`; `score` is the value at the moment of picking, `first_score` before any pick.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If an option cannot be meant, or the Datasets do not belong together.
+    """
+    if int(n) != n or n < 1:
+        raise ConfigError(f"n={n!r}: expected the number of clusters, at least 1")
+    mode = coverage or ("features" if features is not None else "blocks")
+    if mode not in COVERAGES:
+        raise ConfigError(f"unknown coverage {mode!r}; known: {', '.join(COVERAGES)}")
+    if mode != "features":
+        features = None
+    elif features is None:
+        raise ConfigError("coverage='features' needs features=...; or use coverage='blocks'")
+    if not bandwidth > 0:
+        raise ConfigError(f"bandwidth={bandwidth!r}: expected a positive number")
+    ranked = _Ranked(structures, scores, blocks_by_system, ranking, seed, cost, shells, roles)
+    n = min(n, len(ranked.ordered))
+    if features is not None:
+        chosen, score = _greedy(ranked, features, n, bandwidth, progress)
+    else:
+        chosen = ranked.ordered
+        if mode == "blocks":
+            chosen = _rounds(ranked, structures)
+        chosen = chosen[:n]
+        score = ranked.value[chosen]
+    return ranked.dataset(chosen, score)
+
+
+def _rounds(ranked: _Ranked, structures: xr.Dataset) -> IntArray:
+    """Candidates in rounds: each round takes one block of every class in every walk."""
+    pool, ordered = ranked.pool, ranked.ordered
+    n_structures = len(pool.system_of)
+    walk = np.arange(n_structures)
+    if "walk" in structures.variables:
+        walk = np.unique(structures["walk"].values, return_inverse=True)[1]
+    classes = [block_classes(graph) for graph in pool.graphs]
+    label = np.concatenate([classes[k] for k in pool.system_of.tolist()])[ordered]
+    structure = pool.structure_of(ordered)
+    system = pool.system_of[structure]
+    address = np.stack([walk[structure], system, label], axis=1)
+    group = np.unique(address, axis=0, return_inverse=True)[1].reshape(-1)
+    by_group = np.argsort(group, kind="stable")  # keeps the order of ranking within a group
+    begin = np.searchsorted(group[by_group], np.arange(group.max() + 1))
+    turn = np.empty(len(ordered), dtype=np.int64)
+    turn[by_group] = np.arange(len(ordered)) - begin[group[by_group]]
+    familiar = ranked.raw[ordered] <= ranked.typical
+    return ordered[np.lexsort([np.arange(len(ordered)), turn, familiar])]
+
+
+def _moments(features: Any, numbers: Any) -> ElementMoments:
+    """Moments per element of a NumPy or Dask array of features: one task per chunk."""
+    width = features.shape[1]
+    if not hasattr(features, "dask"):
+        return ElementMoments(width).add(np.asarray(features), np.asarray(numbers))
+    import dask
+
+    whole = features.rechunk({1: -1})
+    task = dask.delayed(_chunk_moments, pure=True)
+    parts = [
+        task(f, z)
+        for f, z in zip(whole.to_delayed().ravel(), _like(numbers, whole[:, 0]).to_delayed())
+    ]
+    total = ElementMoments(width)
+    for part in dask.compute(*parts):
+        total.merge(part)
+    return total
+
+
+def _chunk_moments(features: FloatArray, numbers: IntArray) -> ElementMoments:
+    return ElementMoments(features.shape[1]).add(features, numbers)
+
+
+def _greedy(
+    ranked: _Ranked,
+    features: xr.Dataset,
+    n: int,
+    bandwidth: float,
+    progress: Callable[[str], None] | None,
+) -> tuple[IntArray, FloatArray]:
+    """Pick, cover, pick again. Exact: only the front of the order is held in memory, and a block
+    behind it is looked at as soon as its value before any pick exceeds the best in front.
+    """
+    pool, ranking = ranked.pool, ranked.ranking
+    if "features" not in features.variables or features["features"].shape[0] != pool.atom_start[-1]:
+        raise DataError(
+            "features do not belong to these structures: expected a variable features "
+            f"(atom, feature) with {pool.atom_start[-1]} rows"
+        )
+    matrix = features["features"].data
+    score, numbers = score_arrays(pool, ranking, ranked.scores)
+    has_density = "log_likelihood" in ranked.scores.variables
+    kernel = Kernel(_moments(matrix, numbers), bandwidth)
+    picked: list[int] = []
+    at_pick: list[float] = []
+    size = min(len(ranked.ordered), max(10 * n, 1000))
+    front = ranked.ordered[:size]
+    atoms, owner = pool.atoms_of(front)
+
+    def load() -> tuple[FeatureCoverage, FloatArray, FloatArray]:
+        density = ranked.scores["log_likelihood"].data if has_density else score
+        x = gather(matrix, atoms)
+        held = FeatureCoverage(kernel, x, gather(numbers, atoms), gather(density, atoms))
+        return held, gather(score, atoms), x
+
+    held, own, x = load()
+    done = np.zeros(len(front), dtype=np.bool_)
+    while len(picked) < n:
+        counts = held.counts
+        effective = held.effective if ranking.variable == "log_likelihood" else own
+        mask: BoolArray | None = None if ranking.variable == "log_likelihood" else counts
+        terms = reduce_blocks(ranking, effective, held.numbers, owner, len(front), counts=mask)
+        lost = np.isneginf(effective)
+        unseen = np.bincount(owner, weights=lost, minlength=len(front)).astype(float)
+        raw = np.asarray(ranking.wanted(terms), dtype=float)
+        cost = None if ranked.cost is None else ranked.cost[front]
+        value, unseen_value = weigh(raw, unseen, cost, ranked.typical)
+        order = order_of(value, unseen_value, ranked.tie[front])
+        best = int(order[~done[order]][0]) if not done.all() else -1
+        behind = ranked.ordered[len(front)] if len(front) < len(ranked.ordered) else None
+        if behind is not None and (best < 0 or value[best] <= ranked.value[behind]):
+            front = ranked.ordered[: 2 * len(front)]
+            atoms, owner = pool.atoms_of(front)
+            held, own, x = load()
+            for block in picked:
+                rows = owner == np.flatnonzero(front == block)[0]
+                held.pick(x[rows], held.numbers[rows])
+            done = np.isin(front, picked)
+            continue
+        done[best] = True
+        picked.append(int(front[best]))
+        at_pick.append(float(value[best]))
+        rows = owner == best
+        held.pick(x[rows], held.numbers[rows])
+        if progress is not None and len(picked) % 100 == 0:
+            progress(f"chose {len(picked)} of {n} cores")
+    return np.array(picked, dtype=np.int64), np.array(at_pick)
+
+
+def random_cores(
+    structures: xr.Dataset,
+    blocks_by_system: Mapping[str, xr.Dataset],
+    *,
+    n: int,
+    seed: int,
+    roles: Sequence[str] | None = None,
+) -> xr.Dataset:
+    """Draw cores for seed data, before there is any score (SI.4).
+
+    Kinds of blocks take turns, so that the few bricks of a cell are not drowned by its linkers;
+    within a kind every block of every structure is as likely as any other. No block is drawn twice.
+
+    Parameters
+    ----------
+    structures : frames, usually perturbed ones
+    blocks_by_system : blocks Dataset of each name in ``structures.system``
+    n : how many; fewer are returned where there are fewer blocks
+    seed : of the draw
+    roles : roles of blocks that may be cores; default: all but guests
+
+    Returns
+    -------
+    Dataset with dim core: `core_structure`, `core_block`, `system`, `kind`
+    """
+    if int(n) != n or n < 1:
+        raise ConfigError(f"n={n!r}: expected the number of clusters, at least 1")
+    pool = make_pool(structures, blocks_by_system)
+    candidate = np.flatnonzero(allowed(pool, roles))
+    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    candidate = rng.permutation(candidate)
+    structure = pool.structure_of(candidate)
+    kind = pool.per_block(lambda graph: graph.kind, np.int64)[candidate]
+    group = np.unique(
+        np.stack([pool.system_of[structure], kind], axis=1), axis=0, return_inverse=True
+    )[1].reshape(-1)
+    by_group = np.argsort(group, kind="stable")
+    begin = np.searchsorted(group[by_group], np.arange(group.max(initial=0) + 1))
+    turn = np.empty(len(candidate), dtype=np.int64)
+    turn[by_group] = np.arange(len(candidate)) - begin[group[by_group]]
+    chosen = candidate[np.argsort(turn, kind="stable")][:n]
+    structure = pool.structure_of(chosen)
+    all_kinds = pool.per_block(lambda graph: graph.kind, np.int64)
+    return xr.Dataset(
+        {
+            "core_structure": ("core", structure),
+            "core_block": ("core", chosen - pool.block_start[structure]),
+            "system": ("core", np.array(pool.names, TEXT)[pool.system_of[structure]]),
+            "kind": ("core", all_kinds[chosen].astype(np.int32)),
+        }
+    )
