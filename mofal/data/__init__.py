@@ -6,38 +6,54 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mofal.data.atoms import from_atoms, to_atoms
     from mofal.data.hashing import hash_arrays, hash_json, structure_hash
     from mofal.data.ragged import (
         atom_slice,
         concat,
         count_elements,
-        from_atoms,
         gather_index,
         make_structures,
         offsets,
         relative_energy,
         select,
-        to_atoms,
+        structure_ids,
     )
-    from mofal.data.store import open_group, read_json, write_group, write_json
+    from mofal.data.store import (
+        atomic_path,
+        check_group,
+        open_group,
+        read_json,
+        remove_leftovers,
+        write_group,
+        write_json,
+    )
     from mofal.data.text import read, write
     from mofal.data.variables import FORMAT, STATUSES, VARIABLES, describe, validate
 
 _NAMES = {
     "hashing": ("hash_arrays", "hash_json", "structure_hash"),
+    "atoms": ("from_atoms", "to_atoms"),
     "ragged": (
         "atom_slice",
         "concat",
         "count_elements",
-        "from_atoms",
         "gather_index",
         "make_structures",
         "offsets",
         "relative_energy",
         "select",
-        "to_atoms",
+        "structure_ids",
     ),
-    "store": ("open_group", "read_json", "write_group", "write_json"),
+    "store": (
+        "atomic_path",
+        "check_group",
+        "open_group",
+        "read_json",
+        "remove_leftovers",
+        "write_group",
+        "write_json",
+    ),
     "text": ("read", "write"),
     "variables": ("FORMAT", "STATUSES", "VARIABLES", "describe", "validate"),
 }
@@ -47,6 +63,8 @@ __all__ = [
     "STATUSES",
     "VARIABLES",
     "atom_slice",
+    "atomic_path",
+    "check_group",
     "concat",
     "count_elements",
     "describe",
@@ -60,8 +78,10 @@ __all__ = [
     "read",
     "read_json",
     "relative_energy",
+    "remove_leftovers",
     "select",
     "structure_hash",
+    "structure_ids",
     "to_atoms",
     "validate",
     "write",

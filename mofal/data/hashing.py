@@ -15,24 +15,50 @@ LENGTH = 20
 def hash_json(content: Any) -> str:
     """Hash of anything JSON can hold, whatever the order of its keys.
 
+    An integer and a float are two contents, even where they are equal: 1 is not 1.0.
+
     Raises
     ------
     TypeError
         Something in it has no JSON form.
+    ValueError
+        It holds NaN or infinity.
     """
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:LENGTH]
 
 
 def hash_arrays(*arrays: np.ndarray) -> str:
-    """Hash of arrays: shape, kind and bytes, independent of the machine's byte order."""
+    """Hash of arrays: shape, kind and bytes, independent of the machine's byte order.
+
+    Text counts by its characters, whatever NumPy type holds it.
+
+    Raises
+    ------
+    TypeError
+        An array holds something else than numbers, booleans or text.
+    """
     digest = hashlib.sha256()
     for array in arrays:
-        a = np.ascontiguousarray(array)
+        a = np.asarray(array)
+        if a.dtype.kind in "OTU":
+            digest.update(_text(a))
+            continue
+        if a.dtype.kind not in "biufcS":
+            raise TypeError(f"an array of {a.dtype} has no hash; expected numbers or text")
         little = a.astype(a.dtype.newbyteorder("<"), copy=False)
         digest.update(f"{little.dtype.str}{a.shape}".encode())
-        digest.update(little.tobytes())
+        digest.update(np.ascontiguousarray(little).tobytes())
     return digest.hexdigest()[:LENGTH]
+
+
+def _text(array: np.ndarray) -> bytes:
+    # The bytes of such an array are addresses: take the words themselves.
+    words = array.ravel().tolist()
+    odd = next((w for w in words if not isinstance(w, str)), None)
+    if odd is not None:
+        raise TypeError(f"an array that holds {odd!r} has no hash; expected numbers or text")
+    return f"text{array.shape}{json.dumps(words)}".encode()
 
 
 def structure_hash(

@@ -1,28 +1,27 @@
 """Ragged structures: flat along `atom`, with `n_atoms(structure)` (CF contiguous ragged arrays).
 
-Array functions first, then the verbs on Datasets, then the way from and to `ase.Atoms`.
+Array functions first, then their Dask forms, then the verbs on Datasets.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mofal.data.hashing import structure_hash
-from mofal.data.variables import STATUSES, VARIABLES, describe, validate
+from mofal.data.variables import VARIABLES, describe, validate
 from mofal.errors import DataError
 
 if TYPE_CHECKING:
+    import dask.array as da
     import xarray as xr
-    from ase import Atoms
 
-_LABELS = ("energy", "forces", "stress", "status", "reason", "wall_time")
-_BASE = frozenset({"numbers", "positions", "cell", "pbc", "n_atoms", "structure_index"})
-_LEVEL_ATTRS = ("level_of_theory", "level_hash", "isolated_atom_energies")
+BASE = ("numbers", "positions", "cell", "pbc", "n_atoms", "structure_index")
+"""What every structure has; what cannot be filled in."""
 _NOT_COMPARABLE = {
     "level_hash": "labels of two levels of theory",
     "model_hash": "features of two models",
@@ -47,9 +46,83 @@ def gather_index(n_atoms: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 def count_elements(numbers: np.ndarray, structure_index: np.ndarray, n: int) -> np.ndarray:
     """How many atoms of each element each structure has: shape (structure, 119)."""
-    out = np.zeros((n, 119), np.int64)
-    np.add.at(out, (np.asarray(structure_index), np.asarray(numbers)), 1)
-    return out
+    return _count_columns(numbers, structure_index, n=n, column=np.arange(119), width=119)
+
+
+def _count_columns(
+    numbers: np.ndarray, structure_index: np.ndarray, *, n: int, column: np.ndarray, width: int
+) -> np.ndarray:
+    """Count atoms per structure and column, where `column[Z]` is the column of an element.
+
+    Raises
+    ------
+    DataError
+        An element has no column (-1).
+    """
+    z = np.asarray(numbers)
+    where = column[z]
+    if where.size and where.min() < 0:
+        from ase.data import chemical_symbols
+
+        unknown = [chemical_symbols[k] for k in np.unique(z[where < 0])]
+        raise DataError(
+            f"the isolated-atom energy of {', '.join(unknown)} at this level of theory is not "
+            "known; add it to isolated_atom_energies"
+        )
+    cells = np.asarray(structure_index, np.int64) * width + where
+    return np.bincount(cells, minlength=n * width).astype(np.int64).reshape(n, width)
+
+
+def fill_value(name: str, dtype: np.dtype) -> Any:
+    """Value of a variable where a structure does not have it: NaN, ``""``, or the registry's."""
+    if dtype.kind in "UTO":
+        return ""
+    if dtype.kind == "f":
+        return np.nan
+    return VARIABLES[name].missing if name in VARIABLES else 0
+
+
+# ---------------------------------------------------------------------------------- Dask
+def _lazy_index(n_atoms: np.ndarray, chunks: Sequence[int]) -> da.Array:
+    """`structure_index` in given chunks; each task holds only the counts of its own structures."""
+    import dask
+    import dask.array as da
+
+    start = offsets(n_atoms)
+    edges = offsets(np.asarray(chunks))
+    blocks = []
+    for a, b in pairwise(edges):
+        first = int(np.searchsorted(start, a, "right")) - 1
+        last = max(first, int(np.searchsorted(start, b, "left")))
+        inside = np.minimum(start[first + 1 : last + 1], b) - np.maximum(start[first:last], a)
+        block = dask.delayed(np.repeat, pure=True)(np.arange(first, last), inside)
+        blocks.append(da.from_delayed(block, shape=(int(b - a),), dtype=np.int64))
+    return da.concatenate(blocks)
+
+
+def _lazy_counts(
+    numbers: Any, structure_index: Any, *, n: int, column: np.ndarray, width: int
+) -> da.Array:
+    """`_count_columns` chunk by chunk, added up as a tree; counts are exact in any order."""
+    import dask.array as da
+
+    z, index = da.asarray(numbers), da.asarray(structure_index)
+    if z.chunks != index.chunks:
+        (z, index) = da.core.unify_chunks(z, "i", index, "i")[1]
+
+    def block(z: np.ndarray, index: np.ndarray) -> np.ndarray:
+        return _count_columns(z, index, n=n, column=column, width=width)[np.newaxis]
+
+    parts = da.map_blocks(
+        block,
+        z,
+        index,
+        new_axis=[1, 2],
+        chunks=((1,) * z.numblocks[0], (n,), (width,)),
+        dtype=np.int64,
+        meta=np.empty((0, 0, 0), np.int64),
+    )
+    return parts.sum(axis=0)
 
 
 # ---------------------------------------------------------------------------------- verbs
@@ -87,26 +160,29 @@ def make_structures(
     """
     import xarray as xr
 
-    count = np.asarray(n_atoms, np.int64)
+    count = _cast("n_atoms", n_atoms).ravel()
     n = len(count)
-    z = np.asarray(numbers, np.int32)
-    xyz = np.asarray(positions, np.float64).reshape(-1, 3)
-    if len(z) != len(xyz) or len(z) != count.sum():
+    z = _cast("numbers", numbers).ravel()
+    xyz = _cast("positions", positions)
+    if xyz.size == 0:
+        xyz = xyz.reshape(0, 3)
+    if len(z) != count.sum() or xyz.shape != (len(z), 3):
         raise DataError(
-            f"{len(z)} numbers, {len(xyz)} positions and n_atoms adding up to {int(count.sum())} "
-            "do not belong together"
+            f"{len(z)} numbers, positions of shape {xyz.shape} and n_atoms adding up to "
+            f"{int(count.sum())} do not belong together"
         )
-    lattice = np.zeros((n, 3, 3)) if cell is None else np.asarray(cell, np.float64)
-    lattice = lattice.reshape(n, 3, 3)
+    lattice = np.zeros((n, 3, 3)) if cell is None else _cast("cell", cell)
+    if lattice.shape == (3, 3) and n == 1:
+        lattice = lattice[np.newaxis]
+    if lattice.shape != (n, 3, 3):
+        raise DataError(f"cell has shape {lattice.shape}, expected {(n, 3, 3)}")
     if pbc is None:
         periodic = np.abs(lattice).sum(axis=2) > 0
     else:
-        periodic = np.broadcast_to(np.asarray(pbc, np.bool_), (n, 3)).copy()
-    start = offsets(count)
-    ids = [
-        structure_hash(z[a:b], xyz[a:b], lattice[i], periodic[i])
-        for i, (a, b) in enumerate(pairwise(start))
-    ]
+        given = np.asarray(pbc, np.bool_)
+        if given.shape not in ((), (3,), (n, 3)):
+            raise DataError(f"pbc has shape {given.shape}, expected {(n, 3)}")
+        periodic = np.broadcast_to(given, (n, 3)).copy()
     variables: dict[str, Any] = {
         "numbers": ("atom", z),
         "positions": (("atom", "xyz"), xyz),
@@ -114,17 +190,49 @@ def make_structures(
         "pbc": (("structure", "cell_vector"), periodic),
         "n_atoms": ("structure", count),
         "structure_index": ("atom", np.repeat(np.arange(n), count)),
-        "structure_id": ("structure", np.array(ids, TEXT)),
+        "structure_id": ("structure", _hashes(z, xyz, lattice, periodic, count)),
         "system": ("structure", _text(system, n)),
         "parent": ("structure", _text(parent, n)),
     }
     for name, value in more.items():
         spec = VARIABLES.get(name)
         if spec is None:
-            raise DataError(f"{name!r} is no registered variable (mofal/data/variables.py)")
-        dtype = TEXT if spec.dtype == "str" else np.dtype(spec.dtype)
-        variables[name] = (spec.dims, np.asarray(value, dtype))
+            known = ", ".join(v for v in VARIABLES if v not in variables)
+            raise DataError(f"{name!r} is no registered variable; registered: {known}")
+        data = _cast(name, value)
+        length = {"structure": n, "atom": len(z)}.get(spec.dims[0], len(data) if data.ndim else 0)
+        if data.ndim != len(spec.dims) or len(data) != length:
+            raise DataError(
+                f"{name} has shape {data.shape}, expected {len(spec.dims)} dims {spec.dims} with "
+                f"{length} along {spec.dims[0]}"
+            )
+        variables[name] = (spec.dims, data)
     return validate(describe(xr.Dataset(variables)), "structures")
+
+
+def _cast(name: str, value: Any) -> np.ndarray:
+    """Turn a value into the registered type, or say why that would change it."""
+    spec = VARIABLES[name]
+    if spec.dtype == "str":
+        return np.asarray([str(v) for v in value], TEXT)
+    try:
+        given = np.asarray(value)
+    except ValueError as error:
+        raise DataError(f"{name} cannot be {spec.dtype}: {error}") from None
+    if given.size and given.dtype.kind not in "biuf":
+        raise DataError(
+            f"{name} holds {given.ravel()[0]!r}, expected {spec.dtype} ({spec.meaning})"
+        )
+    with np.errstate(invalid="ignore", over="ignore"):
+        out = given.astype(spec.dtype)
+    differs = (out != given) & (out.dtype.kind != "f")
+    changed = np.flatnonzero(differs.ravel())
+    if len(changed):
+        raise DataError(
+            f"{name} holds {given.ravel()[changed[0]].item()!r}, expected {spec.dtype} "
+            f"({spec.meaning})"
+        )
+    return out
 
 
 def _text(value: str | Iterable[str], n: int) -> np.ndarray:
@@ -132,6 +240,24 @@ def _text(value: str | Iterable[str], n: int) -> np.ndarray:
     if len(values) != n:
         raise DataError(f"{len(values)} names for {n} structures")
     return np.array(values, TEXT)
+
+
+def _hashes(
+    z: np.ndarray, xyz: np.ndarray, lattice: np.ndarray, periodic: np.ndarray, count: np.ndarray
+) -> np.ndarray:
+    ids = [
+        structure_hash(z[a:b], xyz[a:b], lattice[i], periodic[i])
+        for i, (a, b) in enumerate(pairwise(offsets(count)))
+    ]
+    return np.array(ids, TEXT)
+
+
+def structure_ids(ds: xr.Dataset) -> np.ndarray:
+    """Identity of each structure, computed from what it is now: shape (structure,), text.
+
+    Reads lazy variables. `structure_id` of a sound Dataset is equal to this.
+    """
+    return _hashes(*(ds[v].values for v in ("numbers", "positions", "cell", "pbc", "n_atoms")))
 
 
 def atom_slice(ds: xr.Dataset, i: int) -> slice:
@@ -163,35 +289,89 @@ def select(ds: xr.Dataset, indices: int | Sequence[int] | np.ndarray | slice) ->
             if len(chosen) != n:
                 raise DataError(f"a mask of {len(chosen)} for {n} structures")
             chosen = np.flatnonzero(chosen)
-    if chosen.size and (chosen.min() < -n or chosen.max() >= n):
-        raise DataError(f"structure {int(chosen.max())} of a Dataset that has {n}")
+    if chosen.dtype.kind not in "iu":
+        raise DataError(f"structures are chosen by integers or a mask, not by {chosen.dtype}")
+    outside = chosen[(chosen < -n) | (chosen >= n)]
+    if outside.size:
+        raise DataError(f"structure {int(outside[0])} of a Dataset that has {n}")
     chosen = chosen % n if n else chosen
     count = ds["n_atoms"].values
-    out = ds.isel(structure=chosen)
+    out = ds.isel(structure=_as_slice(chosen))
     if "atom" in ds.sizes:
-        out = out.isel(atom=gather_index(count, chosen))
+        if isinstance(_as_slice(chosen), slice):
+            # A slice, unlike an index, reaches the store: only what is asked for is read.
+            start = offsets(count)
+            first, last = (int(chosen[0]), int(chosen[-1]) + 1) if chosen.size else (0, 0)
+            out = out.isel(atom=slice(int(start[first]), int(start[last])))
+        else:
+            out = out.isel(atom=gather_index(count, chosen))
         if "structure_index" in out:
-            index = np.repeat(np.arange(len(chosen)), count[chosen])
-            out["structure_index"] = ("atom", index, ds["structure_index"].attrs)
+            old = out["structure_index"]
+            index: Any
+            if old.chunks is None:
+                index = np.repeat(np.arange(len(chosen)), count[chosen])
+            else:
+                index = _lazy_index(count[chosen], old.chunks[0])
+            out["structure_index"] = ("atom", index, old.attrs)
     return out
 
 
+def _as_slice(chosen: np.ndarray) -> np.ndarray | slice:
+    if chosen.size == 0:
+        return slice(0, 0)
+    if np.all(np.diff(chosen) == 1):
+        return slice(int(chosen[0]), int(chosen[-1]) + 1)
+    return chosen
+
+
 def concat(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Join Datasets of structures, labels, features or scores, one after the other.
+    """Join Datasets of structures, labels, features or scores, one after the other; stays lazy.
 
     A variable that only some of them have is filled: NaN for labels and numbers, ``""`` for text,
-    core (0) for `region`, -1 for `parent_atom`.
+    for integers what the registry says (core for `region`, -1 for `parent_atom`). Numbers and
+    positions, and integers that are not registered, are never made up.
 
     Raises
     ------
     DataError
-        There is none, or labels of two levels of theory (or features of two models) would be mixed.
+        There is none, or labels of two levels of theory (or features of two models) would be mixed,
+        or a variable is missing that cannot be filled.
     """
     import xarray as xr
 
     parts = [d for d in datasets if d.sizes.get("structure", 0) > 0] or list(datasets[:1])
     if not parts:
         raise DataError("nothing to concatenate")
+    attrs = _join_attrs(parts)
+    models: dict[str, xr.DataArray] = {}
+    for part in parts:
+        for name in map(str, part.data_vars):
+            models.setdefault(name, part[name])
+    columns: dict[str, list[xr.Variable]] = {name: [] for name in models}
+    shift = 0
+    for k, part in enumerate(parts):
+        for name, model in models.items():
+            piece = part[name].variable if name in part else _filled(part, k, name, model)
+            if piece.dims != model.dims or piece.shape[1:] != model.shape[1:]:
+                raise DataError(
+                    f"{name} of Dataset {k} has dims {dict(zip(piece.dims, piece.shape))}, that of "
+                    f"another {dict(model.sizes)}; they cannot be joined"
+                )
+            if name == "structure_index":
+                piece = piece + shift
+            elif piece.dtype.kind in "UO" and model.dtype.kind in "UTO":
+                piece = piece.astype(TEXT)
+            columns[name].append(piece)
+        shift += part.sizes["structure"]
+    variables = {}
+    for name, model in models.items():
+        along = next((d for d in ("atom", "structure") if d in model.dims[:1]), None)
+        joined = columns[name][0] if along is None else xr.Variable.concat(columns[name], along)
+        variables[name] = (model.dims, joined.data, model.attrs)
+    return xr.Dataset(variables, attrs=attrs)
+
+
+def _join_attrs(parts: Sequence[xr.Dataset]) -> dict[str, Any]:
     attrs: dict[str, Any] = {}
     for part in parts:
         for key, value in part.attrs.items():
@@ -200,59 +380,56 @@ def concat(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
                     f"{_NOT_COMPARABLE[key]} in one Dataset: {attrs[key]} and {value}; "
                     "they are not comparable"
                 )
+            if key == "isolated_atom_energies" and attrs.get(key, value) != value:
+                value = _join_energies(attrs[key], value)
             attrs[key] = value
-    names = list(dict.fromkeys(str(v) for part in parts for v in part.data_vars))
-    filled = []
-    for part in parts:
-        missing = {}
-        for name in names:
-            if name not in part:
-                spec = next(p[name] for p in parts if name in p)
-                shape = tuple(part.sizes.get(d, spec.sizes[d]) for d in spec.dims)
-                missing[name] = (spec.dims, _filler(name, spec.dtype, shape), spec.attrs)
-        filled.append(part.assign(missing) if missing else part)
-    shift = 0
-    renumbered = []
-    for part in filled:
-        if "structure_index" in part:
-            part = part.assign(structure_index=part["structure_index"] + shift)
-        shift += part.sizes["structure"]
-        renumbered.append(part)
-    by_dim: dict[str, xr.DataArray] = {}
-    for name in names:
-        dims = renumbered[0][name].dims
-        along = "atom" if "atom" in dims else "structure" if "structure" in dims else None
-        if along is None:
-            by_dim[name] = renumbered[0][name]
-        else:
-            by_dim[name] = xr.concat(
-                [p[name] for p in renumbered], dim=along, coords="minimal", compat="override"
+    return attrs
+
+
+def _join_energies(one: str, other: str) -> str:
+    a, b = json.loads(one), json.loads(other)
+    for symbol in a.keys() & b.keys():
+        if a[symbol] != b[symbol]:
+            raise DataError(
+                f"the isolated {symbol} has {a[symbol]} eV in one Dataset and {b[symbol]} eV in "
+                "another; labels of two levels of theory are not comparable"
             )
-    out = xr.Dataset(by_dim)
-    for name in names:
-        out[name].attrs = renumbered[0][name].attrs
-    out.attrs = attrs
-    return out
+    return json.dumps({**a, **b}, sort_keys=True)
 
 
-def _filler(name: str, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    if dtype.kind in "UTO":
-        return np.full(shape, "", TEXT)
-    if dtype.kind == "f":
-        return np.full(shape, np.nan, dtype)
-    return np.full(shape, -1 if name == "parent_atom" else 0, dtype)
+def _filled(part: xr.Dataset, k: int, name: str, model: xr.DataArray) -> xr.Variable:
+    """Make the variable that `part` lacks, lazily where the rest of it is lazy."""
+    import xarray as xr
+
+    registered = name in VARIABLES
+    if name in (*BASE, "structure_id") or (model.dtype.kind in "iub" and not registered):
+        raise DataError(
+            f"Dataset {k} lacks {name}, which others have and which cannot be made up; "
+            f"leave it out: ds.drop_vars({name!r})"
+        )
+    shape = tuple(part.sizes.get(d, model.sizes[d]) for d in model.dims)
+    dtype = TEXT if model.dtype.kind in "UTO" else model.dtype
+    value = fill_value(name, dtype)
+    beside = [v for v in part.data_vars.values() if v.dims[:1] == model.dims[:1] and v.chunks]
+    if beside and dtype.kind != "T":
+        import dask.array as da
+
+        rows = (beside[0].chunks or ((shape[0],),))[0]
+        chunks = (rows, *((n,) for n in shape[1:]))
+        return xr.Variable(model.dims, da.full(shape, value, dtype=dtype, chunks=chunks))
+    return xr.Variable(model.dims, np.full(shape, value, dtype))
 
 
 def relative_energy(ds: xr.Dataset) -> xr.DataArray:
     """Energy minus the isolated atoms at the same level, in eV: shape (structure,).
 
-    This is what a potential is trained on (method.md, Energy zero): totals of a capped cluster and
-    of a crystal differ per atom by far more than what is to be learnt.
+    This is what a potential is trained on (arXiv:2504.03881): totals of a capped cluster and of a
+    crystal differ per atom by far more than what is to be learnt. Lazy where `numbers` are lazy.
 
     Raises
     ------
     DataError
-        The isolated-atom energies of an element are not known.
+        The isolated-atom energies of an element are not known (said while computing, if lazy).
     """
     import xarray as xr
 
@@ -262,186 +439,22 @@ def relative_energy(ds: xr.Dataset) -> xr.DataArray:
             "these labels carry no isolated_atom_energies: "
             'set ds.attrs["isolated_atom_energies"] to JSON such as {"H": -10.9, ...} in eV'
         )
-    from ase.data import atomic_numbers, chemical_symbols
+    from ase.data import atomic_numbers
 
-    per_element = np.full(119, np.nan)
-    for symbol, value in json.loads(text).items():
-        per_element[atomic_numbers[symbol]] = value
-    counts = count_elements(
-        ds["numbers"].values, ds["structure_index"].values, ds.sizes["structure"]
+    known = {atomic_numbers[symbol]: float(value) for symbol, value in json.loads(text).items()}
+    column = np.full(119, -1)
+    column[list(known)] = np.arange(len(known))
+    numbers, index = ds["numbers"], ds["structure_index"]
+    lazy = numbers.chunks is not None or index.chunks is not None
+    counts = (_lazy_counts if lazy else _count_columns)(
+        numbers.data, index.data, n=ds.sizes["structure"], column=column, width=len(known)
     )
-    present = np.flatnonzero(counts.sum(axis=0))
-    unknown = [chemical_symbols[z] for z in present if np.isnan(per_element[z])]
-    if unknown:
-        raise DataError(
-            f"the isolated-atom energy of {', '.join(unknown)} at this level of theory is not "
-            "known; add it to isolated_atom_energies"
-        )
-    atoms = counts[:, present] @ per_element[present]
+    # Element by element, in a fixed order: a sum per structure does not depend on the others.
+    atoms: Any = 0.0
+    for k, energy in enumerate(known.values()):
+        atoms = atoms + counts[:, k] * energy
     return xr.DataArray(
-        ds["energy"].values - atoms,
+        ds["energy"].data - atoms,
         dims="structure",
         attrs={"units": "eV", "long_name": "energy minus isolated atoms"},
     )
-
-
-# ---------------------------------------------------------------------------------- ase.Atoms
-def from_atoms(
-    atoms: Atoms | Sequence[Atoms],
-    *,
-    system: str | Sequence[str] | None = None,
-    labels: bool = False,
-) -> xr.Dataset:
-    """Make a structures Dataset from `ase.Atoms`.
-
-    Parameters
-    ----------
-    atoms : ase.Atoms or sequence of them
-        `info` and per-atom `arrays` whose names are registered variables come along.
-    system : str or sequence of str, optional
-        Name of the system; default: ``info["system"]``.
-    labels : bool
-        Take energy, forces and stress of attached calculators (results that are there already; no
-        calculation is started). What a calculator does not have becomes NaN.
-
-    Raises
-    ------
-    DataError
-        Nothing given, or positions that are not finite.
-    """
-    from ase import Atoms as AseAtoms
-
-    frames = [atoms] if isinstance(atoms, AseAtoms) else list(atoms)
-    if not frames:
-        raise DataError("no structures given")
-    n = len(frames)
-    for i, frame in enumerate(frames):
-        if len(frame) == 0:
-            raise DataError(f"structure {i} has no atoms")
-    more: dict[str, Any] = {}
-    for name, spec in VARIABLES.items():
-        if name in _BASE or name in ("structure_id", "system", "parent"):
-            continue
-        if spec.dims[0] == "structure" and any(name in f.info for f in frames):
-            fill = _filler(name, _np_dtype(spec.dtype), (VARIABLE_WIDTH.get(name, 1),))[0]
-            more[name] = [f.info.get(name, fill) for f in frames]
-        elif spec.dims[0] == "atom" and any(name in f.arrays for f in frames):
-            blocks = []
-            for f in frames:
-                if name in f.arrays:
-                    blocks.append(f.arrays[name])
-                else:
-                    width = next(g.arrays[name].shape[1:] for g in frames if name in g.arrays)
-                    blocks.append(_filler(name, _np_dtype(spec.dtype), (len(f), *width)))
-            more[name] = np.concatenate(blocks)
-    if labels:
-        more.update(_calculator_results(frames))
-    names = system if system is not None else [str(f.info.get("system", "")) for f in frames]
-    out = make_structures(
-        np.concatenate([f.numbers for f in frames]),
-        np.concatenate([f.positions for f in frames]),
-        n_atoms=[len(f) for f in frames],
-        cell=np.array([f.cell.array for f in frames]).reshape(n, 3, 3),
-        pbc=np.array([f.pbc for f in frames]).reshape(n, 3),
-        system=names,
-        parent=[str(f.info.get("parent", "")) for f in frames],
-        **more,
-    )
-    if labels:
-        validate(out, "labels")
-    for key in _LEVEL_ATTRS:
-        found = {str(f.info[key]) for f in frames if key in f.info}
-        if len(found) > 1:
-            raise DataError(f"structures with {len(found)} different {key} cannot be one Dataset")
-        if found:
-            out.attrs[key] = found.pop()
-    return out
-
-
-VARIABLE_WIDTH = {"stress": 6}
-
-
-def _np_dtype(name: str) -> np.dtype:
-    return TEXT if name == "str" else np.dtype(name)
-
-
-def _calculator_results(frames: Sequence[Atoms]) -> dict[str, Any]:
-    energy = np.full(len(frames), np.nan)
-    stress = np.full((len(frames), 6), np.nan)
-    forces = [np.full((len(f), 3), np.nan) for f in frames]
-    status = [str(f.info.get("status", "")) for f in frames]
-    for i, frame in enumerate(frames):
-        results = getattr(frame.calc, "results", {}) if frame.calc is not None else {}
-        if "energy" in results:
-            energy[i] = float(results["energy"])
-        if "forces" in results:
-            forces[i] = np.asarray(results["forces"], float)
-        if "stress" in results:
-            value = np.asarray(results["stress"], float)
-            stress[i] = (
-                value if value.shape == (6,) else value[[0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]]
-            )
-        if not status[i]:
-            whole = np.isfinite(energy[i]) and np.isfinite(forces[i]).all()
-            status[i] = "converged" if whole else "inconsistent"
-        if status[i] not in STATUSES:
-            raise DataError(
-                f"structure {i} has status {status[i]!r}; expected one of {', '.join(STATUSES)}"
-            )
-    return {
-        "energy": energy,
-        "forces": np.concatenate(forces),
-        "stress": stress,
-        "status": status,
-    }
-
-
-@overload
-def to_atoms(ds: xr.Dataset, i: None = None) -> list[Atoms]: ...
-@overload
-def to_atoms(ds: xr.Dataset, i: int) -> Atoms: ...
-def to_atoms(ds: xr.Dataset, i: int | None = None) -> list[Atoms] | Atoms:
-    """Make `ase.Atoms` of all structures, or of structure `i`.
-
-    Registered variables become `info` and `arrays`; labels become the results of a
-    `SinglePointCalculator` (where energy or forces are there), so that ASE sees them as its own.
-    """
-    chosen = range(ds.sizes["structure"]) if i is None else [i]
-    out = [_one_atoms(ds, k) for k in chosen]
-    return out if i is None else out[0]
-
-
-def _one_atoms(ds: xr.Dataset, i: int) -> Atoms:
-    from ase import Atoms as AseAtoms
-    from ase.calculators.singlepoint import SinglePointCalculator
-
-    span = atom_slice(ds, i)
-    out = AseAtoms(
-        numbers=ds["numbers"][span].values,
-        positions=ds["positions"][span].values,
-        cell=ds["cell"][i].values,
-        pbc=ds["pbc"][i].values,
-    )
-    for name in map(str, ds.data_vars):
-        spec = VARIABLES.get(name)
-        if spec is None or name in _BASE or name in _LABELS[:3]:
-            continue
-        if spec.dims == ("structure",):
-            value = ds[name].values[i]
-            out.info[name] = str(value) if spec.dtype == "str" else value.item()
-        elif spec.dims[0] == "atom":
-            out.arrays[name] = np.array(ds[name][span].values)
-    for key in _LEVEL_ATTRS:
-        if key in ds.attrs:
-            out.info[key] = str(ds.attrs[key])
-    results: Mapping[str, Any] = {}
-    if "energy" in ds:
-        results = {
-            "energy": float(ds["energy"].values[i]),
-            "forces": ds["forces"][span].values,
-            "stress": ds["stress"].values[i] if "stress" in ds else np.full(6, np.nan),
-        }
-        kept = {k: v for k, v in results.items() if not np.all(np.isnan(v))}
-        if kept:
-            out.calc = SinglePointCalculator(out, **kept)
-    return out

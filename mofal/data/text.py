@@ -3,19 +3,26 @@
 ASE's own writer keeps 8 decimals, and since ASE 3.23 the keys `energy` and `forces` become a
 calculator's results on reading. Here numbers are written so that they read back bit for bit, and
 labels stay labels (`SinglePointCalculator` on the way in, energy/forces/stress on the way out).
+
+ASE's reader guesses types: the text ``12`` becomes a number, ``T`` a boolean, ``1e5`` (which may
+well be the start of a hash) a float. Text that it would not give back is written as JSON, which it
+knows by the prefix ``_JSON``.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mofal.data.ragged import atom_slice, from_atoms
-from mofal.data.store import atomic_path
+from mofal.data.atoms import IDENTITY_ATTRS, from_atoms, to_atoms
+from mofal.data.files import atomic_path, not_written
+from mofal.data.ragged import offsets, select
 from mofal.data.variables import VARIABLES
 from mofal.errors import DataError, StructureError
 
@@ -24,7 +31,10 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 _XYZ = (".xyz", ".extxyz")
-_SKIPPED = frozenset({"numbers", "positions", "cell", "pbc", "n_atoms", "structure_index"})
+_ELSEWHERE = frozenset({"numbers", "positions", "cell", "pbc", "n_atoms", "structure_index"})
+"""What has a place of its own in the file, or follows from it."""
+_ATOMS_AT_ONCE = 100_000
+_VOIGT_TO_FULL = [0, 5, 4, 5, 1, 3, 4, 3, 2]
 
 
 def read_atoms(path: str | os.PathLike[str]) -> list[Atoms]:
@@ -43,7 +53,8 @@ def read_atoms(path: str | os.PathLike[str]) -> list[Atoms]:
     if file.stat().st_size == 0:
         raise StructureError(f"{file} is empty")
     try:
-        frames = ase.io.read(file, index=":")
+        # An "@" in a name is part of the name here, not ASE's way to choose frames.
+        frames = ase.io.read(file, index=":", do_not_split_by_at_sign=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise StructureError(
@@ -83,99 +94,167 @@ def read(path: str | os.PathLike[str], *, system: str | None = None) -> xr.Datas
         See `read_atoms`.
     """
     frames = read_atoms(path)
-    labelled = any(f.calc is not None and f.calc.results for f in frames)
+    labelled = any((f.calc is not None and f.calc.results) or "status" in f.info for f in frames)
     name: str | list[str]
     if system is not None:
         name = system
     else:
-        name = [str(f.info.get("system") or Path(path).stem) for f in frames]
+        name = [str(f.info.get("system", Path(path).stem)) for f in frames]
     for f in frames:
         for key in ("level_of_theory", "isolated_atom_energies"):
             if isinstance(f.info.get(key), dict):
                 f.info[key] = json.dumps(f.info[key], sort_keys=True)
-    return from_atoms(frames, system=name, labels=labelled)
+    try:
+        return from_atoms(frames, system=name, labels=labelled)
+    except DataError as error:
+        raise StructureError(f"{path}: {error}") from error
 
 
 def write(ds: xr.Dataset, path: str | os.PathLike[str]) -> Path:
     """Write structures as extended XYZ so that reading gives the same Dataset, bit for bit.
 
-    For other formats (by the ending of the name) ASE's writers are used, with their limits.
+    All registered variables are written except `features`, and the attributes that say what labels
+    belong to; other attributes and variables are not. For other formats (by the ending of the name)
+    ASE's writers are used, with their limits. Reads lazy variables, some structures at a time.
+
+    Raises
+    ------
+    DataError
+        The ending names no format that ASE writes, or an integer is too large for it.
+    StoreError
+        The disk refused.
     """
     file = Path(path)
-    if file.suffix not in _XYZ:
-        import ase.io
-
-        from mofal.data.ragged import to_atoms
-
+    try:
         with atomic_path(file) as temporary:
-            named = temporary.with_name(temporary.name + file.suffix)
-            ase.io.write(named, to_atoms(ds))
-            named.rename(temporary)
-        return file
-    ds = ds.load() if any(ds[v].chunks for v in ds.variables) else ds
-    with atomic_path(file) as temporary, temporary.open("w") as handle:
-        for i in range(ds.sizes["structure"]):
-            handle.write(_frame(ds, i))
+            if file.suffix.lower() in _XYZ:
+                with temporary.open("w", encoding="ascii", newline="\n") as handle:
+                    handle.writelines(_frames(ds))
+            else:
+                _write_other(ds, file, temporary)
+    except OSError as error:
+        raise not_written(file, error) from error
     return file
 
 
-def _frame(ds: xr.Dataset, i: int) -> str:
+def _write_other(ds: xr.Dataset, file: Path, temporary: Path) -> None:
+    import ase.io
+    from ase.io.formats import UnknownFileTypeError, filetype
+
+    try:
+        ase.io.write(temporary, to_atoms(ds), format=filetype(file.name, read=False))
+    except OSError:
+        raise
+    except UnknownFileTypeError:
+        raise DataError(
+            f"{file} has no ending of a format that can be written; expected e.g. .extxyz or .cif"
+        ) from None
+    except Exception as error:
+        raise DataError(
+            f"ASE cannot write {file}: {error}; write extended XYZ instead: "
+            f"{file.with_suffix('.extxyz').name}"
+        ) from error
+
+
+def _frames(ds: xr.Dataset) -> Iterator[str]:
+    keep = [n for n in map(str, ds.variables) if n in VARIABLES and n != "features"]
+    ds = ds[keep]
+    start = offsets(ds["n_atoms"].values)
+    first = 0
+    while first < ds.sizes["structure"]:
+        last = int(np.searchsorted(start, start[first] + _ATOMS_AT_ONCE, "right")) - 1
+        last = max(first + 1, last)
+        part = select(ds, slice(first, last)).compute()
+        span = offsets(part["n_atoms"].values)
+        columns, header = _atom_columns(part)
+        for i in range(last - first):
+            yield _frame(part, i, slice(int(span[i]), int(span[i + 1])), columns, header)
+        first = last
+
+
+def _atom_columns(ds: xr.Dataset) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tables of what is written per atom, and how the header names them."""
+    columns: dict[str, np.ndarray] = {}
+    header: dict[str, str] = {}
+    for name in ("positions", *map(str, ds.variables)):
+        if name in columns or (name in _ELSEWHERE and name != "positions"):
+            continue
+        if VARIABLES[name].dims[0] != "atom":
+            continue
+        values = ds[name].values
+        if values.dtype.kind in "iu" and values.size and np.abs(values).max() >= 2**31:
+            raise DataError(
+                f"{name} holds {int(values[np.abs(values).argmax()])}, and extended XYZ as ASE "
+                "reads it holds integers of 32 bits; write a group instead: "
+                "mofal.data.write_group"
+            )
+        table = values.reshape(len(values), -1)
+        kind = {"f": "R", "i": "I", "u": "I", "b": "L"}[values.dtype.kind]
+        columns[name] = table
+        header[name] = f"{'pos' if name == 'positions' else name}:{kind}:{table.shape[1]}"
+    return columns, header
+
+
+def _frame(
+    ds: xr.Dataset,
+    i: int,
+    span: slice,
+    columns: dict[str, np.ndarray],
+    header: dict[str, str],
+) -> str:
     from ase.data import chemical_symbols
 
-    span = atom_slice(ds, i)
-    symbols = [chemical_symbols[z] for z in ds["numbers"][span].values]
-    properties = ["species:S:1", "pos:R:3"]
-    columns: list[np.ndarray] = [ds["positions"][span].values]
-    for name in map(str, ds.data_vars):
-        spec = VARIABLES.get(name)
-        if spec is None or name in _SKIPPED or spec.dims[0] != "atom" or name == "features":
-            continue
-        values = ds[name][span].values
-        if name == "forces" and np.isnan(values).all():
-            continue
-        kind = {"f": "R", "i": "I", "b": "L"}[values.dtype.kind]
-        table = values.reshape(len(symbols), -1)
-        properties.append(f"{name}:{kind}:{table.shape[1]}")
-        columns.append(table)
-    comment = [f"Properties={':'.join(properties)}"]
-    cell = ds["cell"][i].values
-    if np.any(cell):
-        comment.insert(0, f'Lattice="{" ".join(_number(v) for v in cell.ravel())}"')
-    comment.append(f'pbc="{" ".join("T" if p else "F" for p in ds["pbc"][i].values)}"')
-    for name in map(str, ds.data_vars):
-        spec = VARIABLES.get(name)
-        if spec is None or name in _SKIPPED or spec.dims[0] != "structure":
+    symbols = [chemical_symbols[z] for z in ds["numbers"].values[span].tolist()]
+    tables = {name: table[span] for name, table in columns.items()}
+    if "forces" in tables and np.isnan(tables["forces"]).all():
+        del tables["forces"]
+    comment = []
+    cell = ds["cell"].values[i].ravel()
+    if np.any(cell) or np.signbit(cell).any():
+        comment.append(f'Lattice="{_numbers(cell)}"')
+    comment.append(":".join(["Properties=species:S:1", *(header[name] for name in tables)]))
+    comment.append(f'pbc="{_numbers(ds["pbc"].values[i])}"')
+    for name in map(str, ds.variables):
+        if name in _ELSEWHERE or VARIABLES[name].dims[0] != "structure":
             continue
         value = ds[name].values[i]
-        if spec.dtype == "str":
-            if str(value):
-                comment.append(f"{name}={_quoted(str(value))}")
-        elif np.ndim(value):
-            if not np.isnan(value).all():
-                full = np.asarray(value)[[0, 5, 4, 5, 1, 3, 4, 3, 2]] if name == "stress" else value
-                comment.append(f'{name}="{" ".join(_number(v) for v in full)}"')
-        elif not (np.asarray(value).dtype.kind == "f" and np.isnan(value)):
-            comment.append(f"{name}={_number(value)}")
-    for key in ("level_of_theory", "level_hash", "isolated_atom_energies"):
+        if VARIABLES[name].dtype == "str":
+            comment.append(f"{name}={_quoted(str(value))}")
+        elif not np.all(np.isnan(value)):
+            full = value[_VOIGT_TO_FULL] if name == "stress" else np.atleast_1d(value)
+            comment.append(
+                f'{name}="{_numbers(full)}"' if len(full) > 1 else f"{name}={_numbers(full)}"
+            )
+    for key in IDENTITY_ATTRS:
         if key in ds.attrs:
             comment.append(f"{key}={_quoted(str(ds.attrs[key]))}")
-    lines = [str(len(symbols)), " ".join(comment)]
-    for k, symbol in enumerate(symbols):
-        lines.append(
-            " ".join([symbol, *(_number(v) for c in columns for v in np.atleast_1d(c[k]))])
-        )
+    rows = zip(symbols, *(map(_row, table.tolist()) for table in tables.values()))
+    lines = [str(len(symbols)), " ".join(comment), *map(" ".join, rows)]
     return "\n".join(lines) + "\n"
 
 
-def _number(value: Any) -> str:
-    item = value.item() if hasattr(value, "item") else value
-    if isinstance(item, bool):
-        return "T" if item else "F"
-    return repr(item)
+def _numbers(values: np.ndarray) -> str:
+    return _row(np.asarray(values).tolist())
 
 
+def _row(values: list[Any]) -> str:
+    return " ".join(
+        ("T" if value else "F") if isinstance(value, bool) else repr(value) for value in values
+    )
+
+
+@lru_cache(maxsize=1024)
 def _quoted(text: str) -> str:
-    if "\n" in text:
-        raise DataError(f"a line break cannot be written to extended XYZ: {text!r}")
+    from ase.io.extxyz import key_val_str_to_dict
+
+    if text.isascii() and text.isprintable() and not text.startswith("_JSON"):
+        plain = _delimited(text)
+        back = key_val_str_to_dict(f"key={plain}").get("key")
+        if isinstance(back, str) and back == text:
+            return plain
+    return _delimited(f"_JSON {json.dumps(text)}")
+
+
+def _delimited(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'

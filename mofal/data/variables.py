@@ -53,6 +53,8 @@ class Variable:
         What it is, for a reader of the file.
     finite : bool
         Whether NaN and infinities are an error in it.
+    missing : int
+        What an integer is where a structure does not have it, when others beside it do.
     """
 
     dims: tuple[str, ...]
@@ -60,6 +62,7 @@ class Variable:
     units: str
     meaning: str
     finite: bool = True
+    missing: int = 0
 
 
 VARIABLES: dict[str, Variable] = {
@@ -80,9 +83,13 @@ VARIABLES: dict[str, Variable] = {
         ("structure",), "str", "", "structure_id it was cut from or walked from, empty if none"
     ),
     "region": Variable(("atom",), "int8", "1", "0 core, 1 mantle, 2 termination"),
-    "parent_atom": Variable(("atom",), "int64", "1", "index in the parent, -1 for a cap"),
+    "parent_atom": Variable(
+        ("atom",), "int64", "1", "index in the parent, -1 for a cap", missing=-1
+    ),
     "charge": Variable(("structure",), "int32", "e", "total charge"),
-    "n_electrons": Variable(("structure",), "int64", "1", "electrons, all of them"),
+    "n_electrons": Variable(
+        ("structure",), "int64", "1", "electrons, all of them; -1 if not counted", missing=-1
+    ),
     "split": Variable(("structure",), "str", "", "train or validation"),
     "cycle": Variable(("structure",), "int64", "1", "cycle of the campaign that made it"),
     "masked": Variable(("atom",), "bool", "1", "force left out of the loss"),
@@ -161,38 +168,93 @@ def validate(ds: xr.Dataset, kind: str) -> xr.Dataset:
         if spec is None:
             continue
         variable = ds[name]
-        if variable.dims != spec.dims and len(variable.dims) == len(spec.dims):
-            raise DataError(
-                f"{name} has dims {variable.dims}, expected {spec.dims}; "
-                f"transpose it: ds[{name!r}].transpose(*{spec.dims})"
-            )
-        if variable.dims != spec.dims:
-            raise DataError(f"{name} has dims {variable.dims}, expected {spec.dims}")
-        if not _dtype_fits(variable.dtype, spec.dtype):
-            raise DataError(
-                f"{name} has dtype {variable.dtype}, expected {spec.dtype}; "
-                f"convert it: ds[{name!r}].astype({spec.dtype!r})"
-            )
-        for dim, size in DIM_SIZES.items():
-            if dim in variable.dims and variable.sizes[dim] != size:
-                raise DataError(f"{name} has {variable.sizes[dim]} along {dim}, expected {size}")
-        if spec.finite and variable.dtype.kind == "f" and not variable.chunks:
-            bad = ~np.isfinite(variable.values)
-            if bad.any():
-                where = tuple(int(k) for k in np.argwhere(bad)[0])
-                at = ", ".join(f"{d} {k}" for d, k in zip(variable.dims, where))
-                raise DataError(
-                    f"{name} holds {int(bad.sum())} values that are NaN or infinite, "
-                    f"the first at {at}; drop or repair this structure"
-                )
-    if "n_atoms" in ds.variables and "atom" in ds.sizes and not ds["n_atoms"].chunks:
-        total = int(ds["n_atoms"].sum())
-        if total != ds.sizes["atom"]:
-            raise DataError(
-                f"n_atoms adds up to {total}, but there are {ds.sizes['atom']} atoms; "
-                "select structures with mofal.data.select, not with isel"
-            )
+        _check_variable(name, spec, variable)
+    _check_ragged(ds)
+    _check_values(ds)
+    if kind == "labels":
+        _check_labels(ds)
     return ds
+
+
+def _check_variable(name: str, spec: Variable, variable: xr.DataArray) -> None:
+    if variable.dims != spec.dims:
+        mend = ""
+        if set(variable.dims) == set(spec.dims):
+            mend = f"; transpose it: ds[{name!r}].transpose{spec.dims}"
+        raise DataError(f"{name} has dims {variable.dims}, expected {spec.dims}{mend}")
+    if not _dtype_fits(variable.dtype, spec.dtype):
+        raise DataError(
+            f"{name} has dtype {variable.dtype}, expected {spec.dtype}; "
+            f"convert it: ds[{name!r}].astype({spec.dtype!r})"
+        )
+    for dim, size in DIM_SIZES.items():
+        if dim in variable.dims and variable.sizes[dim] != size:
+            raise DataError(f"{name} has {variable.sizes[dim]} along {dim}, expected {size}")
+    if spec.finite and variable.dtype.kind == "f" and not variable.chunks:
+        bad = ~np.isfinite(variable.values)
+        if bad.any():
+            where = tuple(int(k) for k in np.argwhere(bad)[0])
+            at = ", ".join(f"{d} {k}" for d, k in zip(variable.dims, where))
+            raise DataError(
+                f"{name} holds {int(bad.sum())} values that are NaN or infinite, "
+                f"the first at {at}; drop or repair this structure"
+            )
+
+
+def _in_memory(ds: xr.Dataset, name: str) -> np.ndarray | None:
+    return ds[name].values if name in ds.variables and not ds[name].chunks else None
+
+
+def _check_ragged(ds: xr.Dataset) -> None:
+    mend = "select structures with mofal.data.select, not with isel"
+    count = _in_memory(ds, "n_atoms")
+    if count is None:
+        return
+    if count.size and count.min() < 1:
+        raise DataError(
+            f"structure {int(count.argmin())} has {int(count.min())} atoms; expected at least 1"
+        )
+    if "atom" not in ds.sizes:
+        return
+    total = int(count.sum())
+    if total != ds.sizes["atom"]:
+        raise DataError(
+            f"n_atoms adds up to {total}, but there are {ds.sizes['atom']} atoms; {mend}"
+        )
+    index = _in_memory(ds, "structure_index")
+    if index is not None:
+        wrong = np.flatnonzero(index != np.repeat(np.arange(len(count)), count))
+        if len(wrong):
+            k = int(wrong[0])
+            raise DataError(
+                f"structure_index of atom {k} is {int(index[k])}, which does not agree with "
+                f"n_atoms; {mend}"
+            )
+
+
+def _check_values(ds: xr.Dataset) -> None:
+    for name, low, high in (("numbers", 1, 118), ("region", CORE, TERMINATION)):
+        values = _in_memory(ds, name)
+        if values is not None and values.size and (values.min() < low or values.max() > high):
+            k = int(np.flatnonzero((values < low) | (values > high))[0])
+            raise DataError(f"{name} of atom {k} is {int(values[k])}; expected {low} to {high}")
+    status = _in_memory(ds, "status")
+    if status is not None:
+        odd = sorted(set(map(str, status.tolist())) - {*STATUSES, ""})
+        if odd:
+            raise DataError(f"status is {odd[0]!r}; expected one of {', '.join(STATUSES)}")
+
+
+def _check_labels(ds: xr.Dataset) -> None:
+    status, energy = _in_memory(ds, "status"), _in_memory(ds, "energy")
+    if status is None or energy is None:
+        return
+    hollow = np.flatnonzero((status.astype(object) == "converged") & ~np.isfinite(energy))
+    if len(hollow):
+        raise DataError(
+            f"structure {int(hollow[0])} is converged, but its energy is not a number; "
+            "its status should be 'inconsistent'"
+        )
 
 
 def _dtype_fits(dtype: np.dtype, expected: str) -> bool:

@@ -1,0 +1,137 @@
+"""Files that are whole or not there: temporary name, flush, rename."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mofal.errors import StoreError
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.tmp")
+"""What `atomic_path` calls its temporary files: hidden, process id, a random part."""
+
+
+def write_json(content: Any, path: str | os.PathLike[str]) -> None:
+    """Write JSON under a temporary name, flush it to the disk and rename it into place.
+
+    Raises
+    ------
+    StoreError
+        The disk refused; what was there before is still there.
+    """
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    try:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise not_written(path, error) from error
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    StoreError
+        It is missing, cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StoreError(f"{path} does not exist") from None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path} is damaged ({error}); delete it to have it made again") from None
+
+
+def not_written(path: str | os.PathLike[str], error: OSError) -> StoreError:
+    """Return the error for a disk that refused, with what can be done about it."""
+    reason = error.strerror or str(error) or type(error).__name__
+    mend = {
+        errno.ENOSPC: "; free some space (df -h) and start again",
+        errno.EDQUOT: "; free some of your quota and start again",
+        errno.EFBIG: "; raise the limit on the size of files (ulimit -f) and start again",
+        errno.EACCES: "; give yourself the right to write there",
+        errno.EROFS: "; choose another directory",
+    }.get(error.errno or 0, "")
+    return StoreError(f"{path} could not be written: {reason}{mend}")
+
+
+@contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `target`; what is written there becomes `target`, or nothing.
+
+    Works for files and for directories. A target that exists is replaced if it is a file, and left
+    alone (the new one is dropped) if it is a directory: a finished group is never changed. An empty
+    directory does not count as finished.
+
+    Raises
+    ------
+    OSError
+        The disk refused, or a directory would take the place of a file.
+    """
+    final = Path(target)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        if temporary.is_dir():
+            _flush_tree(temporary)
+            try:
+                os.rename(temporary, final)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+        else:
+            _flush(temporary)
+            os.replace(temporary, final)
+        _flush(final.parent)
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flush_tree(root: Path) -> None:
+    for directory, _, files in os.walk(root):
+        for name in files:
+            _flush(Path(directory) / name)
+        _flush(Path(directory))
+
+
+def remove_leftovers(directory: str | os.PathLike[str]) -> list[Path]:
+    """Delete what killed processes left half-written below a directory; return what went.
+
+    Only names that `atomic_path` makes are touched. Call it only while holding the lock of the
+    campaign: what another process is writing looks the same.
+    """
+    gone = []
+    for parent, directories, files in os.walk(directory):
+        for name in sorted([*directories, *files]):
+            if _TEMPORARY.fullmatch(name):
+                _remove(Path(parent) / name)
+                gone.append(Path(parent) / name)
+        directories[:] = [d for d in directories if not _TEMPORARY.fullmatch(d)]
+    return sorted(gone)
