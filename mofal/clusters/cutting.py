@@ -30,7 +30,7 @@ from mofal.clusters.graph import (
     ragged_take,
 )
 from mofal.clusters.soundness import NEAREST, broken_in, nearest_pairs
-from mofal.data import make_structures
+from mofal.data import make_structures, offsets
 from mofal.data.ragged import TEXT
 from mofal.errors import DataError
 from mofal.frameworks.caps import cap_positions
@@ -87,6 +87,7 @@ def cut(
     unpaired: Mapping[str, int] | None = None,
     stretch: float = STRETCH,
     nearest: float = NEAREST,
+    task_mb: float = 32.0,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[xr.Dataset, xr.Dataset]:
     """Cut one cluster per core: core, mantle and caps as one connected molecule (SI.5).
@@ -98,7 +99,7 @@ def cut(
 
     Parameters
     ----------
-    structures : Dataset of kind ``structures``
+    structures : Dataset of kind ``structures``; may be lazy, then frames are cut as Dask tasks
     blocks_by_system : blocks Dataset of each name in ``structures.system``
     cores : Dataset with `core_structure` and `core_block` (core), from `select` or `random_cores`
         With `core_blueprint` (core), that one of the system's blueprints is used.
@@ -108,6 +109,7 @@ def cut(
     unpaired : unpaired electrons per atom of an open-shell element, e.g. ``{"Cu": 1}``
     stretch : longest bond, in sums of covalent radii
     nearest : smallest distance, in sums of covalent radii
+    task_mb : size of one Dask task in MB where the positions are lazy
     progress : called with a line of text now and then
 
     Returns
@@ -130,45 +132,133 @@ def cut(
     check_shells(shells)
     structure, block = _core_arrays(structures, cores)
     graphs = {name: block_graph(blocks) for name, blocks in blocks_by_system.items()}
-    plans = {name: dataset_plan(ds) for name, ds in (blueprints or {}).items()}
     which = None
     if "core_blueprint" in cores:
         which = np.asarray(cores["core_blueprint"].values, dtype=np.int64)
-    numbers_all = np.asarray(structures["numbers"].values)
+    wanted = np.unique(structure)
+    for index in wanted.tolist():
+        graph_of(graphs, structures, index)
+    names = np.array([str(structures["system"].values[k]) for k in structure.tolist()], object)
+    start = offsets(structures["n_atoms"].values)
+    sources = (structures["numbers"].data, structures["positions"].data)
     cells = np.asarray(structures["cell"].values)
-    start = np.concatenate([[0], np.cumsum(structures["n_atoms"].values)]).astype(np.int64)
     parts: list[_Part] = []
-    for index in np.unique(structure).tolist():
-        graph = graph_of(graphs, structures, index)
-        chosen = np.flatnonzero(structure == index)
-        own = check_cores(graph, block[chosen])
-        ready = plans.get(str(structures["system"].values[index]))
-        named = None if which is None else which[chosen]
-        plan = _plan_for(graph, own, shells, ready, named)
-        span = slice(start[index], start[index + 1])
-        positions = np.asarray(structures["positions"][span].values)
-        numbers = numbers_all[span]
-        check = check_frame(graph, numbers, positions, cells[index], stretch=stretch)
-        z, where, shift = place(plan, numbers, positions, cells[index], check.offset)
-        is_open = open_atoms(graph, numbers, plan.inner_atom) & (plan.region != TERMINATION)
-        broken = broken_in(plan, graph, check, numbers)
-        parts.append(_Part(chosen, plan, z, where, shift, is_open, broken))
-        if progress is not None and len(parts) % 100 == 0:
-            progress(f"cut {sum(len(p.chosen) for p in parts)} of {len(structure)} clusters")
+    for name in dict.fromkeys(names.tolist()):
+        rows = np.flatnonzero(names == name)
+        graph = graphs[name]
+        own = check_cores(graph, block[rows])
+        ready = None if blueprints is None or name not in blueprints else blueprints[name]
+        plan, number = _blueprints_of(
+            graph, own, shells, ready, None if which is None else which[rows]
+        )
+        order = np.argsort(structure[rows], kind="stable")
+        frames, first = np.unique(structure[rows][order], return_index=True)
+        jobs = [
+            _Job(rows[k], number[k], cells[f])
+            for f, k in zip(frames.tolist(), np.split(order, first[1:]))
+        ]
+        spans = [slice(int(start[f]), int(start[f + 1])) for f in frames.tolist()]
+        parts += _run(graph, plan, jobs, sources, spans, stretch, task_mb, progress)
     return _collect(structures, structure, block, parts, nearest, unpaired or {})
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be cut from one frame: rows of the cores, their blueprints, the frame's cell."""
+
+    rows: IntArray
+    blueprint: IntArray
+    cell: FloatArray
 
 
 @dataclass(frozen=True)
 class _Part:
     """Clusters of one frame, before they are judged."""
 
-    chosen: IntArray
-    plan: Plan
+    rows: IntArray
+    n_atoms: IntArray
+    charge: IntArray
     numbers: IntArray
     positions: FloatArray
     shift: IntArray
+    region: IntArray
+    parent_atom: IntArray
     is_open: BoolArray
     broken: dict[int, str]
+
+
+def cut_frames(
+    graph: BlockGraph,
+    plan: Plan,
+    jobs: list[_Job],
+    numbers: list[IntArray],
+    positions: list[FloatArray],
+    stretch: float,
+) -> list[_Part]:
+    """Cut clusters from some frames of one system; what one Dask task does."""
+    parts = []
+    for job, elements, where in zip(jobs, numbers, positions):
+        mine = take(plan, job.blueprint)
+        check = check_frame(graph, elements, where, job.cell, stretch=stretch)
+        z, placed, shift = place(mine, elements, where, job.cell, check.offset)
+        is_open = open_atoms(graph, elements, mine.inner_atom) & (mine.region != TERMINATION)
+        broken = broken_in(mine, graph, check, elements)
+        parts.append(
+            _Part(
+                rows=job.rows,
+                n_atoms=mine.n_atoms,
+                charge=mine.charge,
+                numbers=z,
+                positions=placed,
+                shift=shift,
+                region=mine.region,
+                parent_atom=mine.parent_atom,
+                is_open=is_open,
+                broken={int(job.rows[k]): text for k, text in broken.items()},
+            )
+        )
+    return parts
+
+
+def _run(
+    graph: BlockGraph,
+    plan: Plan,
+    jobs: list[_Job],
+    sources: tuple[Any, Any],
+    spans: list[slice],
+    stretch: float,
+    task_mb: float,
+    progress: Callable[[str], None] | None,
+) -> list[_Part]:
+    """Cut all frames of one system: one after another, or as Dask tasks of about `task_mb`."""
+    size = np.array([span.stop - span.start for span in spans], dtype=float)
+    mb = (size * 24 + 400.0 * np.array([plan.n_atoms[j.blueprint].sum() for j in jobs])) / 1e6
+    group = np.floor((np.cumsum(mb) - mb) / task_mb).astype(np.int64)
+    bunches = [np.flatnonzero(group == g).tolist() for g in np.unique(group).tolist()]
+    if any(hasattr(source, "dask") for source in sources):
+        import dask
+
+        task = dask.delayed(cut_frames, pure=True)
+        shared = dask.delayed(graph, pure=True, traverse=False)
+        drawn = dask.delayed(plan, pure=True, traverse=False)
+        tasks = [
+            task(
+                shared,
+                drawn,
+                dask.delayed([jobs[k] for k in bunch], traverse=False),
+                *[[source[spans[k]] for k in bunch] for source in sources],
+                stretch,
+            )
+            for bunch in bunches
+        ]
+        return [part for parts in dask.compute(*tasks) for part in parts]
+    out: list[_Part] = []
+    for bunch in bunches:
+        numbers, where = ([source[spans[k]] for k in bunch] for source in sources)
+        out += cut_frames(graph, plan, [jobs[k] for k in bunch], numbers, where, stretch)
+        if progress is not None:
+            progress(f"cut clusters from {len(out)} of {len(jobs)} frames")
+    return out
 
 
 def _core_arrays(structures: xr.Dataset, cores: xr.Dataset) -> tuple[IntArray, IntArray]:
@@ -188,30 +278,37 @@ def _core_arrays(structures: xr.Dataset, cores: xr.Dataset) -> tuple[IntArray, I
     return structure, np.asarray(cores["core_block"].values, dtype=np.int64)
 
 
-def _plan_for(
-    graph: BlockGraph, cores: IntArray, shells: int, ready: Plan | None, which: IntArray | None
-) -> Plan:
-    """Blueprints of these cores: the ready ones where there are, else grown by shells.
+def _blueprints_of(
+    graph: BlockGraph,
+    cores: IntArray,
+    shells: int,
+    ready: xr.Dataset | None,
+    which: IntArray | None,
+) -> tuple[Plan, IntArray]:
+    """Blueprints of one system, each grown once, and which of them each core uses.
 
     Parameters
     ----------
+    ready : blueprints made before, or None
     which : (core,) blueprint of each core in `ready`, or None: found by the core's block
     """
-    if ready is None:
-        return expand(graph, cores, shells)
     if which is not None:
-        if which.min() < 0 or which.max() >= len(ready.core):
+        if ready is None:
+            raise DataError("cores name a core_blueprint: pass blueprints= for their system")
+        plan = dataset_plan(ready)
+        if len(which) and (which.min() < 0 or which.max() >= len(plan.core)):
             raise DataError(
-                f"core_blueprint {which.max()}: there are blueprints 0 to {len(ready.core) - 1}"
+                f"core_blueprint {which.max()}: there are blueprints 0 to {len(plan.core) - 1}"
             )
-        if not np.array_equal(ready.core[which], cores):
+        if not np.array_equal(plan.core[which], cores):
             raise DataError("core_blueprint names a blueprint of another core")
-        return take(ready, which)
-    missing = np.setdiff1d(cores, ready.core)
+        return plan, which
+    plan = expand(graph, np.unique(cores), shells) if ready is None else dataset_plan(ready)
+    missing = np.setdiff1d(cores, plan.core)
     if len(missing):
-        ready = join([ready, expand(graph, missing, shells)])
-    order = np.argsort(ready.core, kind="stable")
-    return take(ready, order[np.searchsorted(ready.core[order], cores)])
+        plan = join([plan, expand(graph, missing, shells)])
+    order = np.argsort(plan.core, kind="stable")
+    return plan, order[np.searchsorted(plan.core[order], cores)]
 
 
 def take(plan: Plan, which: IntArray) -> Plan:
@@ -253,19 +350,18 @@ def _collect(
     n = len(structure)
     if not parts:
         return _empty(structures, n)
-    chosen = np.concatenate([part.chosen for part in parts])
-    n_atoms_by_part = np.concatenate([part.plan.n_atoms for part in parts])
-    order = np.argsort(chosen, kind="stable")
+    n_atoms_by_part = np.concatenate([part.n_atoms for part in parts])
+    order = np.argsort(np.concatenate([part.rows for part in parts]), kind="stable")
     atom, owner = ragged_take(np.cumsum(n_atoms_by_part) - n_atoms_by_part, n_atoms_by_part, order)
     n_atoms = n_atoms_by_part[order]
     numbers = np.concatenate([part.numbers for part in parts])[atom]
     positions = np.concatenate([part.positions for part in parts])[atom]
     shift = np.concatenate([part.shift for part in parts])[atom]
-    region = np.concatenate([part.plan.region for part in parts])[atom]
-    parent_atom = np.concatenate([part.plan.parent_atom for part in parts])[atom]
+    region = np.concatenate([part.region for part in parts])[atom]
+    parent_atom = np.concatenate([part.parent_atom for part in parts])[atom]
     is_open = np.concatenate([part.is_open for part in parts])[atom]
-    charge = np.concatenate([part.plan.charge for part in parts])[order]
-    broken = {int(p.chosen[k]): text for p in parts for k, text in p.broken.items()}
+    charge = np.concatenate([part.charge for part in parts])[order]
+    broken = {k: text for part in parts for k, text in part.broken.items()}
 
     n_electrons = count_electrons(numbers, owner, charge)
     smallest, ratio, pair = nearest_pairs(numbers, positions, owner, n, nearest=nearest)
@@ -378,7 +474,9 @@ def _refused(
 
 def _empty(structures: xr.Dataset, n: int) -> tuple[xr.Dataset, xr.Dataset]:
     none = np.zeros(0, dtype=np.int64)
-    info = dict.fromkeys(("core", "core_structure", "core_block", "n_electrons"), none)
+    info: dict[str, Any] = dict.fromkeys(
+        ("core", "core_structure", "core_block", "n_electrons"), none
+    )
     info |= {"n_unpaired": none, "open_shell": none.astype(bool), "smallest_distance": none + 0.0}
     clusters = _clusters(
         structures,

@@ -211,7 +211,8 @@ def get_ranking(ranking: str | Ranking, **options: Any) -> Ranking:
     if not isinstance(made, Ranking) or set(made.reductions.values()) - set(REDUCTIONS):
         raise ConfigError(
             f"{ranking!r} is not a ranking: it needs variable, reductions (each one of "
-            f"{', '.join(REDUCTIONS)}), cost, fit, terms and wanted (mofal.clusters.rankings.Ranking)"
+            f"{', '.join(REDUCTIONS)}), cost, fit, terms and wanted; see Ranking in "
+            "mofal.clusters.rankings"
         )
     return made
 
