@@ -193,7 +193,7 @@ class GpawReference:
     @cached_property
     def paw_data(self) -> PawData:
         """PAW data (and basis sets) that GPAW will find."""
-        return find_paw_data(_setup_directories(self.python), xc="PBE", basis=self.preset.basis)
+        return find_paw_data(setup_directories(self.python), xc="PBE", basis=self.preset.basis)
 
     @cached_property
     def level_of_theory(self) -> dict[str, Any]:
@@ -539,7 +539,7 @@ def _check_preset(preset: Preset) -> None:
 
 
 @lru_cache(maxsize=8)
-def _setup_directories(python: str) -> tuple[Path, ...]:
+def setup_directories(python: str) -> tuple[Path, ...]:
     """Where GPAW looks for PAW data, in its order, without importing it here."""
     places = [Path(p) for p in os.environ.get("GPAW_SETUP_PATH", "").split(os.pathsep) if p]
     if python == sys.executable:
