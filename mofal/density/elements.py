@@ -1,0 +1,474 @@
+"""One mixture for each label of the rows, fitted together and scored in one pass."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+
+from mofal.density import survey as surveys
+from mofal.density.calibration import QuantileScale
+from mofal.density.em import Progress, Run
+from mofal.density.kernels import Evaluator
+from mofal.density.mixture import GaussianMixture, check_settings, open_rows
+from mofal.density.parameters import Parameters
+from mofal.density.pca import count_directions, eigen, project_rows
+from mofal.density.rows import group_rows, is_dask, one_column_chunk, walk
+from mofal.density.scoring import (
+    evaluator_of,
+    log_likelihood_rows,
+    on_chunks,
+    pieces,
+)
+from mofal.density.selection import CRITERIA, Curve, Search, candidate_counts, search
+from mofal.density.start import Spec
+from mofal.density.survey import Sample, Survey
+from mofal.errors import DataError
+
+Projection = tuple[np.ndarray, np.ndarray]
+
+
+class PerElementDensity(BaseEstimator):
+    """A Gaussian mixture for each label; for features of atoms the label is the atomic number.
+
+    All labels keep the same number of dimensions, so that their log-likelihoods are on one footing.
+
+    Parameters
+    ----------
+    n_components : int, "bic" or "aic"
+        Components for each label, or the criterion that chooses them by itself for each.
+    max_components : int
+        Largest number that a search tries.
+    counts : sequence of int, optional
+        Numbers that a search tries, instead of all up to `max_components`.
+    pca : None, int or float
+        Project all rows on so many principal directions, or those that explain this fraction of
+        the variance within labels (every label counts the same).
+    covariance_type, tol, max_iter, n_init : as in `GaussianMixture`
+    reg_covar : float
+        Smallest variance of a component, *relative to the scale of each feature* (its variance
+        within labels); see Notes.
+    patience : int
+        A search stops after so many candidates without gain.
+    random_state : int, RandomState or None
+
+    Attributes
+    ----------
+    mixtures_ : dict of int to GaussianMixture
+    curves_ : dict of int to Curve
+        The whole search for each label (a single entry when the number was given).
+    counts_ : dict of int to int
+        Rows of each label.
+    projection_ : tuple of ndarray or None
+        Mean (d,) and directions (d, k).
+    quantiles_ : QuantileScale
+        Of the training rows (a sample), or of what `calibrate` was given.
+    density_hash : str
+        Hash of all parameters.
+    fitted_on : dict
+        What it was fitted on: rows and weight of each label, features, and what the caller adds.
+    model_hash : str
+        Of the potential whose features these are, if there is one.
+
+    Notes
+    -----
+    Repairs, so that no covariance is ever singular. The scale of a feature is its variance within
+    labels, averaged over labels; a feature that hardly varies is given 1e-6 of the mean scale. A
+    label with n rows of d features gets ``max(reg_covar, min(1, ((d + 1)/n)²))`` times that scale
+    on its diagonal: with plenty of rows reg_covar, with a handful as much as all labels vary. A
+    label gets at most ``n // (2 (d + 1))`` components, and at least one.
+    """
+
+    def __init__(
+        self,
+        n_components: int | str = "bic",
+        *,
+        max_components: int = 20,
+        counts: Any = None,
+        pca: int | float | None = None,
+        covariance_type: str = "full",
+        reg_covar: float = 1e-6,
+        tol: float = 1e-3,
+        max_iter: int = 200,
+        n_init: int = 1,
+        patience: int = 3,
+        random_state: Any = 0,
+    ) -> None:
+        self.n_components = n_components
+        self.max_components = max_components
+        self.counts = counts
+        self.pca = pca
+        self.covariance_type = covariance_type
+        self.reg_covar = reg_covar
+        self.tol = tol
+        self.max_iter = max_iter
+        self.n_init = n_init
+        self.patience = patience
+        self.random_state = random_state
+
+    # ------------------------------------------------------------------------- fitting
+    def fit(
+        self,
+        features: Any,
+        labels: Any,
+        *,
+        sample_weight: Any = None,
+        model_hash: str = "",
+        fitted_on: dict[str, Any] | None = None,
+        progress: Progress = None,
+    ) -> PerElementDensity:
+        """Fit to rows; computes, all labels in shared passes.
+
+        Parameters
+        ----------
+        features : array-like or dask.array.Array, shape (n, d)
+        labels : array-like or dask.array.Array of int, shape (n,)
+        sample_weight : array-like, shape (n,), optional
+        model_hash : str
+            Of the potential whose features these are.
+        fitted_on : dict, optional
+            What the caller wants kept about the data (JSON).
+        progress : callable, optional
+            Is given one line per pass.
+
+        Raises
+        ------
+        DataError
+            NaN or infinity, no rows, or settings that cannot be meant.
+        """
+        features, labels = self._check(features, labels)
+        template = self._template(int(features.shape[1]))
+        rows = open_rows(features, sample_weight, labels)
+        wanted = self._wanted()
+        seeds = check_random_state(self.random_state).randint(2**31 - 1, size=1 + self.n_init)
+        size = max(surveys.SAMPLE, 256 * wanted[-1])
+        surveyed = surveys.take(rows, int(seeds[0]), size)
+        overview = rows.get(rows.apply(_overview, surveyed))
+        overview = {label: entry for label, entry in overview.items() if entry[0] > 0}
+        if not overview:
+            raise DataError("found no rows that count, expected at least one")
+        self.n_features_in_ = rows.n_features
+        self.projection_ = self._project(overview)
+        if self.projection_ is not None:
+            projected = self._projected(features)
+            rows = open_rows(projected, sample_weight, labels)
+            surveyed = rows.keep(rows.apply(_project_survey, surveyed, rows.put(self.projection_)))
+        reg = self._regularisation(overview)
+        d = next(iter(reg.values())).size
+
+        def maker(label: int) -> Any:
+            def specs(k: int) -> list[Spec]:
+                return [
+                    Spec(k, template.covariance_type, reg[label], "kmeans", int(seed))
+                    for seed in seeds[1:]
+                ]
+
+            return specs
+
+        criterion = self.n_components if self.n_components in CRITERIA else "bic"
+        found = search(
+            rows,
+            surveyed,
+            {label: maker(label) for label in overview},
+            {
+                label: (max(1, count // (2 * (d + 1))), weight)
+                for label, (count, weight, _) in overview.items()
+            },
+            Search(wanted, str(criterion), self.patience),
+            tolerance=self.tol,
+            max_iter=self.max_iter,
+            progress=progress,
+        )
+        self._adopt(found, reg)
+        self.counts_ = {label: entry[0] for label, entry in overview.items()}
+        self.model_hash = model_hash
+        self.fitted_on = {
+            "rows": {str(label): entry[0] for label, entry in overview.items()},
+            "weight": {str(label): entry[1] for label, entry in overview.items()},
+            "n_features": self.n_features_in_,
+            **(fitted_on or {}),
+        }
+        json.dumps(self.fitted_on)
+        evaluators = {label: m._evaluator() for label, m in self.mixtures_.items()}
+        values, of_label = rows.get(rows.apply(_score_survey, surveyed, rows.put(evaluators)))
+        self.quantiles_ = QuantileScale().fit(values, of_label)
+        self._hash()
+        return self
+
+    def _check(self, features: Any, labels: Any) -> tuple[Any, Any]:
+        features, labels = _unwrap(features), _unwrap(labels)
+        if not is_dask(features):
+            features = np.asarray(features)
+            if is_dask(labels):
+                labels = labels.compute()
+        if features.ndim != 2:
+            raise DataError(f"found features of {features.ndim} dims, expected 2: rows, features")
+        if features.dtype.kind not in "fiu":
+            raise DataError(f"found features of dtype {features.dtype}, expected real numbers")
+        if features.dtype not in (np.float32, np.float64):
+            features = features.astype(np.float64)
+        if not is_dask(labels):
+            labels = np.asarray(labels)
+        if labels.dtype.kind not in "iu":
+            raise DataError(f"found labels of dtype {labels.dtype}, expected whole numbers")
+        if not np.isnan(features.shape[0]) and labels.shape != (features.shape[0],):
+            raise DataError(
+                f"labels have shape {labels.shape}, expected ({features.shape[0]},): one per row"
+            )
+        return features, labels
+
+    def _template(self, d: int) -> GaussianMixture:
+        model = GaussianMixture(
+            1,
+            covariance_type=self.covariance_type,
+            tol=self.tol,
+            reg_covar=self.reg_covar,
+            max_iter=self.max_iter,
+            n_init=self.n_init,
+        )
+        model.n_features_in_ = d
+        check_settings(model)
+        return model
+
+    def _wanted(self) -> tuple[int, ...]:
+        n = self.n_components
+        if isinstance(n, str):
+            if n not in CRITERIA:
+                raise DataError(f"found n_components={n!r}, expected 'bic', 'aic' or a number")
+            return candidate_counts(self.counts, self.max_components)
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+            raise DataError(f"found n_components={n!r}, expected 'bic', 'aic' or a number >= 1")
+        return (int(n),)
+
+    def _project(self, overview: dict[int, Any]) -> Projection | None:
+        if self.pca is None:
+            return None
+        within = np.mean([entry[2][1] for entry in overview.values()], axis=0)
+        mean = np.mean([entry[2][0] for entry in overview.values()], axis=0)
+        variances, directions = eigen(within)
+        k = count_directions(variances, self.pca)
+        return mean, np.ascontiguousarray(directions[:k].T)
+
+    def _projected(self, features: Any) -> Any:
+        assert self.projection_ is not None
+        if is_dask(features):
+            width = self.projection_[1].shape[1]
+            return on_chunks(
+                project_rows, self.projection_, features, width=width, dtype=np.float64
+            )
+        return project_rows(self.projection_, features)
+
+    def _regularisation(self, overview: dict[int, Any]) -> dict[int, np.ndarray]:
+        covariances = [entry[2][1] for entry in overview.values()]
+        if self.projection_ is not None:
+            matrix = self.projection_[1]
+            covariances = [matrix.T @ c @ matrix for c in covariances]
+        scale = np.mean([np.diagonal(c) for c in covariances], axis=0)
+        mean = float(scale.mean())
+        scale = np.maximum(scale, 1e-6 * mean) if mean > 0 else np.ones_like(scale)
+        d = scale.size
+        return {
+            label: scale * max(self.reg_covar, min(1.0, ((d + 1) / count) ** 2))
+            for label, (count, _, _) in overview.items()
+        }
+
+    def _adopt(self, found: dict[int, tuple[Run, Curve]], reg: dict[int, np.ndarray]) -> None:
+        self.mixtures_: dict[int, GaussianMixture] = {}
+        self.curves_: dict[int, Curve] = {}
+        for label, (run, curve) in found.items():
+            model = GaussianMixture(
+                run.spec.n_components,
+                covariance_type=self.covariance_type,
+                tol=self.tol,
+                reg_covar=reg[label],
+                max_iter=self.max_iter,
+            )
+            model._adopt(run)
+            self.mixtures_[label] = model
+            self.curves_[label] = curve
+
+    def calibrate(self, features: Any, labels: Any) -> PerElementDensity:
+        """Take the quantiles from other rows than the training rows, best from validation rows.
+
+        Labels that were never fitted are passed over. Computes.
+        """
+        labels = _unwrap(labels)
+        values = self.score_samples(features, labels)
+        if is_dask(values):
+            import dask
+
+            values, labels = dask.compute(values, labels)
+        self.quantiles_ = QuantileScale().fit(values, labels)
+        return self
+
+    # ------------------------------------------------------------------------- using
+    @property
+    def labels_(self) -> np.ndarray:
+        """Labels that were fitted, ascending."""
+        return np.array(sorted(self.mixtures_), np.int64)
+
+    def score_samples(self, features: Any, labels: Any) -> Any:
+        """Log-likelihood (n,) of each row under the density of its label; lazy on Dask input.
+
+        Labels never seen get -inf. All labels of a chunk are served in one pass over it.
+        """
+        features, labels = self._ready(features, labels)
+        shared = self._scorer()
+        if is_dask(features):
+            return on_chunks(_score_rows, shared, features, labels, dtype=np.float64)
+        return _in_pieces(shared, features, labels)
+
+    def predict(self, features: Any, labels: Any) -> Any:
+        """Most responsible component (n,) of the row's label, -1 for labels never seen; lazy."""
+        features, labels = self._ready(features, labels)
+        if is_dask(features):
+            return on_chunks(_predict_rows, self._scorer(), features, labels, dtype=np.int64)
+        return _predict_rows(self._scorer(), features, labels)
+
+    def quantile(self, log_likelihood: Any, labels: Any) -> Any:
+        """Quantiles in (0, 1) of log-likelihoods, comparable between labels and models; lazy.
+
+        Strictly monotonic for each label, also below everything met in training.
+        """
+        return self.quantiles_.transform(_unwrap(log_likelihood), _unwrap(labels))
+
+    def _ready(self, features: Any, labels: Any) -> tuple[Any, Any]:
+        if not hasattr(self, "mixtures_"):
+            raise DataError(
+                "this density is not fitted; fit it first: density.fit(features, labels)"
+            )
+        features, labels = self._check(features, labels)
+        if features.shape[1] != self.n_features_in_:
+            raise DataError(
+                f"found {features.shape[1]} features, the density was fitted with "
+                f"{self.n_features_in_}"
+            )
+        return (one_column_chunk(features) if is_dask(features) else features), labels
+
+    def _scorer(self) -> Scorer:
+        return Scorer(
+            self.projection_,
+            {label: evaluator_of(m._parameters()) for label, m in self.mixtures_.items()},
+        )
+
+    def _hash(self) -> None:
+        from mofal.data.hashing import hash_arrays
+
+        arrays: list[np.ndarray] = [self.labels_]
+        for label in self.labels_:
+            m = self.mixtures_[int(label)]
+            arrays += [m.weights_, m.means_, m.covariances_, m.precisions_cholesky_]
+        if self.projection_ is not None:
+            arrays += list(self.projection_)
+        self.density_hash = hash_arrays(*arrays)
+
+    # ------------------------------------------------------------------------- keeping
+    def save(self, path: Any) -> None:
+        """Write as a plain Zarr group; see `mofal.density.storage`."""
+        from mofal.density.storage import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: Any) -> PerElementDensity:
+        """Read a group that `save` wrote; scores are equal bit for bit."""
+        from mofal.density.storage import load
+
+        return load(path)
+
+
+class Scorer:
+    """What a chunk needs to be scored: projection and evaluators."""
+
+    def __init__(self, projection: Projection | None, evaluators: dict[int, Evaluator]) -> None:
+        self.projection, self.evaluators = projection, evaluators
+
+
+def _unwrap(x: Any) -> Any:
+    return x.data if type(x).__module__.startswith("xarray") else x
+
+
+def _score_rows(shared: Scorer, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    out = np.full(x.shape[0], -np.inf)
+    for label, rows in group_rows(labels):
+        if label in shared.evaluators:
+            part = (
+                x[rows] if shared.projection is None else project_rows(shared.projection, x[rows])
+            )
+            score = np.empty((1, rows.size))
+            shared.evaluators[label].evaluate(part, out=score, numbers=rows)
+            out[rows] = score[0]
+    return out
+
+
+def _in_pieces(shared: Scorer, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    out = np.empty(x.shape[0])
+
+    def work(rows: slice) -> None:
+        out[rows] = _score_rows(shared, x[rows], labels[rows])
+
+    for _ in walk(pieces(x.shape[0]), work):
+        pass
+    return out
+
+
+def _predict_rows(shared: Scorer, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    from mofal.density.scoring import component_rows
+
+    out = np.full(x.shape[0], -1, np.int64)
+    for label, rows in group_rows(labels):
+        if label in shared.evaluators:
+            part = (
+                x[rows] if shared.projection is None else project_rows(shared.projection, x[rows])
+            )
+            out[rows] = component_rows(shared.evaluators[label], part)
+    return out
+
+
+def _overview(survey: Survey) -> dict[int, tuple[int, float, tuple[np.ndarray, np.ndarray]]]:
+    """Count, weight, and moments of each label: all that the driver sees of the rows."""
+    return {
+        label: (sample.count, sample.weight, sample.moments())
+        for label, sample in survey.items()
+        if sample.count
+    }
+
+
+def _project_survey(survey: Survey, projection: Projection) -> Survey:
+    def project(sample: Sample) -> Sample:
+        return replace(sample, x=project_rows(projection, sample.x))
+
+    return {label: project(sample) for label, sample in survey.items()}
+
+
+def _score_survey(
+    survey: Survey, evaluators: dict[int, Evaluator]
+) -> tuple[np.ndarray, np.ndarray]:
+    values, labels = [], []
+    for label, evaluator in evaluators.items():
+        scores = log_likelihood_rows(evaluator, survey[label].x)
+        values.append(scores)
+        labels.append(np.full(scores.size, label))
+    return np.concatenate(values), np.concatenate(labels)
+
+
+def from_parts(
+    settings: dict[str, Any],
+    parameters: dict[int, Parameters],
+    curves: dict[int, Curve],
+    **attributes: Any,
+) -> PerElementDensity:
+    """A fitted density from its parts, as storage reads them."""
+    density = PerElementDensity(**settings)
+    density.mixtures_ = {
+        label: GaussianMixture.from_parameters(p) for label, p in parameters.items()
+    }
+    density.curves_ = curves
+    for name, value in attributes.items():
+        setattr(density, name, value)
+    density._hash()
+    return density

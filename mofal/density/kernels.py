@@ -1,0 +1,507 @@
+"""The E-step and the sufficient statistics of Gaussian mixtures, block by block.
+
+The log-density of a Gaussian is linear in the columns [1, z, vech(z zᵀ)], so that the joint
+log-densities of all components of all models are *one* matrix product, and their sufficient
+statistics one more (the product form). It loses digits for components that are much narrower than
+the data; for those the rows are multiplied with the stacked Cholesky factors of the precisions,
+squared and summed (the stable form). Which one is used is decided by an error bound: a priori for
+each component, and again for each row that is met.
+
+Everything inside has the rows of the data along the *last* axis: building a column, a maximum over
+components or a sum over features are then operations on contiguous memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from mofal.density.basis import Basis
+from mofal.density.parameters import Parameters, log_norms, stacked_cholesky
+from mofal.errors import DataError
+
+UNIT_ROUNDOFF = 2.0**-53
+SCORE_TOLERANCE = 1e-10
+"""Largest error of a log-likelihood ℓ that the product form may make, relative to max(1, |ℓ|)."""
+FIT_TOLERANCE = 1e-9
+"""The same while fitting: the lower bound is a mean over rows and is asked for to 1e-8."""
+_BLOCK_BYTES = 5 * 2**19
+_MAX_BLOCK = 4096
+
+Visitor = Callable[[int, slice, np.ndarray], None]
+
+
+@dataclass
+class Statistics:
+    """Weighted sums over rows; adding two of them is all there is to combining chunks.
+
+    Attributes
+    ----------
+    weight : float
+        Sum of the row weights.
+    log_likelihood : ndarray, shape (models,)
+        Weighted sum of the log-likelihoods under each model.
+    product : ndarray, shape (product components, columns)
+        Σ r φ(z): number, first and second moments in whitened coordinates.
+    number, first, second : ndarray
+        The same for stable components, in their own coordinates y = Pᵀ(x - μ).
+    total : ndarray
+        Σ w z zᵀ (tied covariances only; empty otherwise).
+    """
+
+    weight: float
+    log_likelihood: np.ndarray
+    product: np.ndarray
+    number: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    total: np.ndarray
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Share:
+    """Where the components of one model live: `order` lists them, product form first."""
+
+    order: np.ndarray
+    product: slice
+    stable: slice
+
+    @property
+    def pure(self) -> bool:
+        return self.product.start == self.product.stop or self.stable.start == self.stable.stop
+
+
+class Evaluator:
+    """Several mixtures over the same features, ready to be evaluated and to gather statistics.
+
+    Parameters
+    ----------
+    models : list of Parameters
+        All of one covariance type and one number of features.
+    basis : Basis
+        Coordinates of the product form.
+    tolerance : float
+        Error allowed to the product form, relative to max(1, |ℓ|).
+    form : {"auto", "product", "stable"}
+        ``"auto"`` decides by the error bound.
+    """
+
+    def __init__(
+        self,
+        models: list[Parameters],
+        basis: Basis,
+        *,
+        tolerance: float = SCORE_TOLERANCE,
+        form: str = "auto",
+    ) -> None:
+        self.models = models
+        self.basis = basis
+        self.kind = models[0].covariance_type
+        self.n_features = d = models[0].n_features
+        self.tolerance = tolerance if form == "auto" else np.inf
+        self.matrix = self.kind in ("full", "tied")
+        # Columns of the product form.
+        self.n_columns = {"full": 1 + d + d * (d + 1) // 2, "tied": 1 + d}.get(self.kind, 1 + 2 * d)
+        self.gain = UNIT_ROUNDOFF * (2.0 * np.sqrt(self.n_columns) + 8.0)
+
+        chol = np.concatenate([stacked_cholesky(m) for m in models])
+        shift = np.concatenate([m.means for m in models]) - basis.centre
+        self.norms = np.concatenate([log_norms(m) for m in models])
+        self._prepare_stable(chol, shift)
+        coefficients, amplification, fits = self._prepare_product(chol, shift)
+
+        mask = {"product": np.ones_like(fits), "stable": np.zeros_like(fits)}.get(form, fits)
+        if form == "auto" and mask.sum() < _fewest_for_product(self.kind, d):
+            mask = np.zeros_like(fits)
+        self.shares: list[Share] = []
+        chosen_product: list[np.ndarray] = []
+        chosen_stable: list[np.ndarray] = []
+        start = p = s = 0
+        for m in models:
+            own = mask[start : start + m.n_components]
+            if self.kind == "tied" and not own.all():
+                own = np.zeros_like(own)
+            products, stables = np.flatnonzero(own), np.flatnonzero(~own)
+            self.shares.append(
+                Share(
+                    np.concatenate([products, stables]),
+                    slice(p, p + products.size),
+                    slice(s, s + stables.size),
+                )
+            )
+            chosen_product.append(products + start)
+            chosen_stable.append(stables + start)
+            p, s, start = p + products.size, s + stables.size, start + m.n_components
+        self.product_index = np.concatenate(chosen_product)
+        self.stable_index = np.concatenate(chosen_stable)
+        self.n_product, self.n_stable = p, s
+        self.amplification = np.ascontiguousarray(amplification[:, self.product_index])
+        a = coefficients[self.product_index]
+        if self.kind != "tied":
+            # One more row gives |z|² of every row, which the error bound asks for, for nothing.
+            a = np.vstack([a, self._norm_row()])
+        self.coefficients = np.ascontiguousarray(a)
+        self.block = self._block_size()
+
+    # ------------------------------------------------------------------------- preparation
+    def _prepare_stable(self, chol: np.ndarray, shift: np.ndarray) -> None:
+        """Stacked factors: y = Pᵀ(x - centre) - Pᵀ(μ - centre), or (x - μ)/σ."""
+        if self.matrix:
+            self.factors = np.ascontiguousarray(np.swapaxes(chol, 1, 2))
+            self.offsets = np.einsum("kij,kj->ki", self.factors, shift)
+        else:
+            self.factors = np.ascontiguousarray(chol)
+            self.offsets = shift
+
+    def _prepare_product(
+        self, chol: np.ndarray, shift: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Coefficients on the columns; the error bound's three coefficients; who may use it.
+
+        The rounding error of component k at z is at most about
+        gain (½ ‖Λ‖ (|z| + |ν|)² + |c|), Λ its precision and ν its mean in whitened coordinates,
+        ‖·‖ the Frobenius norm (which bounds the spectral norm of the absolute values).
+        """
+        d = self.n_features
+        basis = self.basis
+        if self.matrix:
+            q = np.swapaxes(np.einsum("ij,kil->kjl", basis.backward, chol), 1, 2)
+            nu = shift @ basis.forward.T
+            precision = np.swapaxes(q, 1, 2) @ q
+            self.rotations = np.ascontiguousarray(q)
+            linear = np.einsum("kij,ki->kj", q, self.offsets)
+            constant = self.norms - 0.5 * (self.offsets**2).sum(1)
+            size = np.linalg.norm(precision, axis=(1, 2))
+            singular = np.linalg.svd(q, compute_uv=False)
+            widest = 1.0 / np.maximum(singular[:, -1], 1e-300)
+            narrow = singular[:, 0] * widest
+            if self.kind == "full":
+                rows, columns = np.triu_indices(d)
+                quadratic = -precision[:, rows, columns]
+                quadratic[:, rows == columns] *= 0.5
+            else:
+                quadratic = np.empty((chol.shape[0], 0))
+        else:
+            q = chol * basis.backward if basis.diagonal else chol
+            nu = shift / basis.backward
+            linear = q**2 * nu
+            y = q * nu
+            constant = self.norms - 0.5 * (y**2).sum(1)
+            quadratic = -0.5 * q**2
+            size = (q**2).max(1)
+            widest = 1.0 / q.min(1)
+            narrow = q.max(1) * widest
+        coefficients = np.concatenate([constant[:, None], linear, quadratic], axis=1)
+        m = np.sqrt((nu**2).sum(1))
+        c = np.where(np.isfinite(self.norms), np.abs(self.norms), 0.0)
+        amplification = self.gain * np.stack([0.5 * size, size * m, 0.5 * size * m**2 + c])
+        reach = m + (np.sqrt(d) + 3.0) * widest
+        error = amplification[0] * reach**2 + amplification[1] * reach + amplification[2]
+        # The second condition keeps the errors of far rows, which are relative, far below 1.
+        fits = (error <= self.tolerance) & (self.gain * narrow**2 < 1e-4)
+        return coefficients, amplification, fits
+
+    def _norm_row(self) -> np.ndarray:
+        d = self.n_features
+        row = np.zeros(self.n_columns)
+        if self.kind == "full":
+            rows, columns = np.triu_indices(d)
+            row[1 + d :] = rows == columns
+        else:
+            row[1 + d :] = 1.0
+        return row
+
+    def _block_size(self) -> int:
+        widths = [self.n_columns + self.n_product if self.n_product else 0]
+        if self.n_stable:
+            widths.append(self.n_stable * self.n_features)
+        block = _BLOCK_BYTES // (8 * max(max(widths), 2 * self.n_features))
+        return int(np.clip(block // 64 * 64, 64, _MAX_BLOCK))
+
+    # ------------------------------------------------------------------------- evaluation
+    def new_statistics(self) -> Statistics:
+        d = self.n_features
+        second = (self.n_stable, d, d) if self.matrix else (self.n_stable, d)
+        tied = self.kind == "tied" and self.n_product > 0
+        return Statistics(
+            0.0,
+            np.zeros(len(self.models)),
+            np.zeros((self.n_product, self.n_columns)),
+            np.zeros(self.n_stable),
+            np.zeros((self.n_stable, d)),
+            np.zeros(second),
+            np.zeros((d, d) if tied else (0, 0)),
+        )
+
+    def evaluate(
+        self,
+        x: np.ndarray,
+        *,
+        weights: np.ndarray | None = None,
+        statistics: Statistics | None = None,
+        out: np.ndarray | None = None,
+        visit: Visitor | None = None,
+        numbers: np.ndarray | int = 0,
+    ) -> None:
+        """Go once over rows.
+
+        Parameters
+        ----------
+        x : ndarray, shape (n, d)
+            Rows, float32 or float64; arithmetic is float64.
+        weights : ndarray, shape (n,), optional
+        statistics : Statistics, optional
+            Is added to.
+        out : ndarray, shape (models, n), optional
+            Receives log-likelihoods.
+        visit : callable, optional
+            ``visit(model, rows, responsibilities)`` with shape (K, rows), in the order of the
+            model's components.
+        numbers : ndarray or int
+            Global numbers of the rows, or of the first one, for messages.
+
+        Raises
+        ------
+        DataError
+            A row holds NaN or infinity.
+        """
+        work = _Workspace(self)
+        with np.errstate(all="ignore"):
+            for start in range(0, x.shape[0], self.block):
+                stop = min(start + self.block, x.shape[0])
+                rows = slice(start, stop)
+                w = None if weights is None else weights[rows]
+                self._block(work, x[rows], w, statistics, out, visit, rows, numbers)
+
+    def _block(
+        self,
+        work: _Workspace,
+        x: np.ndarray,
+        w: np.ndarray | None,
+        statistics: Statistics | None,
+        out: np.ndarray | None,
+        visit: Visitor | None,
+        rows: slice,
+        numbers: np.ndarray | int,
+    ) -> None:
+        n = x.shape[0]
+        t = work.take("t", n)
+        np.copyto(t, x.T)
+        t -= self.basis.centre[:, None]
+        phi = joint = y = stable = None
+        square = np.empty(0)
+        if self.n_product:
+            phi = self._columns(t, work)
+            joint = work.take("joint", n)
+            np.matmul(self.coefficients, phi, out=joint)
+            if self.kind == "tied":
+                square = np.einsum("ij,ij->j", phi[1:], phi[1:])
+            else:
+                square = joint[-1]
+        if self.n_stable:
+            y = work.take("y", n)
+            stable = self._stable(t, self.stable_index, y)
+        respond = statistics is not None or visit is not None
+        for model, share in enumerate(self.shares):
+            l_k = self._gather(share, joint, stable)
+            quadratic = None
+            if self.kind == "tied" and share.product.stop > share.product.start:
+                assert phi is not None
+                z = self.rotations[self.product_index[share.product.start]] @ phi[1:]
+                quadratic = 0.5 * np.einsum("ij,ij->j", z, z)
+            top = l_k.max(axis=0)
+            l_k -= top
+            np.exp(l_k, out=l_k)
+            total = l_k.sum(axis=0)
+            log_likelihood = np.log(total)
+            log_likelihood += top
+            if quadratic is not None:
+                log_likelihood -= quadratic
+            np.reciprocal(total, out=total)
+            again = self._to_repeat(share, l_k, total, square, log_likelihood)
+            finite = bool(np.isfinite(log_likelihood.sum()))
+            if not finite:
+                _refuse_bad_rows(x, rows.start, numbers)
+                again = np.union1d(again, np.flatnonzero(~np.isfinite(log_likelihood)))
+            if respond:
+                l_k *= total
+            if again.size:
+                repeated, responsibilities = self._repeat(model, t[:, again])
+                log_likelihood[again] = repeated
+                if respond:
+                    l_k[:, again] = responsibilities[share.order]
+            if out is not None:
+                out[model, rows] = log_likelihood
+            if visit is not None:
+                ordered = np.empty_like(l_k)
+                ordered[share.order] = l_k
+                visit(model, rows, ordered)
+            if statistics is not None:
+                if w is not None:
+                    l_k *= w
+                    log_likelihood *= w
+                statistics.log_likelihood[model] += log_likelihood.sum()
+                if not share.pure:
+                    n_p = share.product.stop - share.product.start
+                    assert joint is not None and stable is not None
+                    joint[share.product] = l_k[:n_p]
+                    stable[share.stable] = l_k[n_p:]
+        if statistics is not None:
+            statistics.weight += float(n if w is None else w.sum())
+            self._accumulate(statistics, phi, joint, y, stable, w)
+
+    def _columns(self, t: np.ndarray, work: _Workspace) -> np.ndarray:
+        """[1, z, products of z] of centred rows t (d, n)."""
+        d = self.n_features
+        phi = work.take("phi", t.shape[1])
+        z = phi[1 : 1 + d]
+        phi[0] = 1.0
+        if self.basis.diagonal:
+            np.multiply(t, self.basis.forward[:, None], out=z)
+        else:
+            np.matmul(self.basis.forward, t, out=z)
+        if self.kind == "full":
+            at = 1 + d
+            for i in range(d):
+                np.multiply(z[i:], z[i], out=phi[at : at + d - i])
+                at += d - i
+        elif self.kind != "tied":
+            np.multiply(z, z, out=phi[1 + d :])
+        return phi
+
+    def _stable(self, t: np.ndarray, index: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
+        """Joint log-densities (k, n) of the components `index`; y (k, d, n) is kept in `y`."""
+        k, (d, n) = index.size, t.shape
+        if y is None:
+            y = np.empty((k, d, n))
+        factors, offsets = self.factors[index], self.offsets[index]
+        if self.matrix:
+            np.matmul(factors.reshape(k * d, d), t, out=y.reshape(k * d, n))
+            y -= offsets[:, :, None]
+        else:
+            np.subtract(t[None], offsets[:, :, None], out=y)
+            y *= factors[:, :, None]
+        joint = np.einsum("kdn,kdn->kn", y, y)
+        joint *= -0.5
+        joint += self.norms[index][:, None]
+        return joint
+
+    def _gather(
+        self, share: Share, joint: np.ndarray | None, stable: np.ndarray | None
+    ) -> np.ndarray:
+        """Joint log-densities of one model: a view where it uses one form only."""
+        if joint is None or share.product.start == share.product.stop:
+            assert stable is not None
+            return stable[share.stable]
+        if stable is None or share.stable.start == share.stable.stop:
+            return joint[share.product]
+        return np.concatenate([joint[share.product], stable[share.stable]])
+
+    def _to_repeat(
+        self,
+        share: Share,
+        l_k: np.ndarray,
+        inverse_total: np.ndarray,
+        square: np.ndarray,
+        log_likelihood: np.ndarray,
+    ) -> np.ndarray:
+        """Rows whose error bound under the product form exceeds the tolerance."""
+        n_p = share.product.stop - share.product.start
+        none = np.empty(0, np.intp)
+        if n_p == 0 or not np.isfinite(self.tolerance):
+            return none
+        coefficients = self.amplification[:, share.product]
+        worst = coefficients.max(axis=1)
+        reach = float(np.sqrt(square.max()))
+        if worst[0] * reach**2 + worst[1] * reach + worst[2] <= self.tolerance:
+            return none
+        # First-order propagation: the error of ℓ is the mean of the components' errors, weighted
+        # with their responsibilities.
+        a, b, c = (coefficients @ l_k[:n_p]) * inverse_total
+        error = a * square + b * np.sqrt(square) + c
+        return np.flatnonzero(~(error <= self.tolerance * np.maximum(1.0, np.abs(log_likelihood))))
+
+    def _repeat(self, model: int, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log-likelihoods (n,) and responsibilities (K, n), every component in the stable form."""
+        start = sum(m.n_components for m in self.models[:model])
+        index = np.arange(start, start + self.models[model].n_components)
+        log_likelihood = np.empty(t.shape[1])
+        responsibilities = np.empty((index.size, t.shape[1]))
+        for a in range(0, t.shape[1], 256):
+            rows = slice(a, a + 256)
+            joint = self._stable(np.ascontiguousarray(t[:, rows]), index)
+            top = joint.max(axis=0)
+            joint -= np.where(np.isfinite(top), top, 0.0)
+            np.exp(joint, out=joint)
+            total = joint.sum(axis=0)
+            log_likelihood[rows] = np.log(total) + np.where(np.isfinite(top), top, 0.0)
+            responsibilities[:, rows] = joint / np.where(total > 0, total, 1.0)
+        return log_likelihood, responsibilities
+
+    def _accumulate(
+        self,
+        statistics: Statistics,
+        phi: np.ndarray | None,
+        joint: np.ndarray | None,
+        y: np.ndarray | None,
+        stable: np.ndarray | None,
+        w: np.ndarray | None,
+    ) -> None:
+        if phi is not None and joint is not None:
+            statistics.product += joint[: self.n_product] @ phi.T
+            if self.kind == "tied":
+                z = phi[1:]
+                statistics.total += (z if w is None else z * w) @ z.T
+        if y is not None and stable is not None:
+            statistics.number += stable.sum(axis=1)
+            if self.matrix:
+                weighted = y * stable[:, None, :]
+                statistics.first += weighted.sum(axis=2)
+                statistics.second += np.matmul(weighted, np.swapaxes(y, 1, 2))
+            else:
+                r = stable[:, :, None]
+                statistics.first += np.matmul(y, r)[:, :, 0]
+                y *= y
+                statistics.second += np.matmul(y, r)[:, :, 0]
+
+
+class _Workspace:
+    """Buffers of one walk over rows, so that no block allocates large arrays."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        e = evaluator
+        d = e.n_features
+        self._shapes: dict[str, tuple[int, ...]] = {
+            "t": (d,),
+            "phi": (e.n_columns,),
+            "joint": (e.coefficients.shape[0],),
+            "y": (e.n_stable, d),
+        }
+        self._buffers: dict[tuple[str, int], np.ndarray] = {}
+
+    def take(self, name: str, n: int) -> np.ndarray:
+        key = (name, n)
+        if key not in self._buffers:
+            self._buffers[key] = np.empty((*self._shapes[name], n))
+        return self._buffers[key]
+
+
+def _fewest_for_product(kind: str, d: int) -> int:
+    """Below so many components the columns cost more than they save."""
+    return 2 if kind == "full" else 1
+
+
+def _refuse_bad_rows(x: np.ndarray, start: int, numbers: np.ndarray | int) -> None:
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if bad.size:
+        at = start + int(bad[0])
+        row = int(numbers[at]) if isinstance(numbers, np.ndarray) else numbers + at
+        raise DataError(
+            f"row {row} contains NaN or infinity (and {bad.size - 1} more rows near it); "
+            "drop such rows first: x = x[numpy.isfinite(x).all(axis=1)]"
+        )
