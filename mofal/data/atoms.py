@@ -134,10 +134,10 @@ def _labels(frames: Sequence[Atoms]) -> dict[str, Any]:
             stress[i] = _voigt(results.get("stress", np.nan))
         except (TypeError, ValueError) as error:
             raise DataError(f"the labels of structure {i} have foreign shapes: {error}") from None
-        if not status[i]:
+        if "status" not in frame.info:
             whole = np.isfinite(energy[i]) and np.isfinite(forces[i]).all()
             status[i] = "converged" if whole else "inconsistent"
-        if status[i] not in STATUSES:
+        elif status[i] not in (*STATUSES, ""):
             raise DataError(
                 f"structure {i} has status {status[i]!r}; expected one of {', '.join(STATUSES)}"
             )
