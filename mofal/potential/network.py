@@ -52,12 +52,13 @@ def prepare() -> None:
     global _prepared
     if _prepared:
         return
-    from nequip.utils.global_state import set_global_state
-
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     numpy_state = np.random.get_state()  # noqa: NPY002
     states = random.getstate(), torch.get_rng_state()
     with quiet():
+        # Importing draws random numbers too.
+        from nequip.utils.global_state import set_global_state
+
         set_global_state()
     random.setstate(states[0])
     np.random.set_state(numpy_state)  # noqa: NPY002
