@@ -341,6 +341,7 @@ def merge_labels(*datasets: xr.Dataset, allow: Sequence[str] = ()) -> xr.Dataset
             zero.attrs["isolated_atom_energies"] = json.dumps(atoms)
             moved = relative_energy(ds) - relative_energy(zero)
             part = part.assign(energy=("structure", moved.values, ds["energy"].attrs))
+            part.attrs.pop("isolated_atom_energies", None)
         parts.append(part)
     out = concat(parts)
     out.attrs = {**datasets[0].attrs, "level_hash": level}

@@ -1,0 +1,66 @@
+"""ASE calculators that fail in every way a reference can, found by import path in the tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from ase.calculators.calculator import Calculator, SCFError, all_changes
+
+
+class Springs(Calculator):
+    """Every atom on a spring to the origin: cheap, exact, with a stress for crystals."""
+
+    implemented_properties: ClassVar = ["energy", "forces", "stress"]
+
+    def __init__(self, stiffness=1.0, fault="", count_in=None, seconds=0.0):
+        super().__init__()
+        self.stiffness, self.fault = stiffness, fault
+        self.count_in, self.seconds = count_in, seconds
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        x = self.atoms.positions
+        if self.count_in:
+            self._count()
+        time.sleep(self.seconds)
+        forces = -self.stiffness * x
+        energy = 0.5 * self.stiffness * float((x**2).sum())
+        if self.fault == "nan-forces":
+            forces[0, 0] = np.nan
+        elif self.fault == "nan-energy":
+            energy = np.nan
+        elif self.fault == "raise":
+            raise RuntimeError("the basis set fell over")
+        elif self.fault == "scf":
+            raise SCFError("no luck")
+        elif self.fault == "memory":
+            raise MemoryError("2 TB, please")
+        elif self.fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.fault == "exit":
+            os._exit(0)
+        elif self.fault == "sleep":
+            time.sleep(60)
+        elif self.fault == "move":
+            atoms.positions += 0.1
+        elif self.fault == "shape":
+            forces = forces[:-1]
+        self.results = {"energy": energy, "forces": forces, "stress": np.arange(6.0)}
+
+    def _count(self):
+        """Leave one file per calculation, named after the structure."""
+        from mofal.reference import structure_id_of
+
+        name = f"{structure_id_of(self.atoms)}-{os.getpid()}-{time.monotonic_ns()}"
+        Path(self.count_in, name).touch()
+
+
+class NoStress(Springs):
+    """Springs that know no stress."""
+
+    implemented_properties: ClassVar = ["energy", "forces"]

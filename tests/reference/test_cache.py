@@ -1,0 +1,210 @@
+"""Durable labels: whole or not there, never paid for twice."""
+
+import multiprocessing
+import pickle
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+
+from mofal.data import from_atoms
+from mofal.errors import DataError, StoreError
+from mofal.reference import LabelCache, get_reference, label_one
+from mofal.reference import cache as cache_module
+from mofal.reference.cache import decode, encode
+
+
+@pytest.fixture
+def attempt(tmp_path):
+    return get_reference("gfn1-xtb").calculate(bulk("C", cubic=True), directory=tmp_path)
+
+
+def test_encode__reads_back_the_same(attempt):
+    attempt = replace(attempt, retries=({"failed": "default"},), memory_peak=1.5)
+    again = decode(encode(attempt))
+    for name in ("numbers", "positions", "cell", "pbc", "forces", "stress"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(attempt, name))
+    assert again.energy == attempt.energy
+    assert dict(again.level_of_theory) == dict(attempt.level_of_theory)
+    assert dict(again.versions) == dict(attempt.versions)
+    assert again.retries == ({"failed": "default"},)
+    assert again.memory_peak == 1.5
+    assert np.isnan(again.memory_estimate)
+
+
+def test_encode__opens_without_mofal(attempt, tmp_path):
+    file = LabelCache(tmp_path).put(attempt)
+    with np.load(file, allow_pickle=False) as found:
+        assert float(found["energy"]) == attempt.energy
+
+
+def test_decode__every_flipped_byte_is_seen(attempt):
+    content = encode(attempt)
+    rng = np.random.default_rng(0)
+    for position in rng.choice(len(content), 200, replace=False):
+        broken = bytearray(content)
+        broken[position] ^= 0x10
+        try:
+            again = decode(bytes(broken))
+        except StoreError:
+            continue
+        # A byte that nothing reads (padding, dates of the zip): the label itself is untouched.
+        assert again.energy == attempt.energy
+        np.testing.assert_array_equal(again.forces, attempt.forces)
+        assert again.status == attempt.status
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.99])
+def test_decode__truncated(attempt, keep):
+    content = encode(attempt)
+    n = keep if isinstance(keep, int) else int(keep * len(content))
+    with pytest.raises(StoreError, match="damaged"):
+        decode(content[:n])
+
+
+def test_decode__newer_format(attempt, monkeypatch):
+    monkeypatch.setattr(cache_module, "FORMAT", 99)
+    content = encode(attempt)
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match="format 99"):
+        decode(content)
+
+
+def test_get__damaged_record_counts_as_missing(attempt, tmp_path):
+    cache = LabelCache(tmp_path)
+    file = cache.put(attempt)
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match="counts as missing"):
+        assert cache.get(attempt.structure_id, attempt.level_hash) is None
+    # The damaged file stays and its number is not used again.
+    assert cache.put(attempt) != file
+    assert cache.get(attempt.structure_id, attempt.level_hash).energy == attempt.energy
+
+
+def test_get__record_under_the_name_of_another(attempt, tmp_path):
+    cache = LabelCache(tmp_path)
+    file = cache.put(attempt)
+    key = cache_module.record_key("other", attempt.level_hash)
+    wrong = tmp_path / key[:2] / f"{key}-000.npz"
+    wrong.parent.mkdir(exist_ok=True)
+    wrong.write_bytes(file.read_bytes())
+    with pytest.warns(UserWarning, match="another label"):
+        assert cache.get("other", attempt.level_hash) is None
+
+
+def test_put__refuses_what_contradicts_itself(attempt, tmp_path):
+    cache = LabelCache(tmp_path)
+    broken = [
+        replace(attempt, status="fine"),
+        replace(attempt, level_hash="0" * 20),
+        replace(attempt, energy=float("nan")),
+        replace(attempt, forces=attempt.forces * np.nan),
+    ]
+    for one in broken:
+        with pytest.raises(StoreError):
+            cache.put(one)
+    assert list(cache.records()) == []
+
+
+def test_put__one_file_per_attempt(attempt, tmp_path):
+    cache = LabelCache(tmp_path)
+    failed = replace(attempt, status="crashed", reason="x", energy=float("nan"))
+    files = [cache.put(failed), cache.put(failed), cache.put(attempt), cache.put(failed)]
+    assert len(set(files)) == 4
+    assert cache.get(attempt.structure_id, attempt.level_hash).converged
+    assert [a.status for a in cache.records()] == ["crashed", "crashed", "converged", "crashed"]
+    assert not list(tmp_path.rglob(".tmp-*"))
+
+
+def test_label_cache__shared_and_read_only(attempt, tmp_path):
+    LabelCache(tmp_path / "shared").put(attempt)
+    own = LabelCache(tmp_path / "own", shared=[tmp_path / "shared"])
+    assert own.get(attempt.structure_id, attempt.level_hash).energy == attempt.energy
+    assert not (tmp_path / "own").exists()
+    read = LabelCache(tmp_path / "shared", mode="r")
+    with pytest.raises(StoreError, match="read-only"):
+        read.put(attempt)
+    with pytest.raises(StoreError, match="no label cache"):
+        LabelCache(tmp_path / "own", shared=[tmp_path / "absent"])
+    with pytest.raises(StoreError, match="'rw' or 'r'"):
+        LabelCache(tmp_path, mode="w")
+    again = pickle.loads(pickle.dumps(own))
+    assert again.get(attempt.structure_id, attempt.level_hash).converged
+
+
+def _put_many(path, content, n):
+    attempt = decode(content)
+    for _ in range(n):
+        LabelCache(path).put(attempt)
+
+
+def test_put__many_processes_at_once(attempt, tmp_path):
+    content = encode(attempt)
+    context = multiprocessing.get_context("fork")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workers = [
+            context.Process(target=_put_many, args=(tmp_path, content, 10)) for _ in range(4)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert [w.exitcode for w in workers] == [0] * 4
+    assert len(list(LabelCache(tmp_path).records())) == 40
+
+
+def test_label_one__never_paid_twice(faulty, tmp_path):
+    counts = tmp_path / "counts"
+    counts.mkdir()
+    spec = f"{faulty}?count_in={counts}"
+    for directory in ("a", "a"):
+        label_one(molecule("H2O"), spec, directory=tmp_path / directory)
+    label_one(molecule("H2O"), spec, directory=tmp_path / "b", shared=[tmp_path / "a"])
+    assert len(list(counts.iterdir())) == 1
+
+
+def test_label_one__dataset_and_atoms_are_the_same_label(tmp_path):
+    water = molecule("H2O")
+    one = label_one(water, "gfn1-xtb", directory=tmp_path)
+    other = label_one(from_atoms([water]), "gfn1-xtb", directory=tmp_path)
+    assert one.started == other.started
+    assert one.structure_id == str(from_atoms([water]).structure_id.values[0])
+    with pytest.raises(DataError, match="has 2"):
+        label_one(from_atoms([water, water]), "gfn1-xtb", directory=tmp_path)
+
+
+def test_label_one__failure_is_kept_until_more_attempts_are_asked_for(faulty, tmp_path):
+    spec = f"{faulty}?fault=raise"
+    first = label_one(molecule("H2O"), spec, directory=tmp_path)
+    again = label_one(molecule("H2O"), spec, directory=tmp_path)
+    assert again.started == first.started
+    label_one(molecule("H2O"), spec, directory=tmp_path, attempts=3)
+    assert len(list(LabelCache(tmp_path).records())) == 3
+
+
+def test_label_one__disk_that_takes_no_record(tmp_path):
+    (tmp_path / "cache").write_text("a file where the cache should be")
+    with pytest.raises(StoreError, match="is a file"):
+        label_one(molecule("H2O"), "gfn1-xtb", directory=tmp_path / "cache")
+
+
+def test_label_one__other_versions_are_warned_about(attempt, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_module, "_warned_versions", set())
+    old = replace(attempt, versions={**attempt.versions, "tblite": "0.0.1"})
+    LabelCache(tmp_path).put(old)
+    with pytest.warns(UserWarning, match=r"tblite 0\.0\.1"):
+        found = label_one(bulk("C", cubic=True), "gfn1-xtb", directory=tmp_path)
+    assert found.energy == attempt.energy
+
+
+def test_sweep__only_old_leftovers(attempt, tmp_path):
+    cache = LabelCache(tmp_path)
+    file = cache.put(attempt)
+    leftover = file.parent / ".tmp-dead"
+    leftover.write_bytes(b"half a record")
+    assert cache.sweep() == 0
+    assert cache.sweep(older_than_s=-1) == 1
+    assert cache.get(attempt.structure_id, attempt.level_hash).converged

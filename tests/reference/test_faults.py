@@ -1,0 +1,205 @@
+"""Every way a calculation can fail is a recorded attempt with a status."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+
+from mofal.reference import LabelCache, get_reference, hash_level, label_one
+from mofal.reference.ase_calculator import limit_threads
+from mofal.reference.child import describe_exit, run_process, session_pids
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "words"),
+    [
+        ("nan-forces", "inconsistent", "1 of 3 atoms"),
+        ("nan-energy", "inconsistent", "energy is nan"),
+        ("shape", "inconsistent", "shape"),
+        ("move", "inconsistent", "1.00e-01 Å"),
+        ("raise", "crashed", "the basis set fell over"),
+        ("scf", "not_converged", "no luck"),
+        ("memory", "out_of_memory", "2 TB"),
+    ],
+)
+def test_label_one__fault_in_the_calculator(faulty, tmp_path, fault, status, words):
+    attempt = label_one(molecule("H2O"), f"{faulty}?fault={fault}", directory=tmp_path)
+    assert attempt.status == status
+    assert words in attempt.reason
+    (recorded,) = LabelCache(tmp_path).records()
+    assert (recorded.status, recorded.reason) == (status, attempt.reason)
+    if status != "converged":
+        assert np.isnan(recorded.energy)
+        assert np.isnan(recorded.forces).all()
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "words"),
+    [
+        ("kill", "crashed", "SIGKILL"),
+        ("exit", "crashed", "without a result"),
+        ("sleep", "timed_out", "3 s"),
+        ("nan-forces", "inconsistent", "1 of 3 atoms"),
+        ("raise", "crashed", "fell over"),
+    ],
+)
+def test_label_one__fault_in_a_process_of_its_own(faulty, tmp_path, fault, status, words):
+    spec = f"{faulty}?fault={fault}&time_limit_s=3"
+    start = time.perf_counter()
+    attempt = label_one(molecule("H2O"), spec, directory=tmp_path)
+    assert time.perf_counter() - start < 10
+    assert attempt.status == status
+    assert words in attempt.reason
+    assert len(list(LabelCache(tmp_path).records())) == 1
+
+
+def test_calculate__directory_that_cannot_be_made(faulty, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    attempt = get_reference(f"{faulty}?isolated=true").calculate(
+        molecule("H2O"), directory=tmp_path / "file" / "below"
+    )
+    assert attempt.status == "crashed"
+    assert "directory" in attempt.reason
+
+
+def test_label_one__reference_that_breaks_the_protocol(tmp_path):
+    class Rude:
+        name = spec = "rude"
+
+        def __init__(self):
+            self.level_of_theory = {"method": "rude"}
+            self.level_hash = hash_level(self.level_of_theory)
+            self.versions = {}
+
+        def calculate(self, atoms, *, directory):
+            if len(atoms) == 3:
+                raise ValueError("not in the mood")
+            return {"energy": 0.0}
+
+        def isolated_atom_energies(self, elements, *, cache=None):
+            return {}
+
+    raised = label_one(molecule("H2O"), Rude(), directory=tmp_path)
+    assert raised.status == "crashed"
+    assert "not in the mood" in raised.reason
+    returned = label_one(molecule("CH4"), Rude(), directory=tmp_path)
+    assert returned.status == "inconsistent"
+    assert "dict" in returned.reason
+
+
+def test_label_one__other_structure_came_back(tmp_path):
+    class Absent(type(get_reference("gfn1-xtb"))):
+        def calculate(self, atoms, *, directory):
+            return self.calculate_here(molecule("CH4"))
+
+    base = get_reference("gfn1-xtb")
+    absent = Absent(base._make, name="x", spec="gfn1-xtb", level_of_theory=base.level_of_theory)
+    attempt = label_one(molecule("H2O"), absent, directory=tmp_path)
+    assert attempt.status == "inconsistent"
+    assert "another structure" in attempt.reason
+
+
+def test_run_process__ends_the_whole_family(tmp_path):
+    """A child that started children of its own, in other process groups, leaves none behind."""
+    script = (
+        "import subprocess, sys, time\n"
+        "p = subprocess.Popen(['sleep', '60'], process_group=0)\n"
+        "open('pid', 'w').write(str(p.pid)); time.sleep(60)\n"
+    )
+    ended = run_process(["python3", "-c", script], directory=tmp_path, time_limit_s=1.5)
+    assert ended.timed_out
+    pid = int((tmp_path / "pid").read_text())
+    stat = Path(f"/proc/{pid}/stat")
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"
+
+
+def test_run_process__ends_with_the_process_that_waits(tmp_path):
+    """Whoever waits is killed: what was started ends too."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from mofal.reference.child import run_process\n"
+        "run_process(['sh', '-c', 'echo $$ > pid; exec sleep 60'],\n"
+        "            directory=Path(sys.argv[1]), time_limit_s=None)\n"
+    )
+    waiter = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    sleeper = int((tmp_path / "pid").read_text())
+    waiter.send_signal(signal.SIGKILL)
+    waiter.wait()
+    while session_pids(sleeper):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_run_process__memory_limit(tmp_path):
+    code = "x = bytearray(300_000_000); import time; time.sleep(30)"
+    ended = run_process(
+        ["python3", "-c", code],
+        directory=tmp_path,
+        time_limit_s=20,
+        watch_memory=True,
+        memory_limit_bytes=100e6,
+    )
+    assert ended.out_of_memory
+    assert not ended.timed_out
+    assert ended.peak_memory_bytes > 100e6
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [(-9, "SIGKILL"), (137, "SIGKILL"), (-11, "SIGSEGV"), (3, "status 3")]
+)
+def test_describe_exit__says_what_it_means(code, words):
+    assert words in describe_exit(code)
+
+
+def test_calculate__threads_side_by_side(tmp_path):
+    """Threads of one worker share no calculator: each gets the label of its own structure."""
+    reference = get_reference("gfn1-xtb")
+    names = ["H2O", "CH4", "NH3", "C2H4", "HCOOH", "C2H2"] * 3
+    expected = {n: reference.calculate(molecule(n), directory=tmp_path).energy for n in names}
+    found: dict[int, tuple[str, float]] = {}
+
+    def work(i, name):
+        found[i] = (name, reference.calculate(molecule(name), directory=tmp_path).energy)
+
+    threads = [threading.Thread(target=work, args=(i, n)) for i, n in enumerate(names)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == len(names)
+    for name, energy in found.values():
+        assert energy == pytest.approx(expected[name], abs=1e-8)
+
+
+def test_limit_threads__restored_after_the_last_one():
+    from threadpoolctl import threadpool_info
+
+    def blas():
+        return [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
+
+    before = blas()
+    with limit_threads(1):
+        with limit_threads(1):
+            assert set(blas()) <= {1}
+        assert set(blas()) <= {1}
+    assert blas() == before
+
+
+def test_calculate__stress_that_the_calculator_does_not_know(faulty, tmp_path):
+    cell = Atoms("H", [[0.1, 0, 0]], cell=[3, 3, 3], pbc=True)
+    with_stress = get_reference(faulty).calculate(cell, directory=tmp_path)
+    np.testing.assert_array_equal(with_stress.stress, np.arange(6.0))
+    without = get_reference("ase:faulty_calculators:NoStress").calculate(cell, directory=tmp_path)
+    assert without.converged
+    assert np.isnan(without.stress).all()

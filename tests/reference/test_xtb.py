@@ -1,0 +1,139 @@
+"""GFN-xTB labels: physics, convergence, isolated atoms."""
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+
+from mofal.errors import ReferenceError
+from mofal.reference import get_reference
+
+
+@pytest.fixture(scope="module")
+def xtb():
+    return get_reference("gfn1-xtb?accuracy=0.01")
+
+
+@pytest.mark.physics
+@pytest.mark.parametrize("name", ["HCOOH", "diamond"])
+def test_calculate__forces_are_the_energy_gradient(xtb, name, tmp_path):
+    atoms = bulk("C", cubic=True) if name == "diamond" else molecule(name)
+    atoms.rattle(0.05, seed=1)
+    forces = xtb.calculate(atoms, directory=tmp_path).forces
+    step = 1e-3
+    for a, c in [(0, 0), (1, 2)]:
+        energies = []
+        for sign in (1, -1):
+            moved = atoms.copy()
+            moved.positions[a, c] += sign * step
+            energies.append(xtb.calculate(moved, directory=tmp_path).energy)
+        numeric = -(energies[0] - energies[1]) / (2 * step)
+        assert forces[a, c] == pytest.approx(numeric, abs=1e-3)
+
+
+@pytest.mark.physics
+def test_calculate__stress_has_the_sign_of_ase(xtb, tmp_path):
+    atoms = bulk("C", cubic=True)
+    stress = xtb.calculate(atoms, directory=tmp_path).stress
+    step, energies = 1e-3, []
+    for sign in (1, -1):
+        strained = atoms.copy()
+        strained.set_cell(atoms.cell * (1 + sign * step), scale_atoms=True)
+        energies.append(xtb.calculate(strained, directory=tmp_path).energy)
+    # dE/d(strain) along all three axes is the volume times the trace.
+    trace = (energies[0] - energies[1]) / (2 * step) / atoms.get_volume()
+    assert stress[:3].sum() == pytest.approx(trace, rel=1e-3, abs=1e-4)
+
+
+def test_calculate__cluster_has_no_stress(xtb, tmp_path):
+    attempt = xtb.calculate(molecule("H2O"), directory=tmp_path)
+    assert attempt.converged
+    assert np.isnan(attempt.stress).all()
+    assert attempt.forces.shape == (3, 3)
+
+
+def test_calculate__not_converged_is_a_result(tmp_path):
+    attempt = get_reference("gfn1-xtb?max_iterations=2").calculate(
+        molecule("HCOOH"), directory=tmp_path
+    )
+    assert attempt.status == "not_converged"
+    assert "2 cycles" in attempt.reason
+    assert np.isnan(attempt.energy)
+    assert np.isnan(attempt.forces).all()
+    assert "SCF not converged" in attempt.log_tail
+
+
+def test_calculate__method_is_named(tmp_path):
+    water = molecule("H2O")
+    energies = [
+        get_reference(name).calculate(water, directory=tmp_path).energy
+        for name in ("gfn1-xtb", "gfn2-xtb")
+    ]
+    # Values of the two methods in tblite's own documentation.
+    assert energies[0] == pytest.approx(-156.967506, abs=1e-4)
+    assert energies[1] == pytest.approx(-137.967776, abs=1e-4)
+
+
+def test_calculate__same_with_and_without_its_own_process(tmp_path):
+    atoms = molecule("CH3OH")
+    here = get_reference("gfn1-xtb").calculate(atoms, directory=tmp_path)
+    there = get_reference("gfn1-xtb?isolated=true").calculate(atoms, directory=tmp_path)
+    assert there.converged
+    assert there.energy == pytest.approx(here.energy, abs=1e-9)
+    np.testing.assert_allclose(there.forces, here.forces, atol=1e-9)
+    assert list(tmp_path.glob("attempt-*")) == []
+
+
+def test_calculate__leaves_the_structure_alone(xtb, tmp_path):
+    atoms = molecule("H2O")
+    atoms.set_initial_charges([1.0, 0.0, 0.0])
+    before = atoms.positions.copy()
+    attempt = xtb.calculate(atoms, directory=tmp_path)
+    np.testing.assert_array_equal(atoms.positions, before)
+    assert atoms.calc is None
+    atoms.set_initial_charges(None)
+    assert attempt.energy == xtb.calculate(atoms, directory=tmp_path).energy
+
+
+@pytest.mark.parametrize(
+    ("break_it", "words"),
+    [
+        (lambda a: a.positions.__setitem__((0, 0), np.nan), "not finite"),
+        (lambda a: a.info.update(charge=1), "charge 1"),
+        (lambda a: a.__delitem__(slice(None)), "no atoms"),
+        (lambda a: a.set_pbc(True), "no cell vector"),
+    ],
+)
+def test_calculate__what_cannot_be_labelled(xtb, tmp_path, break_it, words):
+    atoms = molecule("H2O")
+    break_it(atoms)
+    attempt = xtb.calculate(atoms, directory=tmp_path)
+    assert attempt.status == "inconsistent"
+    assert words in attempt.reason
+
+
+def test_isolated_atom_energies__kept_on_disk(xtb, tmp_path):
+    first = xtb.isolated_atom_energies(["O", "H", "Zr", "Hf"], cache=tmp_path)
+    assert list(first) == ["H", "O", "Zr", "Hf"]
+    file = next(tmp_path.glob("*.json"))
+    assert xtb.level_hash in file.name
+    file.write_text(file.read_text().replace(str(first["H"]), "-1.25"))
+    assert xtb.isolated_atom_energies(["H"], cache=tmp_path) == {"H": -1.25}
+
+
+def test_isolated_atom_energies__damaged_file_is_made_anew(xtb, tmp_path):
+    good = xtb.isolated_atom_energies(["H"], cache=tmp_path)
+    next(tmp_path.glob("*.json")).write_text('{"H": ')
+    with pytest.warns(UserWarning, match="damaged"):
+        assert xtb.isolated_atom_energies(["H"], cache=tmp_path) == good
+
+
+def test_isolated_atom_energies__no_element(xtb, tmp_path):
+    with pytest.raises(ReferenceError, match="'Xx'"):
+        xtb.isolated_atom_energies(["Xx"], cache=tmp_path)
+
+
+def test_isolated_atom_energies__stated_by_the_user(tmp_path):
+    spec = 'gfn1-xtb?isolated_atom_energies={"H":-3.5}'
+    assert get_reference(spec).isolated_atom_energies(["H"], cache=tmp_path) == {"H": -3.5}
+    # They are no part of the level, but do not mix with those that are calculated.
+    assert get_reference("gfn1-xtb").isolated_atom_energies(["H"], cache=tmp_path)["H"] < -10
