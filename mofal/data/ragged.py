@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.data.hashing import structure_hash
-from mofal.data.variables import VARIABLES, describe, validate
+from mofal.data.variables import VARIABLES, check_counts, describe, validate
 from mofal.errors import DataError
 
 if TYPE_CHECKING:
@@ -162,6 +162,7 @@ def make_structures(
 
     count = _cast("n_atoms", n_atoms).ravel()
     n = len(count)
+    check_counts(count)
     z = _cast("numbers", numbers).ravel()
     xyz = _cast("positions", positions)
     if xyz.size == 0:

@@ -205,15 +205,20 @@ def _in_memory(ds: xr.Dataset, name: str) -> np.ndarray | None:
     return ds[name].values if name in ds.variables and not ds[name].chunks else None
 
 
+def check_counts(n_atoms: np.ndarray) -> None:
+    """Raise unless every structure has an atom."""
+    if n_atoms.size and n_atoms.min() < 1:
+        raise DataError(
+            f"structure {int(n_atoms.argmin())} has {int(n_atoms.min())} atoms; expected at least 1"
+        )
+
+
 def _check_ragged(ds: xr.Dataset) -> None:
     mend = "select structures with mofal.data.select, not with isel"
     count = _in_memory(ds, "n_atoms")
     if count is None:
         return
-    if count.size and count.min() < 1:
-        raise DataError(
-            f"structure {int(count.argmin())} has {int(count.min())} atoms; expected at least 1"
-        )
+    check_counts(count)
     if "atom" not in ds.sizes:
         return
     total = int(count.sum())

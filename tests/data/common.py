@@ -80,7 +80,9 @@ def datasets(draw: Any, *, labels: bool | None = None, max_structures: int = 4) 
     attrs = {}
     if draw(st.booleans()) if labels is None else labels:
         status = per_structure(st.sampled_from([*STATUSES, ""]))
-        energy = [draw(floats) if s == "converged" or draw(st.booleans()) else np.nan for s in status]
+        energy = [
+            draw(floats) if s == "converged" or draw(st.booleans()) else np.nan for s in status
+        ]
         holes = draw(arrays(np.bool_, (total, 3), st.booleans()))
         no_stress = draw(arrays(np.bool_, (n, 6), st.booleans()))
         more |= {

@@ -191,7 +191,10 @@ BROKEN = {
         "1\nProperties=species:S:1:pos:R:3:region:I:1\nH 0 0 0 7\n",
         "region of atom 0 is 7; expected 0 to 2",
     ),
-    "levels": (FRAME.format("level_hash=a") + FRAME.format("level_hash=b"), "2 different level_hash"),
+    "levels": (
+        FRAME.format("level_hash=a") + FRAME.format("level_hash=b"),
+        "2 different level_hash",
+    ),
 }
 
 
