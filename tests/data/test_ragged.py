@@ -286,7 +286,7 @@ def test_relative_energy__unlabelled_stays_nan():
 
 def test_relative_energy__errors():
     ds = labelled(4)
-    with pytest.raises(DataError, match="isolated-atom energy of C, Zr .* not known"):
+    with pytest.raises(DataError, match=r"isolated-atom energy of C, Zr .* not known"):
         relative_energy(ds.assign_attrs(isolated_atom_energies='{"H": 0.0, "O": 0.0}'))
     lazy = relative_energy(
         chunked(ds, 5).assign_attrs(isolated_atom_energies='{"H": 0.0, "O": 0.0, "C": 0.0}')

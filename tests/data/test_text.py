@@ -154,7 +154,7 @@ def test_write__unknown_ending(tmp_path):
 
 
 def test_write__format_that_cannot_hold_it(tmp_path):
-    with pytest.raises(DataError, match="write extended XYZ instead: a.extxyz"):
+    with pytest.raises(DataError, match=r"write extended XYZ instead: a\.extxyz"):
         write(labelled(3), tmp_path / "a.vasp")
     assert list(tmp_path.iterdir()) == []
 
