@@ -293,8 +293,11 @@ def find_blocks(ds: xr.Dataset, i: int = 0, *, rule: str = "carboxylate") -> xr.
         A block is infinite (rods, or bonds that the rule does not cut): its direction is named.
     """
     numbers, positions, cell, pbc = structure_arrays(ds, i)
+    from mofal.frameworks.labels import label_defects
+
     bonds = bonds_of(numbers, positions, cell, pbc)
-    return blocks_from_bonds(numbers, bonds, rule=rule, system=str(ds["system"].values[i]))
+    blocks = blocks_from_bonds(numbers, bonds, rule=rule, system=str(ds["system"].values[i]))
+    return label_defects(blocks, numbers, positions, cell, pbc)
 
 
 def blocks_from_bonds(

@@ -27,8 +27,9 @@ IS_METAL[[0, *(atomic_numbers[s] for s in _NONMETALS)]] = False
 
 # Added to the sum of the covalent radii (Cordero et al., Dalton Trans. 2008, 2832), in Å. What
 # vibrates at 600 K must stay bonded; what merely sits close (Zr...C of a carboxylate at 3.2 Å,
-# Zr...H of water) must not count.
+# Zr...H of water; C...C across a five-membered ring, down to 1.8 Å in crude files) must not count.
 _TOLERANCE = 0.30
+_TOLERANCE_SECOND_ROW = 0.22
 _TOLERANCE_METAL = 0.40
 _TOLERANCE_METAL_CARBON = 0.20
 _TOLERANCE_METAL_HYDROGEN = 0.10
@@ -83,6 +84,8 @@ def bond_cutoffs() -> NDArray[np.float64]:
     """Longest bond of each pair of elements, Å: (119, 119), zero where none is ever made."""
     r = covalent_radii[:119]
     cut = r[:, None] + r[None] + _TOLERANCE
+    second = np.arange(5, 10)
+    cut[np.ix_(second, second)] -= _TOLERANCE - _TOLERANCE_SECOND_ROW
     metal = IS_METAL
     mixed = metal[:, None] ^ metal[None]
     cut[mixed] += _TOLERANCE_METAL - _TOLERANCE
@@ -134,6 +137,17 @@ def complete_cell(
     return out
 
 
+def free_origin(
+    positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Origin from which no atom lies below the cell along a direction that nothing repeats in."""
+    periodic = np.asarray(pbc, bool)
+    if periodic.all() or not len(positions):
+        return np.zeros(3)
+    fraction = np.linalg.solve(cell.T, positions.T).T
+    return np.where(periodic, 0.0, fraction.min(axis=0) - 0.01) @ cell
+
+
 def bonds_of(
     numbers: NDArray[np.integer],
     positions: NDArray[np.float64],
@@ -143,8 +157,9 @@ def bonds_of(
     """Bonds of one structure from distances.
 
     Two atoms are bonded when they are closer than the sum of their covalent radii plus 0.3 Å
-    (0.4 Å to a metal, 0.2 Å metal to carbon, 0.1 Å metal to hydrogen); metals never bond to each
-    other; hydrogen keeps only its shortest bond, except between boron and between metals.
+    (0.22 Å among B, C, N, O and F, 0.4 Å to a metal, 0.2 Å metal to carbon, 0.1 Å metal to
+    hydrogen); metals never bond to each other; hydrogen keeps only its shortest bond, except
+    between boron and between metals.
 
     Parameters
     ----------
@@ -157,17 +172,12 @@ def bonds_of(
     -------
     Bonds
     """
-    z = np.asarray(numbers)
+    z = np.asarray(numbers, np.int32)
     n = len(z)
     x = np.ascontiguousarray(positions, dtype=np.float64)
     periodic = np.asarray(pbc, bool)
     lattice = complete_cell(x, cell, periodic)
-    origin = np.zeros(3)
-    if not periodic.all() and n:
-        # Free directions are measured from the lowest atom, so that no atom lies outside.
-        fraction = np.linalg.solve(lattice.T, x.T).T
-        low = np.where(periodic, 0.0, fraction.min(axis=0) - 0.01)
-        origin = low @ lattice
+    origin = free_origin(x, lattice, periodic)
     table = bond_cutoffs()
     present = np.unique(z)
     cut = {

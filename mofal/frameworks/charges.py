@@ -142,7 +142,8 @@ def fragment_charge(
     n_metal : (n,) int
         Bonds to metals of each atom: they do not.
     macrocycle : bool
-        Four unsaturated N of the fragment hold one metal (porphyrin, phthalocyanine): -2.
+        Four unsaturated N of the fragment hold one metal (porphyrin, phthalocyanine): two of them
+        are anions.
 
     Returns
     -------
@@ -167,6 +168,9 @@ def fragment_charge(
     graph = np.zeros((n, n), bool)
     for a, others in enumerate(neighbours):
         graph[a, others] = True
+    for atom in _anionic_nitrogens(z, neighbours, want, n_metal, macrocycle):
+        want[atom] -= 1
+        charge -= 1
     # O and S at the end of a chain and on a metal would rather be anions (phenolate, not quinone):
     # they lend a bond only to atoms that find no other partner.
     donor = np.isin(z, [8, 16, 34]) & (n_metal > 0)
@@ -175,9 +179,43 @@ def fragment_charge(
     reached = tutte_rank(graph, want, rows=~donor)
     lent = reached - tutte_rank(graph, rest)
     charge -= int(want[donor].sum()) - lent + int(rest.sum()) - reached
-    if macrocycle and charge == 0:
-        charge = -2
     return charge
+
+
+def _anionic_nitrogens(
+    z: NDArray[np.integer],
+    neighbours: list[list[int]],
+    want: NDArray[np.integer],
+    n_metal: NDArray[np.integer],
+    macrocycle: bool,
+) -> list[int]:
+    """N that carry the charge of azolates and of porphyrins.
+
+    A five-membered ring without N-H, N-R, O or S has room for two double bonds and one lone pair:
+    where a metal holds it, it is an azolate, though a larger conjugated linker could be drawn as
+    a neutral quinoid.
+    """
+    held = [k for k in range(len(z)) if z[k] == 7 and n_metal[k] and want[k] == 1]
+    if macrocycle:
+        return held[:2]
+    out: list[int] = []
+    rings: set[frozenset[int]] = set()
+    for first in held:
+        for path in _rings_of_five(first, neighbours):
+            ring = frozenset(path)
+            if ring in rings or not all(want[k] >= 1 for k in ring):
+                continue
+            rings.add(ring)
+            free = [k for k in held if k in ring and k not in out]
+            out += free[:1]
+    return out
+
+
+def _rings_of_five(start: int, neighbours: list[list[int]]) -> list[list[int]]:
+    paths = [[start]]
+    for _ in range(4):
+        paths = [[*p, k] for p in paths for k in neighbours[p[-1]] if k not in p]
+    return [p for p in paths if start in neighbours[p[-1]]]
 
 
 def fragment_charges(

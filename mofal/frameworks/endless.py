@@ -19,6 +19,8 @@ _SHAPE = {1: "a rod", 2: "a sheet", 3: "a network"}
 
 def direction_text(periods: NDArray[np.integer]) -> str:
     """Lattice directions as crystallographers write them: ``[0 0 1]``."""
+    if len(periods) == 3:
+        return "all three directions"
     out = []
     for row in np.asarray(periods):
         g = np.gcd.reduce(row)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mofal.errors import StructureError
 from mofal.frameworks.blocks import find_blocks
 from mofal.frameworks.defects import remove_blocks, substitute
+from mofal.frameworks.sampling import disorder
+from mofal.frameworks.symmetry import linker_pair_orbits
 from mofal.frameworks.uio import pristine
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_RELATIVES = {
+_RELATIVES: dict[str, dict[str, str]] = {
     "UiO-66": {},
     "UiO-66-NH2": {"linker": "BDC-NH2"},
     "UiO-67": {"linker": "BPDC"},
 }
 _CONVENTIONAL_ONLY = ("S_reo", "S_bcu", "S_scu")
+_PAIR = re.compile(r"S_ld-2-([1-9]\d*)")
+# method.md, Systems: fractions that were drawn, not those that came out.
+_SUPER = {
+    "S_sup": {"hf": 0.20, "linker": 0.20, "brick": 0.10},
+    "S_sup*": {"hf": 0.10, "linker": 0.10, "brick": 0.05},
+}
+_SUPER_REPEAT = (4, 4, 4)
 
 
 def system_names() -> list[str]:
@@ -32,6 +42,8 @@ def system_names() -> list[str]:
         "S_bcu",
         "S_scu",
         "S_pr^hf",
+        *(f"S_ld-2-{k}" for k in range(1, 8)),
+        *_SUPER,
         *_RELATIVES,
     ]
 
@@ -40,25 +52,32 @@ def build(
     name: str,
     *,
     cell: str = "conventional",
-    repeat: tuple[int, int, int] = (1, 1, 1),
+    repeat: tuple[int, int, int] | None = None,
     linker: str | None = None,
     metal: str = "Zr",
+    mu3: bool = False,
+    seed: int = 0,
 ) -> xr.Dataset:
     """Build a system of the UiO-66 family.
 
     Parameters
     ----------
     name : str
-        S_pr, S_ld, S_hf, S_reo, S_bcu, S_scu, S_pr^hf, UiO-66, UiO-66-NH2, UiO-67 (method.md,
-        Systems).
+        S_pr, S_ld, S_hf, S_reo, S_bcu, S_scu, S_pr^hf, S_ld-2-1 to S_ld-2-7, S_sup, S_sup*,
+        UiO-66, UiO-66-NH2, UiO-67 (method.md, Systems).
     cell : str
         ``"conventional"`` (4 bricks; 456 atoms for S_pr) or ``"primitive"`` (1 brick; 114).
-    repeat : (int, int, int)
-        Supercell of the finished cell.
+    repeat : (int, int, int), optional
+        Supercell of the finished cell; for S_sup and S_sup*, of the pristine cell before disorder
+        is drawn (default 4 x 4 x 4).
     linker : str, optional
         Another linker in the same topology: ``"BDC"``, ``"BDC-NH2"``, ``"BPDC"``.
     metal : str
         The metal of the pristine framework.
+    mu3 : bool
+        For S_ld-2: let the order of mu3-O and mu3-OH count, which makes eight pairs of the seven.
+    seed : int
+        For S_sup and S_sup*: seed of the draws.
 
     Returns
     -------
@@ -70,28 +89,40 @@ def build(
     StructureError
         When the name, cell, linker or repeat cannot be meant.
     """
-    from mofal.frameworks.supercell import supercell
+    from mofal.frameworks.cells import supercell
 
-    if name not in system_names():
+    pair = _PAIR.fullmatch(name)
+    if name not in system_names() and not (pair and mu3 and name == "S_ld-2-8"):
+        hint = "S_ld-2-8 needs mu3=True; " if name == "S_ld-2-8" else ""
         raise StructureError(
-            f"unknown system {name!r}; systems: {', '.join(system_names())}: build('S_pr')"
+            f"unknown system {name!r}; {hint}systems: {', '.join(system_names())}: build('S_pr')"
         )
-    if cell == "primitive" and name in _CONVENTIONAL_ONLY:
+    if cell == "primitive" and (pair or name in _CONVENTIONAL_ONLY):
         raise StructureError(
             f"{name} needs the four bricks of the conventional cell: "
             f"build({name!r}, cell='conventional')"
         )
-    options: dict[str, Any] = {"linker": linker or "BDC", "metal": metal, "cell": cell}
-    options.update({k: v for k, v in _RELATIVES.get(name, {}).items() if linker is None})
-    if name == "S_pr^hf":
-        options["metal"] = "Hf"
-    out = pristine(**options, system=name)
+    relative = _RELATIVES.get(name, {})
+    out = pristine(
+        linker=linker or relative.get("linker", "BDC"),
+        metal="Hf" if name == "S_pr^hf" else metal,
+        cell=cell,
+        system=name,
+    )
+    if name in _SUPER:
+        large = supercell(out, repeat or _SUPER_REPEAT)
+        return disorder(large, **_SUPER[name], seed=seed, system=name)
     if name == "S_hf":
         out = substitute(out, [0], "Hf")
-    elif name in ("S_ld", *_CONVENTIONAL_ONLY):
+    elif pair or name in ("S_ld", *_CONVENTIONAL_ONLY):
         blocks = find_blocks(out)
-        out = remove_blocks(out, blocks, _removed(out, blocks, name))
-    return supercell(out, repeat) if tuple(repeat) != (1, 1, 1) else out
+        if pair:
+            orbits = linker_pair_orbits(out, blocks, mu3=mu3)
+            gone = orbits[int(pair.group(1)) - 1].pairs[0]
+        else:
+            gone = _removed(out, blocks, name)
+        out = remove_blocks(out, blocks, gone)
+    return supercell(out, repeat) if repeat is not None else out
 
 
 def _removed(ds: xr.Dataset, blocks: xr.Dataset, name: str) -> np.ndarray:

@@ -103,7 +103,7 @@ def symmetry_operations(
     species, count = np.unique(numbers, return_counts=True)
     rare = np.flatnonzero(numbers == species[count.argmin()])
     # Elements far apart along a fourth axis: one tree tells position and element at once.
-    tag = np.searchsorted(species, numbers) * 10.0
+    tag = np.asarray(np.searchsorted(species, numbers), np.float64) * 10.0
     box = [1.0, 1.0, 1.0, 10.0 * len(species) + 10.0]
     wrapped = np.mod(np.mod(f, 1.0), 1.0)
     tree = cKDTree(np.column_stack([wrapped, tag]), boxsize=box)

@@ -77,9 +77,7 @@ def _count(amount: float | int, n: int, name: str, exact: bool) -> int | None:
     return round(amount * n) if exact else None
 
 
-def _pick(
-    rng: np.random.Generator, n: int, amount: float, count: int | None
-) -> NDArray[np.bool_]:
+def _pick(rng: np.random.Generator, n: int, amount: float, count: int | None) -> NDArray[np.bool_]:
     # The same uniform numbers serve both ways, so that a seed means the same sites first.
     u = rng.random(n)
     if count is None:
@@ -182,7 +180,8 @@ class Sampler:
                 "domains need a pattern and a size, independent draws neither: "
                 "disorder(ds, brick=0.1, pattern='reo', domain_size=60)"
             )
-        if domain_size is not None and not domain_size > 0:
+        size = 0.0 if domain_size is None else float(domain_size)
+        if domain_size is not None and not 0 < size < np.inf:
             raise StructureError(f"domain_size={domain_size!r}: expected a length in Å, e.g. 60")
         root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
         # One stream per kind of defect: a change of one fraction leaves the other draws alone.
@@ -194,14 +193,12 @@ class Sampler:
         removed = np.zeros(len(self.size), bool)
         if pattern == "bcu" and linker:
             target = n_linker if n_linker is not None else round(linker * len(self.linkers))
-            assert domain_size is not None
-            removed[bcu_domains(self.net, self.linkers, target, domain_size, rngs[1])] = True
+            removed[bcu_domains(self.net, self.linkers, target, size, rngs[1])] = True
         else:
             removed[self.linkers[_pick(rngs[1], len(self.linkers), linker, n_linker)]] = True
         if pattern == "reo" and brick:
             target = n_brick if n_brick is not None else round(brick * len(self.nodes))
-            assert domain_size is not None
-            bricks = reo_domains(self.net, self.nodes, target, domain_size, rngs[2])
+            bricks = reo_domains(self.net, self.nodes, target, size, rngs[2])
         else:
             bricks = self.nodes[_pick(rngs[2], len(self.nodes), brick, n_brick)]
         removed[bricks] = True

@@ -1,0 +1,327 @@
+"""Is this structure what it says? Checks on one framework, each with one clear refusal.
+
+Nothing is repaired silently: a file with a missing hydrogen, two atoms in one place or half an atom
+is refused by name, because quantum mechanics would give a number for it all the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+from ase.data import chemical_symbols, covalent_radii
+from matscipy.neighbours import neighbour_list
+from numpy.typing import NDArray
+
+from mofal.errors import StructureError
+from mofal.frameworks.blocks import blocks_from_bonds
+from mofal.frameworks.bonds import (
+    IS_METAL,
+    Bonds,
+    bonds_of,
+    complete_cell,
+    free_origin,
+    structure_arrays,
+)
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+# Below this fraction of the sum of covalent radii two atoms cannot both be there.
+_OVERLAP = 0.62
+_VOLUME_PER_ATOM = (4.0, 400.0)  # Å^3: denser than diamond; emptier than any known framework
+
+
+def _name(numbers: NDArray[np.integer], k: int) -> str:
+    return f"{chemical_symbols[int(numbers[k])]} (atom {int(k)})"
+
+
+def check_cell(
+    positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
+) -> None:
+    """Refuse what has no usable cell.
+
+    Raises
+    ------
+    StructureError
+        No cell, no volume, not periodic, or a volume that no framework of so many atoms has.
+    """
+    length = np.linalg.norm(cell, axis=1)
+    if not np.any(pbc):
+        if np.all(length > 1e-6):
+            raise StructureError(
+                'a cell is given, but the structure is not periodic (pbc="F F F"); write '
+                'pbc="T T T" into the file'
+            )
+        raise StructureError(
+            "no cell is given: a framework is periodic; expected lattice vectors, e.g. "
+            'Lattice="..." in extended XYZ'
+        )
+    complete_cell(positions, cell, pbc)
+    if np.all(pbc):
+        volume = abs(float(np.linalg.det(cell))) / len(positions)
+        low, high = _VOLUME_PER_ATOM
+        if volume < low:
+            raise StructureError(
+                f"{volume:.2f} Å^3 per atom: no solid is as dense; is the cell in nm or in units "
+                "of something else, or are atoms there twice?"
+            )
+        if volume > high:
+            raise StructureError(
+                f"{volume:.0f} Å^3 per atom: no framework is as empty; is the cell in pm, or are "
+                "atoms missing?"
+            )
+
+
+def check_overlaps(
+    numbers: NDArray[np.integer],
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+) -> None:
+    """Refuse two atoms in one place.
+
+    Raises
+    ------
+    StructureError
+        The closest such pair is named, and what usually is behind it.
+    """
+    lattice = complete_cell(positions, cell, pbc)
+    limit = _OVERLAP * (covalent_radii[:119][:, None] + covalent_radii[:119][None])
+    present = np.unique(numbers)
+    cut = {(int(a), int(b)): float(limit[a, b]) for k, a in enumerate(present) for b in present[k:]}
+    i, j, d = neighbour_list(
+        "ijd",
+        positions=positions - free_origin(positions, lattice, pbc),
+        cell=lattice,
+        pbc=pbc,
+        numbers=numbers,
+        cutoff=cut,
+    )
+    if not len(d):
+        return
+    worst = int(np.argmin(d))
+    count = len(d) // 2
+    a, b = int(i[worst]), int(j[worst])
+    where = f"{_name(numbers, a)} and {_name(numbers, b)} are {d[worst]:.2f} Å apart"
+    if count > len(numbers) // 2 and np.abs(positions).max() < 2.0:
+        why = "positions look like fractions: multiply them by the cell"
+    elif d[worst] < 0.05 and numbers[a] == numbers[b]:
+        why = "the atom is there twice: remove one"
+    else:
+        why = "two alternatives of a disordered site, perhaps: keep one of them"
+    raise StructureError(f"{where} ({count} such pairs); {why}")
+
+
+def check_valences(
+    numbers: NDArray[np.integer],
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    bonds: Bonds,
+) -> None:
+    """Refuse carbon with too many or too few neighbours, and hydrogen without any.
+
+    Raises
+    ------
+    StructureError
+        The first atom of each kind of fault is named.
+    """
+    n = len(numbers)
+    metal = IS_METAL[numbers]
+    degree = bonds.degree
+    organic = np.bincount(bonds.i[~metal[bonds.j]], minlength=n)
+    to_metal = degree - organic
+    lost = np.flatnonzero((numbers == 1) & (degree == 0))
+    if len(lost):
+        raise StructureError(
+            f"{_name(numbers, lost[0])} is bonded to nothing ({len(lost)} such atoms): move or "
+            "remove it"
+        )
+    # Boron clusters (carboranes) are the exception to four bonds.
+    has_boron = np.bincount(bonds.i[numbers[bonds.j] == 5], minlength=n) > 0
+    crowded = np.flatnonzero((numbers == 6) & (organic > 4) & ~has_boron)
+    if len(crowded):
+        raise StructureError(
+            f"{_name(numbers, crowded[0])} has {int(organic[crowded[0]])} bonds ({len(crowded)} "
+            "such atoms): two molecules in one place, or a cell that is too small"
+        )
+    vector = positions[bonds.j] + bonds.shift @ cell - positions[bonds.i]
+    vector /= np.linalg.norm(vector, axis=1, keepdims=True)
+    carbon = (numbers == 6) & (to_metal == 0) & ~has_boron
+    start = bonds.indptr
+    bad: list[int] = []
+    for k in np.flatnonzero(carbon & (organic <= 3)).tolist():
+        own = vector[start[k] : start[k + 1]]
+        near = numbers[bonds.j[start[k] : start[k + 1]]]
+        if organic[k] == 3:
+            # Flat is sp2; well out of the plane of its neighbours, a fourth one is missing.
+            bad += [k] if abs(np.linalg.det(own)) > 0.6 else []
+        elif organic[k] == 2:
+            # Straight is sp (alkyne, nitrile, CO2); bent lacks a hydrogen.
+            bad += [k] if own[0] @ own[1] > -0.85 else []
+        elif organic[k] == 1:
+            bad += [k] if near[0] not in (7, 8) else []
+        else:
+            bad.append(k)
+    if bad:
+        k = bad[0]
+        raise StructureError(
+            f"{_name(numbers, k)} has {int(organic[k])} neighbours and lacks one ({len(bad)} such "
+            "atoms): hydrogens are missing; add them to the file"
+        )
+
+
+def check_charges(blocks: xr.Dataset, numbers: NDArray[np.integer], charge: int) -> None:
+    """Refuse a cell whose formal charges do not add up.
+
+    Raises
+    ------
+    StructureError
+        The kind of block that is to blame is named, with its charge and how many hydrogens would
+        mend it.
+    """
+    per_block = blocks["charge"].values
+    cap_charge = blocks["link_cap_charge"].values
+    total = int(per_block.sum())
+    if total == charge:
+        return
+    role = blocks["role"].values
+    size = blocks["block_n_atoms"].values
+    start = np.concatenate([[0], np.cumsum(size)])
+    member = blocks["member_atom"].values
+    # Blame what is charged though every bond around it was cut evenly; else the nodes.
+    even = np.ones(len(role), bool)
+    even[blocks["link_block"].values[(cap_charge != 0).any(axis=1)].ravel()] = False
+    suspects = np.flatnonzero((per_block != 0) & even)
+    if not len(suspects):
+        suspects = np.flatnonzero(per_block != 0)
+    kinds = Counter(int(blocks["kind"].values[b]) for b in suspects)
+    kind, count = kinds.most_common(1)[0]
+    block = int(suspects[blocks["kind"].values[suspects] == kind][0])
+    q = int(per_block[block])
+    what = {"node": "brick", "linker": "linker", "guest": "guest molecule"}[str(role[block])]
+    formula = str(blocks["formula"].values[block])
+    # A charge is named per block only where blocks of this kind explain all of it.
+    sum_text = "" if q * count == total else f" ({total:+d} in the cell)"
+    atoms = numbers[member[start[block] : start[block + 1]]]
+    if q < 0 and (8 in atoms or 7 in atoms):
+        why = (
+            f"{-q} hydrogen{'s are' if q < -1 else ' is'} missing on it (OH, water or NH without "
+            "H); add them"
+        )
+    elif q > 0:
+        why = "an anion is missing, or it has too many hydrogens"
+    else:
+        why = "a cation is missing"
+    raise StructureError(
+        f"formal charge {q:+d} per {what} {formula} of which there are {count}{sum_text}, "
+        f"expected {charge:+d} in all: {why}; if the charge is meant, say "
+        f"read_framework(path, charge={total})"
+    )
+
+
+def notes_on(blocks: xr.Dataset, numbers: NDArray[np.integer]) -> list[str]:
+    """What a chemist would say about a sound framework: names, in a fixed order."""
+    out = []
+    size = blocks["block_n_atoms"].values
+    start = np.concatenate([[0], np.cumsum(size)])
+    member = blocks["member_atom"].values
+    role = blocks["role"].values
+    degree = _bridging_oxygen(blocks, numbers)
+    _, first = np.unique(blocks["kind"].values, return_index=True)
+    for block in first.tolist():
+        atoms = member[start[block] : start[block + 1]]
+        z = numbers[atoms]
+        metals = z[IS_METAL[z]]
+        bridges = atoms[degree[atoms]]
+        if len(metals) == 6 and set(metals.tolist()) <= {40, 72, 58, 90, 92} and len(bridges) == 6:
+            out.append("dehydroxylated")
+            break
+    if blocks.attrs["n_nets"] > 1:
+        out.append(f"{blocks.attrs['n_nets']} interpenetrated nets")
+    guests = int((role == "guest").sum())
+    if guests:
+        out.append(f"{guests} guest molecules")
+    if bool(blocks["unusual_state"].values.any()):
+        out.append("unusual oxidation states")
+    if bool(blocks["open_shell"].values.any()):
+        out.append("open d or f shells")
+    return out
+
+
+def _bridging_oxygen(blocks: xr.Dataset, numbers: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """O bonded to metals only (mu-O): (atom,) bool."""
+    pair = blocks["bond_atom"].values
+    n = len(numbers)
+    other = np.zeros(n, bool)
+    metal = np.zeros(n, np.int64)
+    for a, b in ((0, 1), (1, 0)):
+        is_metal = IS_METAL[numbers[pair[:, b]]]
+        other[pair[~is_metal, a]] = True
+        np.add.at(metal, pair[is_metal, a], 1)
+    return (numbers == 8) & ~other & (metal > 1)
+
+
+def check_structure(
+    ds: xr.Dataset, i: int = 0, *, rule: str = "carboxylate", charge: int | None = 0
+) -> xr.Dataset:
+    """Check one framework and find its blocks.
+
+    Parameters
+    ----------
+    ds : Dataset of structures
+    i : int
+        Which structure.
+    rule : str
+        Rule that cuts blocks.
+    charge : int or None
+        Formal charge that the cell should have; None: do not look at it.
+
+    Returns
+    -------
+    Dataset
+        Its blocks, with the attribute ``notes``: what a chemist would say of it
+        (``"dehydroxylated"``, ``"2 interpenetrated nets"``, ...), joined by commas.
+
+    Raises
+    ------
+    StructureError
+        The first thing that is wrong, by name.
+    """
+    numbers, positions, cell, pbc = structure_arrays(ds, i)
+    if not len(numbers):
+        raise StructureError("there are no atoms")
+    check_cell(positions, cell, pbc)
+    check_overlaps(numbers, positions, cell, pbc)
+    if not IS_METAL[numbers].any():
+        raise StructureError(
+            "there is no metal in it: not a metal-organic framework; expected metal nodes"
+        )
+    if not np.any(numbers == 6):
+        raise StructureError(
+            "there is no carbon in it: not a metal-organic framework; expected organic linkers"
+        )
+    bonds = bonds_of(numbers, positions, cell, pbc)
+    check_valences(numbers, positions, cell, bonds)
+    blocks = blocks_from_bonds(numbers, bonds, rule=rule, system=str(ds["system"].values[i]))
+    if not blocks.sizes["link"]:
+        raise StructureError(_nothing_to_cut(numbers, bonds, rule))
+    if charge is not None:
+        check_charges(blocks, numbers, charge)
+    blocks.attrs["notes"] = ", ".join(notes_on(blocks, numbers))
+    return blocks
+
+
+def _nothing_to_cut(numbers: NDArray[np.integer], bonds: Bonds, rule: str) -> str:
+    from mofal.frameworks.blocks import partition
+    from mofal.frameworks.rules import rule_names
+
+    for name in rule_names():
+        cuts, _, _ = partition(numbers, bonds, name)
+        if len(cuts.edge):
+            return f"rule {rule!r} cuts no bond of this structure, rule {name!r} does: say rule={name!r}"
+    return (
+        f"rule {rule!r} cuts no bond of this structure, and no other registered rule does: it is "
+        "no framework of nodes and linkers, or needs mofal.frameworks.register_rule"
+    )
