@@ -320,7 +320,10 @@ def _nothing_to_cut(numbers: NDArray[np.integer], bonds: Bonds, rule: str) -> st
     for name in rule_names():
         cuts, _, _ = partition(numbers, bonds, name)
         if len(cuts.edge):
-            return f"rule {rule!r} cuts no bond of this structure, rule {name!r} does: say rule={name!r}"
+            return (
+                f"rule {rule!r} cuts no bond of this structure, but another one does: "
+                f"say rule={name!r}"
+            )
     return (
         f"rule {rule!r} cuts no bond of this structure, and no other registered rule does: it is "
         "no framework of nodes and linkers, or needs mofal.frameworks.register_rule"

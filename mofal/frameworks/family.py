@@ -24,10 +24,10 @@ _RELATIVES: dict[str, dict[str, str]] = {
 }
 _CONVENTIONAL_ONLY = ("S_reo", "S_bcu", "S_scu")
 _PAIR = re.compile(r"S_ld-2-([1-9]\d*)")
-# method.md, Systems: fractions that were drawn, not those that came out.
+# Fractions of metals, linkers and bricks that are drawn (method.md, Systems), not realised ones.
 _SUPER = {
-    "S_sup": {"hf": 0.20, "linker": 0.20, "brick": 0.10},
-    "S_sup*": {"hf": 0.10, "linker": 0.10, "brick": 0.05},
+    "S_sup": (0.20, 0.20, 0.10),
+    "S_sup*": (0.10, 0.10, 0.05),
 }
 _SUPER_REPEAT = (4, 4, 4)
 
@@ -111,7 +111,15 @@ def build(
     )
     if name in _SUPER:
         large = supercell(out, repeat or _SUPER_REPEAT)
-        return disorder(large, **_SUPER[name], seed=seed, system=name)
+        hf, missing_linkers, missing_bricks = _SUPER[name]
+        return disorder(
+            large,
+            hf=hf,
+            linker=missing_linkers,
+            brick=missing_bricks,
+            seed=seed,
+            system=name,
+        )
     if name == "S_hf":
         out = substitute(out, [0], "Hf")
     elif pair or name in ("S_ld", *_CONVENTIONAL_ONLY):

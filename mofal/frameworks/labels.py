@@ -170,9 +170,9 @@ def _linker_and_brick(
         [np.bincount(of_atom[metal], weights=whole[:, k], minlength=len(role)) for k in range(3)],
         axis=1,
     )
-    centre = centre / count[:, None]
+    middle = centre / count[:, None]
     carbon = positions[outside] + inner[outside] @ cell
-    reach = np.linalg.norm(carbon - centre[pair[rows, 1 - at_linker]], axis=1)
+    reach = np.linalg.norm(carbon - middle[pair[rows, 1 - at_linker]], axis=1)
     return length, float(np.median(reach))
 
 
