@@ -15,7 +15,7 @@ from mofal.potential import TrainingSettings, load, train
 from mofal.potential.network import energy_part, weights_of
 from mofal.potential.training import force_weights
 
-from .conftest import SMALL, emt_frames
+from .conftest import SMALL, emt_atoms, emt_frames
 
 
 def vary(settings: TrainingSettings, **changes) -> TrainingSettings:
