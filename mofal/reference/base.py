@@ -36,6 +36,8 @@ STATUSES = (
 LOG_TAIL_CHARACTERS = 4000
 # Positions go to another process as decimal text at most; more than this is another structure.
 POSITION_TOLERANCE = 1e-8
+CLOSEST_A = 0.4
+"""No two nuclei of a structure worth a label are nearer than this, Å (H2 has 0.74)."""
 
 
 @runtime_checkable
@@ -297,7 +299,31 @@ def why_not(atoms: Atoms) -> str:
     charge = atoms.info.get("charge", 0)
     if charge:
         return f"it carries the charge {charge}; references label neutral structures"
-    return ""
+    return _too_close(atoms)
+
+
+def _too_close(atoms: Atoms) -> str:
+    """Return which atoms are on top of each other: methods answer even then, with nonsense."""
+    from matscipy.neighbours import neighbour_list
+
+    positions = np.ascontiguousarray(atoms.positions, np.float64)
+    cell = np.array(atoms.cell[:], np.float64)
+    if not atoms.pbc.all():
+        # A direction without a lattice gets a box around the atoms.
+        span = np.ptp(positions, axis=0).max() + 10.0
+        for axis in np.flatnonzero(~atoms.pbc):
+            others = np.delete(cell, axis, axis=0)
+            normal = np.cross(*others) if atoms.pbc.any() else np.eye(3)[axis]
+            cell[axis] = normal / max(np.linalg.norm(normal), 1e-12) * span
+        if abs(np.linalg.det(cell)) < 1e-9:
+            cell = np.eye(3) * span
+    i, j, d = neighbour_list(
+        "ijd", positions=positions, cell=cell, pbc=atoms.pbc, cutoff=CLOSEST_A
+    )
+    if len(d) == 0:
+        return ""
+    k = int(d.argmin())
+    return f"atoms {i[k]} and {j[k]} are {d[k]:.2f} Å apart"
 
 
 def isolated_cache_file(level_hash: str, cache: str | os.PathLike[str] | None) -> Path:

@@ -23,7 +23,7 @@ from mofal.reference.child import describe_exit, run_process, session_pids
         ("nan-forces", "inconsistent", "1 of 3 atoms"),
         ("nan-energy", "inconsistent", "energy is nan"),
         ("shape", "inconsistent", "shape"),
-        ("move", "inconsistent", "1.00e-01 Å"),
+        ("move", "inconsistent", "positions that came back"),
         ("raise", "crashed", "the basis set fell over"),
         ("scf", "not_converged", "no luck"),
         ("memory", "out_of_memory", "2 TB"),

@@ -101,6 +101,7 @@ def test_calculate__leaves_the_structure_alone(xtb, tmp_path):
         (lambda a: a.info.update(charge=1), "charge 1"),
         (lambda a: a.__delitem__(slice(None)), "no atoms"),
         (lambda a: a.set_pbc(True), "no cell vector"),
+        (lambda a: a.positions.__setitem__(1, a.positions[0] + 0.01), "atoms 0 and 1 are 0.02 Å"),
     ],
 )
 def test_calculate__what_cannot_be_labelled(xtb, tmp_path, break_it, words):
@@ -109,6 +110,18 @@ def test_calculate__what_cannot_be_labelled(xtb, tmp_path, break_it, words):
     attempt = xtb.calculate(atoms, directory=tmp_path)
     assert attempt.status == "inconsistent"
     assert words in attempt.reason
+
+
+def test_calculate__too_close_over_the_boundary(xtb, tmp_path):
+    atoms = bulk("C", cubic=True)
+    atoms.positions[0], atoms.positions[1] = [0.0, 0, 0], [3.5, 0, 0]
+    attempt = xtb.calculate(atoms, directory=tmp_path)
+    assert attempt.status == "inconsistent"
+    assert "apart" in attempt.reason
+    slab = atoms.copy()
+    slab.pbc = [False, True, True]
+    slab.positions[1] = [5.0, 0.0, 0.0]
+    assert xtb.calculate(slab, directory=tmp_path).converged
 
 
 def test_isolated_atom_energies__kept_on_disk(xtb, tmp_path):

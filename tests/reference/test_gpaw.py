@@ -1,0 +1,278 @@
+"""Real GPAW calculations: molecules and a crystal, ranks, forces, eggbox, faults."""
+
+import os
+import pickle
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+
+from mofal.errors import DependencyError, ReferenceError
+from mofal.reference import LabelCache, get_reference, label_one
+from mofal.reference import gpaw as gpaw_module
+from mofal.reference.child import session_pids
+from mofal.reference.gpaw import PRESETS
+
+pytestmark = [pytest.mark.gpaw, pytest.mark.usefixtures("gpaw")]
+
+# The cheapest that is still real: atomic orbitals on a coarse grid in a small box.
+CHEAP = "gpaw:lcao?h=0.3&vacuum=3&poisson_extension=3"
+COARSE = "gpaw:coarse?h=0.3&vacuum=2.5&poisson_extension=3"
+
+
+def h2(distance=0.8):
+    return Atoms("H2", [[0.1, 0.2, 0.3], [0.1, 0.2, 0.3 + distance]])
+
+
+def crystal():
+    """Rock salt of lithium and hydrogen, eight atoms, off its symmetric positions."""
+    from ase.build import bulk
+
+    atoms = bulk("LiH", "rocksalt", a=4.08, cubic=True)
+    atoms.rattle(0.05, seed=2)
+    return atoms
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_level_of_theory__one_set_of_parameters(preset):
+    reference = get_reference(f"gpaw:{preset}")
+    level = reference.level_of_theory
+    assert level["occupations"]["width_eV"] == 0.0
+    assert level["symmetry"] == "off"
+    assert len(level["paw_data_sha256"]) == 64
+    assert level["dispersion"]["s9"] == 0.0
+    cluster, cell = reference.box(molecule("H2O")), reference.box(crystal())
+    one = reference._parameters(cluster, {"name": "default"})
+    other = reference._parameters(cell, {"name": "default"})
+    assert one.pop("poissonsolver")["name"] == "ExtraVacuumPoissonSolver"
+    assert other.pop("poissonsolver") == {"name": "fast"}
+    del one["gpts"], other["gpts"]
+    assert one == other
+    assert reference.isolated_atom_energies(["Zr", "H"]) == {"H": 0.0, "Zr": 0.0}
+
+
+def test_level_of_theory__paper():
+    level = get_reference("gpaw:paper").level_of_theory
+    assert (level["mode"], level["h_A"], level["stencil"]) == ("fd", 0.175, 6)
+    assert level["interpolation"] == 4  # heptic
+    assert level["cluster"]["vacuum_A"] == 4.0
+    assert level["cluster"]["poisson_extension_A"] == 8.0
+    assert level["method"] == "PBE-D3(BJ)"
+
+
+def test_level_hash__resources_are_no_part_of_it():
+    base = get_reference("gpaw:paper")
+    same = get_reference("gpaw:paper?ranks=4&time_limit_s=10&max_iterations=5&memory_limit_GB=3")
+    assert same.level_hash == base.level_hash
+    assert get_reference("gpaw:paper?h=0.18").level_hash != base.level_hash
+    assert pickle.loads(pickle.dumps(same)).ranks == 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("gpaw:paper?ranks=0", "ranks"),
+        ("gpaw:paper?h=2", "0.05 to 0.5"),
+        ("gpaw:paper?vacuum=0", "vacuum"),
+        ("gpaw:paper?smearing=0.1", "smearing"),
+        ("gpaw:paper?time_limit_s=-1", "time_limit_s"),
+        ("gpaw:paper?max_retries=-1", "max_retries"),
+    ],
+)
+def test_gpaw_reference__refuses(spec, words):
+    with pytest.raises(ReferenceError, match=words):
+        get_reference(spec)
+
+
+def test_gpaw_reference__without_mpi(monkeypatch):
+    monkeypatch.setattr(gpaw_module.shutil, "which", lambda name: None)
+    with pytest.raises(DependencyError, match=r"install\.sh"):
+        gpaw_module.gpaw_reference("paper")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [CHEAP, COARSE])
+@pytest.mark.parametrize("make", [lambda: molecule("H2O"), crystal])
+def test_calculate__one_and_two_ranks_agree(mode, make, tmp_path):
+    one = get_reference(f"{mode}&ranks=1").calculate(make(), directory=tmp_path)
+    two = get_reference(f"{mode}&ranks=2").calculate(make(), directory=tmp_path)
+    assert one.status == two.status == "converged", (one.reason, two.reason)
+    np.testing.assert_allclose(one.forces, two.forces, atol=1e-6)
+    assert one.energy == pytest.approx(two.energy, abs=1e-6)
+    assert np.isnan(one.stress).all()
+    assert one.retries == ()
+    for attempt in (one, two):
+        assert attempt.memory_peak < attempt.memory_estimate < 1.5 * attempt.memory_peak
+    assert "gpaw" in one.versions
+    assert "iter" in one.log_tail
+
+
+@pytest.mark.slow
+@pytest.mark.physics
+@pytest.mark.parametrize("make", [h2, crystal])
+def test_calculate__forces_are_the_energy_gradient(make, tmp_path):
+    """Finite differences over 0.02 Å. The grid is fixed in space, so the eggbox is in both.
+
+    What is left is the self-consistency (5e-4 eV per electron allowed, far less reached) and the
+    third derivative: 0.03 eV/Å is what this grid and this step allow.
+    """
+    reference = get_reference(f"{COARSE}&ranks=2")
+    atoms = make()
+    a, c, step = 1, 2, 0.01
+    forces = reference.calculate(atoms, directory=tmp_path).forces
+    energies = []
+    for sign in (1, -1):
+        moved = atoms.copy()
+        moved.positions[a, c] += sign * step
+        energies.append(reference.calculate(moved, directory=tmp_path).energy)
+    numeric = -(energies[0] - energies[1]) / (2 * step)
+    assert forces[a, c] == pytest.approx(numeric, abs=0.03)
+    assert abs(forces[a, c]) > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.physics
+@pytest.mark.parametrize("preset", ["lcao", "coarse"])
+def test_calculate__eggbox_is_below_the_noise_that_the_preset_states(preset, tmp_path):
+    reference = get_reference(f"gpaw:{preset}?ranks=2&poisson_extension=3&vacuum=3")
+    atoms = molecule("H2O")
+    atoms.rattle(0.05, seed=3)
+    moved = atoms.copy()
+    moved.positions += 0.4 * reference.preset.h
+    one = reference.calculate(atoms, directory=tmp_path)
+    other = reference.calculate(moved, directory=tmp_path)
+    difference = one.forces - other.forces
+    assert 1e-5 < np.sqrt((difference**2).mean()) < reference.preset.noise_rmse
+    assert np.abs(difference).max() < reference.preset.noise_max
+
+
+@pytest.mark.slow
+@pytest.mark.physics
+def test_calculate__crystal_and_cluster_agree_where_they_are_the_same(tmp_path):
+    """A molecule in a large periodic cell on the same grid feels what it feels between walls."""
+    reference = get_reference("gpaw:lcao?h=0.25&ranks=2")
+    atoms = h2(0.9)
+    cluster = reference.calculate(atoms, directory=tmp_path)
+    periodic = atoms.copy()
+    periodic.set_cell([9.0, 9.0, 9.0])
+    periodic.pbc = True
+    crystal_like = reference.calculate(periodic, directory=tmp_path)
+    np.testing.assert_allclose(cluster.forces, crystal_like.forces, atol=5e-3)
+    assert cluster.energy == pytest.approx(crystal_like.energy, abs=5e-3)
+
+
+@pytest.mark.slow
+def test_calculate__not_converging_input(tmp_path):
+    attempt = label_one(h2(), f"{CHEAP}&max_iterations=2", directory=tmp_path)
+    assert attempt.status == "not_converged"
+    assert [r["failed"] for r in attempt.retries] == ["default"]
+    assert "iter" in attempt.log_tail
+    (recorded,) = LabelCache(tmp_path).records()
+    assert recorded.retries == attempt.retries
+
+
+@pytest.mark.slow
+def test_calculate__retry_reaches_the_same_answer(tmp_path, monkeypatch):
+    """A first way that cannot converge, a second one that does: the same label, and it says so."""
+    straight = get_reference(f"{CHEAP}&threads=1").calculate(h2(), directory=tmp_path)
+    hopeless = {"name": "hopeless", "maxiter": 2}
+    monkeypatch.setattr(gpaw_module, "ROUTES", (hopeless, *gpaw_module.ROUTES[1:]))
+    attempt = get_reference(CHEAP).calculate(h2(), directory=tmp_path)
+    assert attempt.converged
+    assert [r["failed"] for r in attempt.retries] == ["hopeless"]
+    assert attempt.level_hash == straight.level_hash
+    assert attempt.energy == pytest.approx(straight.energy, abs=2e-3)
+    np.testing.assert_allclose(attempt.forces, straight.forces, atol=1e-2)
+
+
+def test_calculate__time_limit_ends_every_rank(tmp_path):
+    start = time.perf_counter()
+    attempt = label_one(molecule("C6H6"), "gpaw:paper?ranks=2&time_limit_s=4", directory=tmp_path)
+    assert time.perf_counter() - start < 15
+    assert attempt.status == "timed_out"
+    assert "4 s" in attempt.reason
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_calculate__killed_rank(tmp_path):
+    """The second rank is killed as it works: mpirun takes the others down, the attempt says so."""
+    killed = []
+
+    def kill_one():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not killed:
+            time.sleep(0.2)
+            for entry in os.listdir("/proc"):
+                if not entry.isdigit():
+                    continue
+                try:
+                    with open(f"/proc/{entry}/cmdline", "rb") as file:
+                        line = file.read().split(b"\0")
+                    with open(f"/proc/{entry}/environ", "rb") as file:
+                        rank = b"OMPI_COMM_WORLD_RANK=1\0" in file.read()
+                except OSError:
+                    continue
+                place = str(tmp_path).encode()
+                started = list(tmp_path.rglob("gpaw.txt"))
+                if rank and started and any(w.startswith(place) for w in line):
+                    os.kill(int(entry), signal.SIGKILL)
+                    killed.append(int(entry))
+                    return
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    attempt = label_one(
+        molecule("C6H6"), "gpaw:coarse?ranks=2&time_limit_s=120", directory=tmp_path
+    )
+    killer.join()
+    assert killed
+    assert attempt.status == "crashed"
+    assert "SIGKILL" in attempt.reason or "status" in attempt.reason
+    assert "signal 9" in attempt.log_tail
+    assert not session_pids(killed[0])
+    assert len(list(LabelCache(tmp_path).records())) == 1
+
+
+@pytest.mark.slow
+def test_calculate__filled_disk(tmp_path):
+    """No file may grow beyond a kilobyte: GPAW cannot write its log, and the attempt says so."""
+    launcher = "sh -c 'ulimit -f 1; exec \"$@\"' sh mpirun --oversubscribe --bind-to none"
+    if os.geteuid() == 0:
+        launcher += " --allow-run-as-root"
+    reference = get_reference(CHEAP, launcher=launcher + " -np {ranks}")
+    attempt = label_one(h2(), reference, directory=tmp_path)
+    assert attempt.status == "crashed"
+    assert attempt.reason
+    assert len(list(LabelCache(tmp_path).records())) == 1
+
+
+def test_calculate__unknown_element_in_the_paw_data(tmp_path):
+    atoms = Atoms("UO", [[0, 0, 0], [0, 0, 1.8]])
+    attempt = label_one(atoms, "gpaw:paper", directory=tmp_path)
+    assert attempt.status == "crashed"
+    assert attempt.reason == "no PAW data for U"
+    with pytest.raises(ReferenceError, match="for U"):
+        get_reference("gpaw:paper").cost(atoms)
+
+
+def test_calculate__job_that_cannot_fit_is_refused_at_once(tmp_path):
+    start = time.perf_counter()
+    attempt = label_one(molecule("C6H6"), "gpaw:paper?memory_limit_GB=0.3", directory=tmp_path)
+    assert time.perf_counter() - start < 2
+    assert attempt.status == "out_of_memory"
+    assert "refused" in attempt.reason
+    assert attempt.memory_estimate > 0.3
+
+
+def test_calculate__periodic_along_one_direction_only(tmp_path):
+    atoms = h2()
+    atoms.set_cell([5, 5, 5])
+    atoms.pbc = [True, False, False]
+    attempt = get_reference("gpaw:paper").calculate(atoms, directory=tmp_path)
+    assert attempt.status == "inconsistent"
+    assert "some directions" in attempt.reason
