@@ -166,7 +166,7 @@ def _write_checkpoint(potential: NequIPPotential, work: Path, shifts: dict[str, 
         weights = weights_of(potential.network)
         key = "model.func.per_type_energy_scale_shift.shifts"
         per_type = [[shifts[e]] for e in potential.elements]
-        weights[key] = torch.tensor(per_type, dtype=weights[key].dtype)
+        weights[key] = weights[key] + torch.tensor(per_type, dtype=weights[key].dtype)
         put_weights(module.model["sole_model"], weights)
         trainer = lightning.Trainer(
             accelerator="cpu",

@@ -58,6 +58,12 @@ class Module(EMALightningModule):
 
     scheduler_engaged = True
 
+    def log_dict(self, dictionary: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Log what the scheduler and the clock read: each line less saves time in every step."""
+        kept = {k: v for k, v in dictionary.items() if k.startswith(_VAL)}
+        if kept:
+            super().log_dict(kept, *args, **kwargs)
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step the scheduler, unless the warm-up is still on."""
         if self.scheduler_engaged:

@@ -451,8 +451,8 @@ def grow(
 ) -> NequIPPotential:
     """Give a potential types for further elements; what it knew stays exactly as it was.
 
-    The only weights that belong to a type are its embedding, its scale and its shift (zero: an
-    isolated atom). A new embedding is drawn at random, or copied from a known element; it means
+    The only weights that belong to a type are its embedding, its scale and its shift (the same
+    for all). A new embedding is drawn at random, or copied from a known element; it means
     nothing until data with the element is trained on.
 
     Parameters
@@ -499,7 +499,7 @@ def grow(
             for k, new in enumerate(names):
                 if new in starts:
                     state[key][n_old + k] = value[potential.elements.index(starts[new])]
-                elif key.endswith(".scales"):
+                elif key.endswith((".scales", ".shifts")):
                     state[key][n_old + k] = value.mean()
     put_weights(network, state)
     return NequIPPotential(

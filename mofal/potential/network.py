@@ -91,7 +91,7 @@ def builder_config(
     """Arguments of `nequip.model.NequIPGNNModel` for an architecture.
 
     The readout has one hidden layer without a nonlinearity, whose values are F. Scales per type are
-    trainable; shifts are not: the energy zero is isolated atoms (method.md, Energy zero).
+    trainable; shifts are not, and stay over a campaign (method.md, Energy zero).
     """
     a = architecture
 

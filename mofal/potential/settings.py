@@ -60,6 +60,10 @@ class TrainingSettings(BaseModel):
         Of Adam; structures per step; of the moving average of the weights, which is what is kept.
     force_weight, energy_weight : float
         Of the mean squared errors of forces ((eV/Å)²) and of energies per atom ((eV/atom)²).
+    energy_shift : str
+        Energy of an atom that the network starts from, the same for every type and fixed for good:
+        ``"mean"`` of the energies per atom of the first training set, or ``"isolated"``: zero, an
+        isolated atom.
     plateau_factor, plateau_patience
         The rate is multiplied by the factor after so many epochs without a better validation loss.
     warm_up_epochs : int
@@ -99,6 +103,7 @@ class TrainingSettings(BaseModel):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     force_weight: float = Field(default=1.0, gt=0)
     energy_weight: float = Field(default=100.0, ge=0)
+    energy_shift: Literal["mean", "isolated"] = "isolated"
     plateau_factor: float = Field(default=0.75, gt=0, lt=1)
     plateau_patience: int = Field(default=25, ge=1)
     warm_up_epochs: int = Field(default=10, ge=0)

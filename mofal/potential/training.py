@@ -152,10 +152,10 @@ def train(
 ) -> NequIPPotential:
     """Train a potential through NequIP's own Lightning module (Section SI.2 of the paper).
 
-    Energies are learnt relative to isolated atoms (`mofal.data.relative_energy`), with shifts per
-    type fixed at zero and trainable scales that start at the RMS of the training forces. A warm
-    start takes architecture, weights and scales from `start` and resets optimiser and moving
-    average.
+    Energies are learnt relative to isolated atoms (`mofal.data.relative_energy`), with a shift
+    per atom, the same for all types, that is the mean of the first training data and stays, and
+    trainable scales that start at the RMS of the training forces. A warm start takes architecture,
+    weights, shift and scales from `start` and resets optimiser and moving average.
 
     The same data, settings, seed and start give the same bits, whatever the number of threads. A
     training that was killed goes on from its checkpoint beside `out` when called again, and ends
@@ -273,17 +273,24 @@ def _fit(
         )
     n_atoms = sum(len(g["pos"]) for g in training)
     if origin:
-        neighbours, scale = origin.avg_num_neighbors, 1.0
+        neighbours, scale, shift = origin.avg_num_neighbors, 1.0, 0.0
     else:
         neighbours = sum(g["edge_index"].shape[1] for g in training) / n_atoms
         squares = torch.cat([g["forces"].reshape(-1) for g in training]).square()
         scale = float(torch.nanmean(squares).sqrt()) or 1.0
+        per_atom = [float(g["total_energy"]) / len(g["pos"]) for g in training]
+        shift = float(np.mean(per_atom)) if settings.energy_shift == "mean" else 0.0
+        # One number for all types: data of one composition fixes no more than that, and without
+        # it the first part of a training goes into learning the cohesive energy.
+        shift = sum(float(g["total_energy"].sum()) for g in training) / n_atoms
     config = builder_config(
         architecture,
         elements,
         avg_num_neighbors=max(neighbours, 1.0),
         seed=seed,
         scales=scale,
+        shifts=shift,
+        shifts=shift,
     )
     module = make_module(config, settings)
     if origin:
