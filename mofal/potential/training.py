@@ -280,16 +280,12 @@ def _fit(
         scale = float(torch.nanmean(squares).sqrt()) or 1.0
         per_atom = [float(g["total_energy"]) / len(g["pos"]) for g in training]
         shift = float(np.mean(per_atom)) if settings.energy_shift == "mean" else 0.0
-        # One number for all types: data of one composition fixes no more than that, and without
-        # it the first part of a training goes into learning the cohesive energy.
-        shift = sum(float(g["total_energy"].sum()) for g in training) / n_atoms
     config = builder_config(
         architecture,
         elements,
         avg_num_neighbors=max(neighbours, 1.0),
         seed=seed,
         scales=scale,
-        shifts=shift,
         shifts=shift,
     )
     module = make_module(config, settings)
