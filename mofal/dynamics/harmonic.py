@@ -18,6 +18,9 @@ from mofal.errors import ConfigError, StructureError
 from mofal.frameworks.bonds import find_bonds
 
 MAX_TRIES = 100
+LARGEST_FACTORED = 6000
+"""Coordinates up to which the Hessian is factorised; beyond, its fill-in costs more than
+conjugate gradients, whose number of steps the floor keeps small."""
 
 
 class HarmonicSampler:
@@ -40,7 +43,25 @@ class HarmonicSampler:
         self.floor = floor
         self.thermal = units.kB * temperature_K
         self.hessian = coordinates.hessian(floor)
-        self._factor = spl.splu(self.hessian, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0)
+        self._solve = self._make_solve()
+
+    def _make_solve(self) -> Callable[[NDArray], NDArray]:
+        if self.hessian.shape[0] <= LARGEST_FACTORED:
+            factor = spl.splu(self.hessian, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0)
+            return factor.solve
+        diagonal = self.hessian.diagonal()
+        scale = spl.LinearOperator(self.hessian.shape, matvec=lambda v: v / diagonal, dtype=float)
+
+        def solve(push: NDArray) -> NDArray:
+            solution, failed = spl.cg(self.hessian, push, rtol=1e-11, maxiter=20000, M=scale)
+            if failed:
+                raise StructureError(
+                    "the harmonic network is too floppy to be solved: raise its floor, "
+                    f"Network(floor={10 * self.floor:g})"
+                )
+            return solution
+
+        return solve
 
     def draw(self, rng: np.random.Generator) -> NDArray:
         """Displacements (n, 3), Å, with covariance kT H⁻¹ exactly.
@@ -54,14 +75,14 @@ class HarmonicSampler:
         places = rng.standard_normal(coordinates.matrix.shape[1])
         push = coordinates.matrix.T @ (np.sqrt(coordinates.stiffness) * springs)
         push = np.sqrt(self.thermal) * (push + np.sqrt(self.floor) * places)
-        return self._factor.solve(push).reshape(-1, 3)
+        return self._solve(push).reshape(-1, 3)
 
     def follow(self, strain: NDArray) -> NDArray:
         """Displacements (n, 3), Å, beyond the homogeneous ones that relax a strain (3, 3)."""
         coordinates = self.coordinates
         change = np.einsum("mij,ij->m", coordinates.strain, strain)
         push = -(coordinates.matrix.T @ (coordinates.stiffness * change))
-        return self._factor.solve(push).reshape(-1, 3)
+        return self._solve(push).reshape(-1, 3)
 
 
 def sample_harmonic(
@@ -77,6 +98,7 @@ def sample_harmonic(
     volume_strain: float | tuple[float, float] = (-0.03, 0.05),
     shear: float = 0.01,
     closest: float = 0.75,
+    farthest: float = 1.25,
     progress: Callable[[str], None] | None = None,
 ) -> xr.Dataset:
     """Frames around one structure, thermal in a harmonic network on its bonds.
@@ -110,6 +132,9 @@ def sample_harmonic(
         A frame is drawn again when two atoms come closer than this factor times the sum of their
         covalent radii, or, for pairs that are not bonded in the structure, than 1.2 times that sum
         (or 0.85 times their distance in the structure, where that is less).
+    farthest
+        A frame is drawn again when a bond is longer than this factor times its length in the
+        structure.
 
     Returns
     -------
@@ -139,7 +164,9 @@ def sample_harmonic(
         numbers, positions, cell, pbc, bonds, shifts, network=network
     )
     sampler = HarmonicSampler(coordinates, floor=network.floor, temperature_K=temperature_K)
-    guard = _DistanceGuard(numbers, positions, cell, pbc, bonds, shifts, closest)
+    guard = _BondGuard(
+        numbers, positions, cell, pbc, bonds, shifts, closest=closest, farthest=farthest
+    )
     root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     new_positions, new_cells, n_redrawn = [], [], 0
     for k in range(n):
@@ -201,8 +228,8 @@ def _draw_strain(rng: np.random.Generator, low: float, high: float, shear: float
     return deformation - np.identity(3)
 
 
-class _DistanceGuard:
-    """Refuses frames whose bonds are no longer the structure's."""
+class _BondGuard:
+    """Refuses frames whose bonds are no longer the structure's: blocks would not fit them."""
 
     def __init__(
         self,
@@ -212,51 +239,65 @@ class _DistanceGuard:
         pbc: NDArray,
         bonds: NDArray,
         shifts: NDArray,
+        *,
         closest: float,
+        farthest: float,
     ) -> None:
-        self.numbers = numbers
-        self.pbc = pbc
+        self.numbers = np.asarray(numbers, dtype=np.int32)
+        self.pbc = np.asarray(pbc, dtype=bool)
+        self.bonds = np.asarray(bonds)
+        self.shifts = np.asarray(shifts)
         self.closest = closest
+        self.farthest = farthest
         self.radii = covalent_radii[numbers]
-        self.cutoff = 1.25 * 2.0 * float(self.radii.max())
-        self.bonded = _keys(bonds, shifts) | _keys(bonds[:, ::-1], -shifts)
-        # Places of atoms that are close and not bonded already in the structure.
-        self.start = {
-            key: distance
-            for key, distance in zip(*self._pairs(positions, cell))
-            if key not in self.bonded
-        }
+        self.cutoff = 1.2 * 2.0 * float(self.radii.max())
+        self.lengths = self._lengths(positions, cell)
+        both = np.concatenate([self.bonds, self.bonds[:, ::-1]])
+        self.bonded = _keys(both, np.concatenate([self.shifts, -self.shifts]))
+        i, j, shift, distance = self._pairs(positions, cell)
+        self.start = dict(zip(_rows(i, j, shift), distance.tolist()))
 
-    def _pairs(self, positions: NDArray, cell: NDArray) -> tuple[list[tuple], NDArray]:
+    def _lengths(self, positions: NDArray, cell: NDArray) -> NDArray:
+        first, second = self.bonds[:, 0], self.bonds[:, 1]
+        return np.linalg.norm(positions[second] + self.shifts @ cell - positions[first], axis=1)
+
+    def _pairs(
+        self, positions: NDArray, cell: NDArray
+    ) -> tuple[NDArray, NDArray, NDArray, NDArray]:
         from matscipy.neighbours import neighbour_list
 
         box, shifted = search_box(positions, cell, self.pbc)
-        first, second, shift, distance = neighbour_list(
+        return neighbour_list(
             "ijSd",
             cutoff=self.cutoff,
             positions=shifted,
             cell=box,
-            pbc=np.asarray(self.pbc, dtype=bool),
-            numbers=np.asarray(self.numbers, dtype=np.int32),
+            pbc=self.pbc,
+            numbers=self.numbers,
         )
-        keys = list(zip(first.tolist(), second.tolist(), map(tuple, shift.tolist())))
-        return keys, distance
 
     def check(self, positions: NDArray, cell: NDArray) -> str:
-        keys, distances = self._pairs(positions, cell)
-        for key, distance in zip(keys, distances):
-            i, j, _ = key
-            radii = self.radii[i] + self.radii[j]
-            limit = self.closest * radii
+        stretched = self._lengths(positions, cell) / self.lengths
+        if len(stretched) and stretched.max() > self.farthest:
+            i, j = self.bonds[int(np.argmax(stretched))]
+            return f"the bond of atoms {i} and {j} is stretched by a factor {stretched.max():.2f}"
+        i, j, shift, distance = self._pairs(positions, cell)
+        radii = self.radii[i] + self.radii[j]
+        # Few pairs are this close; only for them it matters whether they are bonded.
+        suspect = np.flatnonzero(distance < 1.2 * radii)
+        keys = _rows(i[suspect], j[suspect], shift[suspect])
+        for k, key in zip(suspect.tolist(), keys):
+            limit = self.closest * radii[k]
             if key not in self.bonded:
-                limit = max(limit, min(1.2 * radii, 0.85 * self.start.get(key, np.inf)))
-            if distance < limit:
-                return f"atoms {i} and {j} are {distance:.2f} Å apart, limit {limit:.2f} Å"
+                limit = max(limit, min(1.2 * radii[k], 0.85 * self.start.get(key, np.inf)))
+            if distance[k] < limit:
+                return f"atoms {i[k]} and {j[k]} are {distance[k]:.2f} Å apart, limit {limit:.2f} Å"
         return ""
 
 
-def _keys(bonds: NDArray, shifts: NDArray) -> set[tuple]:
-    return {
-        (i, j, tuple(shift))
-        for (i, j), shift in zip(np.asarray(bonds).tolist(), np.asarray(shifts).tolist())
-    }
+def _rows(i: NDArray, j: NDArray, shifts: NDArray) -> list[tuple[int, int, tuple[int, ...]]]:
+    return list(zip(i.tolist(), j.tolist(), map(tuple, shifts.tolist())))
+
+
+def _keys(bonds: NDArray, shifts: NDArray) -> set[tuple[int, int, tuple[int, ...]]]:
+    return set(_rows(bonds[:, 0], bonds[:, 1], shifts))
