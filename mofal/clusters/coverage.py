@@ -8,8 +8,6 @@ walk.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from mofal.clusters.graph import BlockGraph, FloatArray, IntArray
@@ -106,7 +104,8 @@ class FeatureCoverage:
         for z in np.unique(numbers).tolist():
             rows = np.flatnonzero(numbers == z)
             white = np.asarray(features[rows], dtype=np.float64) @ kernel.of(z)[0]
-            self._of[z] = (rows, white, np.einsum("ij,ij->i", white, white))
+            norm = np.einsum("ij,ij->i", white, white)
+            self._of[z] = (rows, np.ascontiguousarray(-2.0 * white.T), norm)
 
     def pick(self, features: FloatArray, numbers: IntArray) -> None:
         """Let picked atoms, features (atom, feature) and numbers (atom,), cover what is like them.
@@ -116,11 +115,12 @@ class FeatureCoverage:
         for z in np.unique(numbers).tolist():
             if z not in self._of:
                 continue
-            rows, white, norm = self._of[z]
+            rows, minus_twice, norm = self._of[z]
             matrix, top = self.kernel.of(z)
             picked = np.asarray(features[numbers == z], dtype=np.float64) @ matrix
-            squared = norm[:, None] - 2.0 * (white @ picked.T) + (picked**2).sum(axis=1)
-            density = top - 0.5 * np.maximum(squared.min(axis=1), 0.0)
+            squared = picked @ minus_twice
+            squared += (picked**2).sum(axis=1)[:, None]
+            density = top - 0.5 * np.maximum(squared.min(axis=0) + norm, 0.0)
             self.raised[rows] = np.maximum(self.raised[rows], density)
 
     @property
@@ -139,15 +139,14 @@ def block_classes(graph: BlockGraph) -> IntArray:
 
     Two rounds of neighbours are looked at: what a cluster with one shell holds and where it ends.
     """
-    label: IntArray = graph.kind
+    label: IntArray = np.unique(graph.kind, return_inverse=True)[1].reshape(-1)
+    near = np.repeat(np.arange(graph.n_blocks), np.diff(graph.half_start))
+    rng = np.random.default_rng(0)
     for _ in range(2):
-        near = np.repeat(np.arange(graph.n_blocks), np.diff(graph.half_start))
-        order = np.lexsort([label[graph.half_block], near])
-        ordered = label[graph.half_block][order]
-        keys = [
-            (int(label[b]), *ordered[graph.half_start[b] : graph.half_start[b + 1]].tolist())
-            for b in range(graph.n_blocks)
-        ]
-        table: dict[Any, int] = {}
-        label = np.array([table.setdefault(key, len(table)) for key in keys], dtype=np.int64)
+        # The multiset of neighbours as a sum of random 64-bit numbers, one per label.
+        word = rng.integers(0, 2**63, size=int(label.max(initial=0)) + 1, dtype=np.uint64)
+        around = np.zeros(graph.n_blocks, dtype=np.uint64)
+        np.add.at(around, near, word[label[graph.half_block]])
+        code = word[label] * np.uint64(0x9E3779B97F4A7C15) + around
+        label = np.unique(code, return_inverse=True)[1].reshape(-1)
     return label

@@ -118,7 +118,7 @@ def block_graph(blocks: xr.Dataset) -> BlockGraph:
             f"{len(member_atom)} members; find the blocks again"
         )
     n_atoms = int(member_atom.max()) + 1 if len(member_atom) else 0
-    if len(np.unique(member_atom)) != len(member_atom):
+    if (np.bincount(member_atom, minlength=n_atoms) > 1).any():
         raise DataError("blocks: an atom belongs to two blocks; find the blocks again")
     member_block = np.repeat(np.arange(n_blocks), count)
     atom_block = np.full(n_atoms, -1, dtype=np.int64)

@@ -170,7 +170,9 @@ def combine(
 def reduce_scores(pool: Pool, ranking: Ranking, scores: xr.Dataset) -> dict[str, FloatArray]:
     """Terms of all candidates, from scores in memory or lazy: one task per chunk."""
     score, numbers = score_arrays(pool, ranking, scores)
-    ranking.fit(_sample(score))
+    if ranking.sample > 0:
+        step = max(1, score.shape[0] // ranking.sample)
+        ranking.fit(np.asarray(score[::step], dtype=float))
     if not hasattr(score, "dask"):
         return combine(pool, ranking, [reduce_chunk(pool, ranking, score, numbers, 0)])
     import dask
@@ -217,11 +219,6 @@ def _like(array: Any, other: Any) -> Any:
     if hasattr(array, "dask"):
         return array.rechunk(chunks)
     return dask.array.from_array(array, chunks=chunks)
-
-
-def _sample(score: Any, most: int = 200_000) -> FloatArray:
-    """At most about `most` scores, evenly spaced, for thresholds."""
-    return np.asarray(score[:: max(1, score.shape[0] // most)], dtype=float)
 
 
 def gather(array: Any, index: IntArray) -> np.ndarray:

@@ -26,6 +26,9 @@ REDUCTIONS: dict[str, tuple[np.ufunc, float]] = {
 
 ``total`` is a sum over all atoms of the block, also those that no longer count (its size)."""
 
+SAMPLE = 200_000
+"""Scores that a percentile is estimated from."""
+
 
 @runtime_checkable
 class Ranking(Protocol):
@@ -36,11 +39,13 @@ class Ranking(Protocol):
     variable : which variable of the scores Dataset it reads
     reductions : for each term a key of `REDUCTIONS`, over the atoms of a block
     cost : ``"atoms"``, ``"electrons"``, ... or None: the cost that it weighs by default
+    sample : how many of all scores, evenly spaced, `fit` wants to see; 0: it is not called
     """
 
     variable: str
     reductions: Mapping[str, str]
     cost: str | None
+    sample: int
 
     def fit(self, score: FloatArray) -> None:
         """Look at a sample of all scores before the first block is ranked."""
@@ -62,6 +67,7 @@ class LeastLikelyAtom:
     variable = "log_likelihood"
     reductions: Mapping[str, str] = {"least": "min"}
     cost: str | None = None
+    sample = 0
 
     def fit(self, score: FloatArray) -> None:
         """Nothing to learn."""
@@ -92,6 +98,7 @@ class SumBelowThreshold:
     variable = "log_likelihood"
     reductions: Mapping[str, str] = {"deficit": "sum"}
     cost: str | None = None
+    sample = SAMPLE
 
     def __init__(self, threshold: float | None = None) -> None:
         self.threshold = threshold
@@ -124,6 +131,7 @@ class MeanWithoutHydrogen:
     variable = "log_likelihood"
     reductions: Mapping[str, str] = {"excess": "sum", "count": "total"}
     cost: str | None = None
+    sample = SAMPLE
 
     def __init__(self) -> None:
         self.median_ = 0.0
@@ -156,6 +164,7 @@ class CalibratedScore:
     variable = "calibrated_score"
     reductions: Mapping[str, str] = {"largest": "max"}
     cost: str | None = None
+    sample = 0
 
     def fit(self, score: FloatArray) -> None:
         """Nothing to learn."""
@@ -211,7 +220,7 @@ def get_ranking(ranking: str | Ranking, **options: Any) -> Ranking:
     if not isinstance(made, Ranking) or set(made.reductions.values()) - set(REDUCTIONS):
         raise ConfigError(
             f"{ranking!r} is not a ranking: it needs variable, reductions (each one of "
-            f"{', '.join(REDUCTIONS)}), cost, fit, terms and wanted; see Ranking in "
+            f"{', '.join(REDUCTIONS)}), cost, sample, fit, terms and wanted; see Ranking in "
             "mofal.clusters.rankings"
         )
     return made

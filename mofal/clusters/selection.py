@@ -32,6 +32,8 @@ from mofal.data.ragged import TEXT
 from mofal.errors import ConfigError, DataError
 
 COVERAGES = ("features", "blocks", "none")
+FRONT_FACTOR, FRONT_LEAST = 10, 1000
+"""How many of the first candidates are held in memory per core wanted, and at least."""
 
 
 # ---------------------------------------------------------------------------------- arrays
@@ -302,7 +304,7 @@ def _greedy(
     kernel = Kernel(_moments(matrix, numbers), bandwidth)
     picked: list[int] = []
     at_pick: list[float] = []
-    size = min(len(ranked.ordered), max(10 * n, 1000))
+    size = min(len(ranked.ordered), max(FRONT_FACTOR * n, FRONT_LEAST))
     front = ranked.ordered[:size]
     atoms, owner = pool.atoms_of(front)
 
