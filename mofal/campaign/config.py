@@ -219,6 +219,9 @@ class SelectionSettings(Section):
     clusters: Count = 150
     ranking: str = "least_likely_atom"
     shells: Annotated[int, Field(ge=0, le=4)] = 1
+    unpaired: dict[str, Annotated[int, Field(ge=0)]] = Field(
+        {}, description="unpaired electrons per atom of open-shell elements, e.g. {Cu: 1}"
+    )
 
 
 class HoldoutSettings(Section):

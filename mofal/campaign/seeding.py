@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mofal.campaign import plan
 from mofal.campaign.config import CampaignConfig, SystemSettings
-from mofal.campaign.site import FACTS, Site, write_config
+from mofal.campaign.site import CONFIG, FACTS, ISOLATED, Site, write_config
 from mofal.errors import CampaignError, ConfigError
 
 if TYPE_CHECKING:
@@ -43,65 +44,77 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
     return structure, find_blocks(structure, rule=settings.rule)
 
 
-def prepare(site: Site) -> None:
-    """Build every system, check that everything the campaign names is there, and write it down.
+@dataclass(frozen=True)
+class Findings:
+    """What examining a campaign found: its systems, its elements, its level of theory."""
 
-    Does nothing where it is done already.
+    systems: dict[str, tuple[xr.Dataset, xr.Dataset]]
+    elements: list[str]
+    level_hash: str
+
+
+def examine(site: Site) -> Findings | None:
+    """Build every system and check all that the campaign names; nothing is written.
+
+    Returns
+    -------
+    Findings or None
+        None where the campaign was prepared before.
 
     Raises
     ------
     CampaignError
         The directory belongs to another campaign.
     MofalError
-        Anything in the campaign file that cannot work; nothing is written then.
+        Anything in the campaign file that cannot work.
     """
-    from mofal.data import read_json, write_group, write_json
+    from mofal.data import read_json
 
     config = site.config
-    identity = config.identity()
     facts_file = site.root / FACTS
     if facts_file.exists():
         known = read_json(facts_file)
+        identity = config.identity()
         if known.get("identity") != identity:
             raise CampaignError(
-                f"{site.root} holds another campaign ({known.get('name')!r}, "
-                f"identity {known.get('identity')}, this file's is {identity}): settings that "
-                "decide results were changed. Give another directory: "
+                f"{site.root} holds another campaign ({known.get('name')!r}): settings that decide "
+                "results differ from this file's. Give another directory: "
                 "mofal run campaign.yaml --directory NEW"
             )
-        write_config(site.root, config)
-        return
-    if site.root.is_dir() and any(p for p in site.root.iterdir() if p.name not in _OURS):
-        raise CampaignError(
-            f"{site.root} is not empty and holds no campaign; give another directory: "
-            "mofal run campaign.yaml --directory NEW"
-        )
+        return None
     made = {name: make_system(name, s) for name, s in config.systems.items()}
     reference = site.reference()
     seed = read_seed_file(config, reference) if config.seed_data.file is not None else None
-    elements = campaign_elements(config, [s for s, _ in made.values()], seed)
     check_ranking(config.selection.ranking)
-    reference.isolated_atom_energies(elements, cache=site.root / "isolated-atoms")
-    for name, (structure, blocks) in made.items():
+    elements = campaign_elements(config, [s for s, _ in made.values()], seed)
+    return Findings(made, elements, reference.level_hash)
+
+
+def settle(site: Site, findings: Findings) -> None:
+    """Write down what examining found; the facts come last, so that they stand for all of it."""
+    from mofal.data import write_group, write_json
+
+    site.reference().isolated_atom_energies(findings.elements, cache=site.root / ISOLATED)
+    for name, (structure, blocks) in findings.systems.items():
         write_group(structure, site.path(plan.system_place(name, "structure.zarr")))
         write_group(blocks, site.path(plan.system_place(name, "blocks.zarr")), kind="table")
-    write_config(site.root, config)
+    write_config(site.root, site.config)
     write_json(
         {
-            "name": config.name,
-            "identity": identity,
-            "elements": elements,
-            "level_hash": reference.level_hash,
+            "name": site.config.name,
+            "identity": site.config.identity(),
+            "elements": findings.elements,
+            "level_hash": findings.level_hash,
             "systems": {
                 name: {"n_atoms": int(s["n_atoms"][0]), "n_blocks": int(b.sizes["block"])}
-                for name, (s, b) in made.items()
+                for name, (s, b) in findings.systems.items()
             },
         },
-        facts_file,
+        site.root / FACTS,
     )
 
 
-_OURS = frozenset({"systems", "isolated-atoms", "schedule", "lock", "work", "campaign.yaml"})
+OURS = frozenset({"systems", ISOLATED, "schedule", "work", CONFIG, "driver.lock", "driver.json"})
 """What an interrupted preparation may have left behind."""
 
 
@@ -120,9 +133,9 @@ def campaign_elements(
 
 def check_ranking(name: str) -> None:
     """Refuse a ranking that does not exist before anything has been paid for."""
-    from mofal.clusters import available_rankings
+    from mofal.clusters import ranking_names
 
-    known = list(available_rankings())
+    known = ranking_names()
     if name not in known:
         raise ConfigError(f"selection.ranking is {name!r}; known: {', '.join(sorted(known))}")
 

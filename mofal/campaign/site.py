@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from functools import cached_property
@@ -24,6 +23,7 @@ CONFIG = "campaign.yaml"
 FACTS = "campaign.json"
 RECORDS = "label-records"
 WORK = "work"
+ISOLATED = "isolated-atoms"
 
 
 class Site:
@@ -185,7 +185,7 @@ class Site:
         """What a training left about itself: steps, atoms seen, losses."""
         from mofal.data import read_json
 
-        content = read_json(self.path(relative) / "training.json")
+        content = read_json(self.path(relative) / "provenance.json")
         return dict(content)
 
     def proposal_error_meV(self, cycle: int) -> float | None:
@@ -214,8 +214,3 @@ def write_config(root: Path, config: CampaignConfig) -> None:
             "# The campaign as it was validated, with every default written out.\n"
             + dump_config(config)
         )
-
-
-def facts_text(facts: dict[str, Any]) -> str:
-    """Facts in a stable order, for comparison."""
-    return json.dumps(facts, sort_keys=True)

@@ -123,7 +123,7 @@ def train(root: str, cycle: int, last: bool) -> Summary:
         chosen,
         out=out,
         start=None if cycle == 0 else site.path(plan.model(cycle - 1)),
-        elements=site.elements,
+        elements=site.elements if cycle == 0 else None,
         seed=site.integer_seed("train", cycle),
         progress=notice(site, f"train-{cycle:03d}"),
     )
@@ -154,7 +154,6 @@ def train_control(root: str, cycle: int, last: bool) -> Summary:
         chosen,
         out=site.path(plan.control(cycle)),
         start=site.path(plan.control(cycle - 1)),
-        elements=site.elements,
         seed=site.integer_seed("train", cycle),
         progress=notice(site, f"control-{cycle:03d}"),
     )
@@ -262,9 +261,11 @@ def select_clusters(root: str, cycle: int, system: str) -> Summary:
         seed=site.integer_seed("select", cycle, system),
         features=features,
     )
-    clusters, refused = cut(samples, blocks, cores, shells=settings.shells)
+    clusters, refused = cut(
+        samples, blocks, cores, shells=settings.shells, unpaired=settings.unpaired or None
+    )
     clusters["cycle"] = ("structure", np.full(clusters.sizes["structure"], cycle, np.int64))
-    reasons = [str(r) for r in refused["refused"].values] if refused.sizes["core"] else []
+    reasons = [str(r) for r in refused["reason"].values]
     write_json(reasons, site.path(plan.place(cycle, system, "refused.json")))
     write_group(clusters, site.path(plan.place(cycle, system, "clusters.zarr")))
     return {"clusters": clusters.sizes["structure"], "refused": len(reasons)}
@@ -272,7 +273,7 @@ def select_clusters(root: str, cycle: int, system: str) -> Summary:
 
 # ---------------------------------------------------------------------------------- judging
 def propose(root: str, cycle: int) -> Summary:
-    """Error of the model that proposed a cycle's clusters on their labels, before it learns them."""
+    """Test the model that proposed a cycle's clusters on their labels, before it learns them."""
     from mofal.data import concat, select, write_group
     from mofal.errors import DataError
 
@@ -308,7 +309,7 @@ def judge(root: str, system: str, model: str, makes: str) -> Summary:
 
 def predict(site: Site, model: str, labels: xr.Dataset) -> tuple[xr.Dataset, Summary]:
     """Predictions of a model on labels, and their errors in one line of numbers."""
-    from mofal.analysis import force_errors, mae, mae_p
+    from mofal.analysis import mae, mae_p
     from mofal.potential import load
 
     potential = load(site.path(model))
@@ -319,7 +320,8 @@ def predict(site: Site, model: str, labels: xr.Dataset) -> tuple[xr.Dataset, Sum
         + (["region"] if "region" in labels else [])
     ].assign({f"predicted_{v}": predicted[v] for v in keep})
     out.attrs = {"model_hash": potential.model_hash}
-    error = force_errors(labels, predicted)
+    error = np.asarray(predicted["forces"].values) - labels["forces"].values
+    error = error[np.isfinite(error)]
     return out, {
         "model_hash": potential.model_hash,
         "mae_meV_per_A": 1000 * float(mae(error)),

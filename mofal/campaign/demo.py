@@ -1,0 +1,65 @@
+"""`mofal demo`: the main job on the embedded default, and the table that it is judged by."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from mofal.campaign.config import CampaignConfig, parse_config
+from mofal.campaign.driver import Campaign
+from mofal.campaign.examples import example_text
+
+Say = Callable[[str], None]
+
+
+def demo_config(*, seed: int | None = None, workers: int | None = None) -> CampaignConfig:
+    """Campaign of the demo, with another seed or number of workers where asked."""
+    content: dict[str, Any] = yaml.safe_load(example_text("demo"))
+    if seed is not None:
+        content["seed"] = seed
+    if workers is not None:
+        content["schedule"]["workers"] = workers
+    return parse_config(content, where="demo")
+
+
+def demo(
+    directory: str | os.PathLike[str],
+    *,
+    seed: int | None = None,
+    workers: int | None = None,
+    say: Say = print,
+) -> int:
+    """Run the demo (or go on with it), write its report, print its table.
+
+    Parameters
+    ----------
+    directory : path
+        Where it lives.
+    seed : int, optional
+        Another seed than the file's.
+    workers : int, optional
+        Processes; default: one per core.
+    say : callable
+        Takes one line.
+
+    Returns
+    -------
+    int
+        0
+    """
+    from mofal.campaign.judgement import format_table, holdout_table
+    from mofal.campaign.report import report
+
+    campaign = Campaign(demo_config(seed=seed, workers=workers), directory=directory)
+    say("mofal demo: a potential that knows UiO-66 meets a missing linker")
+    say(f"directory {campaign.directory}; stop it at any time, the same command goes on")
+    view = campaign.run(progress=say)
+    page = report(campaign.directory, progress=say)
+    say(f"report: {page}")
+    say("")
+    for line in format_table(holdout_table(view)):
+        say(line)
+    return 0

@@ -1,0 +1,89 @@
+"""What a person sees while a campaign runs: a line when something begins, moves on, or ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from mofal.campaign.plan import Step
+from mofal.campaign.site import Site
+
+_VERBS = {
+    "sample": "structures",
+    "label": "labels",
+    "train": "training",
+    "control": "training of the control",
+    "density": "density of what is known",
+    "walk": "walks",
+    "select": "clusters",
+    "propose": "test before learning",
+    "judge": "hold-out",
+}
+
+
+class Display:
+    """Prints progress lines, none more often than every few seconds per step.
+
+    Parameters
+    ----------
+    say : callable
+        Takes one line.
+    every : float
+        Seconds between two lines about the same step.
+    """
+
+    def __init__(self, site: Site, say: Callable[[str], None], *, every: float = 5.0) -> None:
+        self.site = site
+        self.say = say
+        self.every = every
+        self.start = time.monotonic()
+        self._began: dict[Step, float] = {}
+        self._spoke: dict[Step, float] = {}
+        self._shown: dict[Step, str] = {}
+
+    def clock(self) -> str:
+        """Time since the driver started, minutes and seconds."""
+        minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
+        return f"{minutes:3d}:{seconds:02d}"
+
+    def title(self, step: Step) -> str:
+        """What a step is called in a line."""
+        head = "hold-out" if step.holdout else f"cycle {step.cycle}" if step.cycle else "seed"
+        verb = (
+            _VERBS[step.stage]
+            if not step.holdout
+            else {"judge": "judged"}.get(step.stage, _VERBS[step.stage])
+        )
+        return f"{head:9s} {step.system:8s} {verb}"
+
+    def line(self, text: str) -> None:
+        """Say something that is about no step."""
+        self.say(f"[{self.clock()}] {text}")
+
+    def began(self, step: Step, n: int) -> None:
+        """Note that a step has started, with so many tasks."""
+        self._began[step] = self._spoke[step] = time.monotonic()
+
+    def moved(self, step: Step, done: int, n: int) -> None:
+        """Say how far a step is, if it was silent for a while."""
+        now = time.monotonic()
+        if now - self._spoke.get(step, now) < self.every:
+            return
+        note = self._note(step) if step.stage in ("train", "control") else f"{done}/{n}"
+        if note and note != self._shown.get(step):
+            self._shown[step] = note
+            self._spoke[step] = now
+            self.line(f"{self.title(step)}: {note}")
+
+    def ended(self, step: Step, text: str) -> None:
+        """Say what a step came to."""
+        took = time.monotonic() - self._began.get(step, time.monotonic())
+        after = f" ({took:.0f} s)" if took >= 1 else ""
+        self.line(f"{self.title(step)}: {text}{after}")
+
+    def _note(self, step: Step) -> str:
+        file = self.site.work("progress", f"{step.stage}-{step.cycle:03d}.txt")
+        try:
+            return file.read_text().strip()
+        except OSError:
+            return ""

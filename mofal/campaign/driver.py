@@ -1,0 +1,222 @@
+"""The driver: looks what is there, has the next steps done, and stops when nothing is left.
+
+It keeps no state of its own. Killed at any moment and started again, it finds what is finished on
+the disk and goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mofal.campaign import plan, stages
+from mofal.campaign.config import CampaignConfig, load_config, parse_config
+from mofal.campaign.display import Display
+from mofal.campaign.plan import Step
+from mofal.campaign.seeding import OURS, examine, settle
+from mofal.campaign.site import Site, write_config
+from mofal.errors import CampaignError
+
+if TYPE_CHECKING:
+    from mofal.campaign.view import CampaignView
+    from mofal.schedule.task import Outcome, Task
+
+Say = Callable[[str], None]
+
+
+def _silent(_: str) -> None:
+    return None
+
+
+class Campaign:
+    """A campaign: a validated file and a directory.
+
+    Parameters
+    ----------
+    config : path, mapping or CampaignConfig
+        The campaign file or its content.
+    directory : path, optional
+        Where it lives; default: the name of the campaign, in the current directory.
+
+    Raises
+    ------
+    ConfigError
+        The file cannot be meant; says where and why.
+
+    Examples
+    --------
+    >>> campaign = mofal.Campaign("campaign.yaml", directory="my-campaign")  # doctest: +SKIP
+    >>> campaign.run(progress=print)                                        # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike[str] | Mapping[str, Any] | CampaignConfig,
+        *,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if isinstance(config, CampaignConfig):
+            self.config = config
+        elif isinstance(config, Mapping):
+            self.config = parse_config(dict(config))
+        else:
+            self.config = load_config(Path(config))
+        self.directory = Path(directory if directory is not None else self.config.name)
+        self.site = Site(self.directory, self.config)
+
+    def __repr__(self) -> str:
+        return f"Campaign({self.config.name!r}, directory={str(self.directory)!r})"
+
+    def run(self, *, progress: Say | None = None) -> CampaignView:
+        """Run, or go on with, the campaign until nothing is left to do.
+
+        Parameters
+        ----------
+        progress : callable, optional
+            Called with one line of text at a time.
+
+        Returns
+        -------
+        CampaignView
+            What `mofal.open` returns.
+
+        Raises
+        ------
+        CampaignError
+            The directory is another campaign's or another driver runs in it; or a step that the
+            campaign cannot do without has failed (run again to retry it).
+        ScheduleError
+            Workers cannot be had.
+        """
+        from mofal.campaign.view import open_campaign
+        from mofal.schedule import CampaignLock, Pools
+
+        refuse_foreign(self.directory)
+        findings = examine(self.site)
+        with CampaignLock(self.directory):
+            if findings is not None:
+                settle(self.site, findings)
+            else:
+                write_config(self.site.root, self.config)
+            display = Display(self.site, progress or _silent)
+            steps = self.site.steps()
+            left = plan.unfinished(steps, self.site.exists)
+            if not left:
+                display.line("nothing is left to do: every step of the campaign is finished")
+                return open_campaign(self.directory)
+            if len(left) < len(steps):
+                display.line(f"going on: {len(steps) - len(left)} of {len(steps)} steps are done")
+            with Pools(
+                self.config.schedule, directory=self.directory, progress=display.line
+            ) as pools:
+                _Driver(self.site, pools, display).run()
+        return open_campaign(self.directory)
+
+
+def refuse_foreign(directory: Path) -> None:
+    """Refuse a place that cannot become a campaign, before anything is written into it."""
+    if directory.exists() and not directory.is_dir():
+        raise CampaignError(f"{directory} is a file; a campaign lives in a directory of its own")
+    parent = directory.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        raise CampaignError(f"{parent} cannot be written; give another place with --directory")
+    if directory.is_dir() and not (directory / "campaign.json").exists():
+        foreign = sorted(p.name for p in directory.iterdir() if p.name not in OURS)
+        if foreign:
+            raise CampaignError(
+                f"{directory} is not empty ({foreign[0]}) and holds no campaign; "
+                "give another directory: mofal run campaign.yaml --directory NEW"
+            )
+
+
+@dataclass
+class _Open:
+    """A step whose tasks are under way."""
+
+    names: set[str]
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+
+    @property
+    def settled(self) -> int:
+        return len(self.outcomes)
+
+
+class _Driver:
+    def __init__(self, site: Site, pools: Any, display: Display) -> None:
+        self.site = site
+        self.pools = pools
+        self.display = display
+        self.completions = pools.completions()
+        self.open: dict[Step, _Open] = {}
+        self.waiting: dict[str, list[Step]] = {}
+        self.settled: dict[str, Outcome] = {}
+
+    def run(self) -> None:
+        while True:
+            steps = self.site.steps()
+            left = plan.unfinished(steps, self.site.exists)
+            if not left and not self.open:
+                return
+            started = self._start(plan.ready(steps, self.site.exists))
+            if self._finish_settled() or started:
+                continue
+            if not self.open:
+                raise CampaignError(
+                    f"nothing can be done and {len(left)} steps are left, the first is "
+                    f"{left[0].name}: it needs {', '.join(left[0].needs)}"
+                )
+            outcome = self.completions.next(timeout=1.0)
+            if outcome is not None:
+                self._settle(outcome)
+            for step, state in self.open.items():
+                self.display.moved(step, state.settled, len(state.names))
+
+    def _start(self, ready: list[Step]) -> bool:
+        started = False
+        for step in sorted(ready, key=lambda s: -plan.PRIORITY[s.stage]):
+            if step in self.open:
+                continue
+            tasks = stages.expand(self.site, step)
+            state = self.open[step] = _Open({t.name for t in tasks})
+            self.display.began(step, len(tasks))
+            for task in tasks:
+                self._submit(step, state, task)
+            started = True
+        return started
+
+    def _submit(self, step: Step, state: _Open, task: Task) -> None:
+        known = self.settled.get(task.name)
+        if known is not None:
+            state.outcomes[task.name] = known
+            return
+        self.waiting.setdefault(task.name, []).append(step)
+        self.completions.add(self.pools.submit(task))
+
+    def _settle(self, outcome: Outcome) -> None:
+        name = outcome.task.name
+        if outcome.ok:
+            self.settled[name] = outcome
+        for step in self.waiting.pop(name, ()):
+            if step in self.open:
+                self.open[step].outcomes[name] = outcome
+
+    def _finish_settled(self) -> bool:
+        """Finish steps whose tasks have all ended (of labels: a quorum of them)."""
+        quorum = self.site.config.quorum
+        done = []
+        for step, state in self.open.items():
+            share = quorum if step.stage == "label" and step.cycle and not step.holdout else 1.0
+            if state.settled >= share * len(state.names) - 1e-9:
+                done.append(step)
+        for step in done:
+            state = self.open.pop(step)
+            text = stages.finish(self.site, step, list(state.outcomes.values()))
+            self.display.ended(step, text)
+            if not self.site.exists(step.makes):
+                raise CampaignError(f"{step.name} ended without its product {step.makes}")
+        return bool(done)

@@ -1,0 +1,55 @@
+"""Campaign files to start from."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from mofal.errors import ConfigError
+
+
+def examples_directory() -> Path:
+    """Where the example files are: in the package, or beside it in a source tree."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "examples"
+    return inside if inside.is_dir() else package.parent / "examples"
+
+
+def example_names() -> list[str]:
+    """Names of the example campaign files."""
+    return sorted(p.stem for p in examples_directory().glob("*.yaml"))
+
+
+def example_text(name: str) -> str:
+    """Text of an example campaign file.
+
+    Raises
+    ------
+    ConfigError
+        There is none of that name.
+    """
+    names = example_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"no example is called {name!r}{hint} There are: {', '.join(names)}")
+    return (examples_directory() / f"{name}.yaml").read_text()
+
+
+def write_example(path: str | os.PathLike[str], name: str) -> Path:
+    """Write an example campaign file; one that is there is left alone.
+
+    Raises
+    ------
+    ConfigError
+        The file exists, or there is no such example.
+    """
+    target = Path(path)
+    text = example_text(name)
+    if target.exists():
+        raise ConfigError(f"{target} exists already; give another name, or delete it first")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target.parent} is no directory; make it first: mkdir {target.parent}")
+    target.write_text(text)
+    return target

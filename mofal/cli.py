@@ -1,0 +1,398 @@
+"""`mofal`: the command line. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mofal import __version__
+from mofal.errors import MofalError
+
+EPILOG = """\
+the main job, from nothing to a report:
+  mofal demo                             a whole campaign on this machine, in minutes
+your own:
+  mofal init campaign.yaml               write a campaign file to edit
+  mofal run campaign.yaml --dry-run      see what would run, and where
+  mofal run campaign.yaml                run it, or go on with it after anything
+  mofal status DIR --watch               look at it from another terminal
+  mofal report DIR                       tables and plots, DIR/report/index.html
+pieces of the method:
+  mofal build S_ld -o ld.extxyz          a framework of the UiO-66 family
+  mofal label x.extxyz --reference ...   labels, stoppable and resumable
+  mofal match S_ld ...                   is this cluster good enough? force matching
+  mofal noise x.extxyz ...               the noise floor of a reference
+  mofal doctor                           what works on this machine, and how to mend the rest
+
+Killed at any moment, every command goes on where it stopped when it is typed again.
+Every command has its own --help.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Without the program's name; default: `sys.argv`.
+
+    Returns
+    -------
+    int
+        Exit status: 0 done, 1 a mistake that the message explains, 2 wrong usage, 130 interrupted.
+    """
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if not hasattr(args, "function"):
+        parser.print_help()
+        return 0
+    try:
+        return int(args.function(args) or 0)
+    except MofalError as error:
+        print(f"mofal: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nmofal: interrupted; type the same command to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (a pager, `head`) went away; that is not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        print(f"mofal: the system refused: {error.strerror or error}{place}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "mofal":
+            raise
+        print(f"mofal: {missing_package(error.name or '?')}", file=sys.stderr)
+        return 1
+
+
+EXTRAS = {
+    "torch": "potential",
+    "nequip": "potential",
+    "lightning": "potential",
+    "tblite": "xtb",
+    "gpaw": "gpaw",
+    "dftd3": "gpaw",
+    "distributed": "parallel",
+    "dask_jobqueue": "slurm",
+    "cryptography": "slurm",
+    "matplotlib": "report",
+    "jinja2": "report",
+}
+
+
+def missing_package(name: str) -> str:
+    """Say how to install what a command lacks."""
+    extra = EXTRAS.get(name.split(".")[0])
+    if extra is None:
+        return f"the package {name} is not installed; type: pip install {name}"
+    return f"the package {name} is not installed; type: pip install 'mofal[{extra}]'"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Build the parser of all commands."""
+    parser = _Parser(
+        prog="mofal",
+        description=textwrap.fill(
+            "Machine-learned interatomic potentials for disordered metal-organic frameworks: mofal "
+            "finds the environments that a potential has never seen, cuts them out as small "
+            "clusters, has them labelled by quantum mechanics, retrains, and repeats.",
+            88,
+        ),
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"mofal {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+
+    p = _command(commands, "demo", run_demo, "a whole campaign on this machine, with its report")
+    p.add_argument("--directory", default="demo", help="where it lives (default: demo)")
+    p.add_argument("--seed", type=int, default=None, help="another seed (default: the file's)")
+    p.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
+
+    p = _command(commands, "init", run_init, "write a campaign file to edit")
+    p.add_argument("file", help="the file to write, e.g. campaign.yaml")
+    p.add_argument(
+        "--example",
+        default="minimal",
+        help="minimal, realistic, slurm or demo (default: minimal)",
+    )
+
+    p = _command(commands, "run", run_run, "run a campaign, or go on with it")
+    p.add_argument("file", help="the campaign file, or the directory of a campaign")
+    p.add_argument("--directory", help="where it lives (default: the campaign's name)")
+    p.add_argument("--dry-run", action="store_true", help="show what would run, submit nothing")
+
+    p = _command(commands, "status", run_status, "how far a campaign is, whether or not it runs")
+    p.add_argument("directory")
+    p.add_argument("--watch", action="store_true", help="look again every few seconds")
+
+    p = _command(commands, "report", run_report, "tables and plots: DIRECTORY/report/index.html")
+    p.add_argument("directory")
+
+    p = _command(commands, "export", run_export, "the potential for ASE and LAMMPS, without mofal")
+    p.add_argument("directory", help="a campaign, or a model directory")
+    p.add_argument("-o", "--output", required=True, help="e.g. potential.nequip.pt2")
+    p.add_argument("--energies", choices=["relative", "total"], default="relative")
+
+    p = _command(commands, "build", run_build, "build a framework and write it to a file")
+    p.add_argument("name", help="S_pr, S_ld, S_reo, UiO-67, ...; `mofal build list` names all")
+    p.add_argument("-o", "--output", help="extxyz, cif, or anything ASE writes")
+    p.add_argument("--cell", choices=["primitive", "conventional"], default="primitive")
+    p.add_argument("--repeat", type=int, nargs=3, default=(1, 1, 1), metavar=("A", "B", "C"))
+    p.add_argument("--seed", type=int, default=0, help="of the disorder of S_sup and S_sup*")
+
+    p = _command(commands, "blocks", run_blocks, "the building blocks of a structure file")
+    p.add_argument("file", help="CIF, extxyz, anything ASE reads")
+    p.add_argument("--rule", default="carboxylate", help="how to cut it (default: carboxylate)")
+    for add in (add_label, add_match, add_noise):
+        add(commands)
+    p = _command(commands, "doctor", run_doctor, "what works on this machine")
+    p.add_argument("--slurm", metavar="FILE", nargs="?", const="", help="check SLURM too")
+    return parser
+
+
+def _command(commands: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(function=function)
+    return parser
+
+
+def add_label(commands: Any) -> None:
+    p = _command(commands, "label", run_label, "label structures; stop and go on at will")
+    p.add_argument("file", help="extxyz, or anything ASE reads")
+    p.add_argument("--reference", default="gfn1-xtb", help="e.g. gfn1-xtb, gpaw:lcao, gpaw:paper")
+    p.add_argument("-o", "--output", help="labelled structures (default: FILE.labelled.extxyz)")
+    p.add_argument("--records", help="directory of the durable labels (default: FILE.labels)")
+    p.add_argument("--workers", type=int, help="processes (default: one per core)")
+    p.add_argument("--schedule", help="a campaign file whose `schedule` section is used")
+    p.add_argument("--retry-failed", action="store_true", help="try failed labels once more")
+
+
+def add_match(commands: Any) -> None:
+    p = _command(commands, "match", run_match, "force matching: the cheapest cluster that is good")
+    p.add_argument("system", help="a framework's name (S_ld), or a structure file")
+    p.add_argument("--cell", choices=["primitive", "conventional"], default="conventional")
+    p.add_argument("--reference", action="append", help="a level; may be given several times")
+    p.add_argument("--potential", action="append", help="a model directory, as a further level")
+    p.add_argument("--frames", type=int, default=3, help="frames to average over (default: 3)")
+    p.add_argument("--shells", type=int, nargs="+", default=[0, 1], help="(default: 0 1)")
+    p.add_argument("--core", help="formula of the core block (default: the least regular node)")
+    p.add_argument("--tolerance", type=float, default=100.0, help="meV/Å RMSE on core atoms")
+    p.add_argument("--directory", default="match", help="labels, table and plot (default: match)")
+    p.add_argument("--workers", type=int)
+    p.add_argument("--seed", type=int, default=0)
+
+
+def add_noise(commands: Any) -> None:
+    p = _command(commands, "noise", run_noise, "noise floor of a reference under shift and turn")
+    p.add_argument("file", help="structures")
+    p.add_argument("--reference", default="gpaw:lcao")
+    p.add_argument("--repeats", type=int, default=4, help="per factor (default: 4)")
+    p.add_argument("--directory", default="noise")
+    p.add_argument("--workers", type=int)
+    p.add_argument("--seed", type=int, default=0)
+
+
+def say(line: str) -> None:
+    """Print one line at once, also into a pipe."""
+    print(line, flush=True)
+
+
+# ---------------------------------------------------------------------------------- campaigns
+def run_demo(args: argparse.Namespace) -> int:
+    """`mofal demo`."""
+    from mofal.campaign.demo import demo
+
+    return demo(args.directory, seed=args.seed, workers=args.workers, say=say)
+
+
+def run_init(args: argparse.Namespace) -> int:
+    """`mofal init`."""
+    from mofal.campaign.examples import write_example
+
+    write_example(args.file, args.example)
+    say(f"wrote {args.file}; edit it, then: mofal run {args.file} --dry-run")
+    return 0
+
+
+def run_run(args: argparse.Namespace) -> int:
+    """`mofal run`."""
+    from mofal.campaign.driver import Campaign
+    from mofal.campaign.dryrun import describe_run
+    from mofal.campaign.report import report
+
+    file, directory = Path(args.file), args.directory
+    if file.is_dir():
+        directory = directory or file
+        file = file / "campaign.yaml"
+    campaign = Campaign(file, directory=directory)
+    if args.dry_run:
+        say(describe_run(campaign))
+        return 0
+    campaign.run(progress=say)
+    page = report(campaign.directory, progress=say)
+    say(f"report: {page}")
+    return 0
+
+
+def run_status(args: argparse.Namespace) -> int:
+    """`mofal status`."""
+    from mofal.campaign.status import show, watch
+
+    if args.watch:
+        watch(args.directory, say=say)
+    else:
+        say(show(args.directory))
+    return 0
+
+
+def run_report(args: argparse.Namespace) -> int:
+    """`mofal report`."""
+    from mofal.campaign.report import report
+
+    page = report(args.directory, progress=say)
+    say(f"report: {page}")
+    return 0
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """`mofal export`."""
+    import mofal
+    from mofal.potential import export, load
+
+    where = Path(args.directory)
+    if (where / "campaign.yaml").is_file():
+        potential = mofal.open(where).potential()
+    else:
+        potential = load(where)
+    export(potential, args.output, energies=args.energies, progress=say)
+    say(f"wrote {args.output}")
+    return 0
+
+
+# ---------------------------------------------------------------------------------- structures
+def run_build(args: argparse.Namespace) -> int:
+    """`mofal build`."""
+    from mofal.data import write
+    from mofal.frameworks import build, system_names
+
+    if args.name == "list":
+        say("\n".join(system_names()))
+        return 0
+    ds = build(args.name, cell=args.cell, repeat=tuple(args.repeat), seed=args.seed)
+    say(describe_structure(ds))
+    if args.output:
+        write(ds, args.output)
+        say(f"wrote {args.output}")
+    return 0
+
+
+def run_blocks(args: argparse.Namespace) -> int:
+    """`mofal blocks`."""
+    from mofal.frameworks import read_framework
+
+    ds = read_framework(args.file, rule=args.rule)
+    say(describe_structure(ds, rule=args.rule))
+    return 0
+
+
+def describe_structure(ds: Any, *, rule: str = "carboxylate") -> str:
+    """Say what a framework is made of."""
+    import numpy as np
+    from ase.formula import Formula
+
+    from mofal.data import to_atoms
+    from mofal.frameworks import find_blocks
+
+    atoms = to_atoms(ds, 0)
+    blocks = find_blocks(ds, rule=rule)
+    name = str(ds["system"].values[0]) or "structure"
+    formula = Formula(atoms.get_chemical_formula()).format("hill")
+    lines = [f"{name}: {len(atoms)} atoms, {formula}, {atoms.cell.volume:.1f} Å³"]
+    rows = [
+        (str(r), str(f), int(c))
+        for r, f, c in zip(
+            blocks["role"].values, blocks["formula"].values, blocks["coordination"].values
+        )
+    ]
+    for role, text, coordination in sorted(set(rows)):
+        n = rows.count((role, text, coordination))
+        lines.append(f"  {n:6d} x {role:8s} {text:24s} {coordination}-connected")
+    n_links = int(blocks.sizes["link"])
+    lines.append(f"  {len(np.unique(blocks['kind'].values))} kinds of blocks, {n_links} links")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------- labels
+def run_label(args: argparse.Namespace) -> int:
+    """`mofal label`."""
+    from mofal.campaign.label import label_file
+
+    return label_file(
+        args.file,
+        reference=args.reference,
+        output=args.output,
+        records=args.records,
+        workers=args.workers,
+        schedule=args.schedule,
+        retry_failed=args.retry_failed,
+        say=say,
+    )
+
+
+def run_match(args: argparse.Namespace) -> int:
+    """`mofal match`."""
+    from mofal.campaign.match import match
+
+    return match(
+        args.system,
+        cell=args.cell,
+        references=args.reference or ([] if args.potential else ["gfn1-xtb"]),
+        potentials=args.potential or [],
+        frames=args.frames,
+        shells=args.shells,
+        core=args.core,
+        tolerance_meV=args.tolerance,
+        directory=args.directory,
+        workers=args.workers,
+        seed=args.seed,
+        say=say,
+    )
+
+
+def run_noise(args: argparse.Namespace) -> int:
+    """`mofal noise`."""
+    from mofal.campaign.noise import noise
+
+    return noise(
+        args.file,
+        reference=args.reference,
+        repeats=args.repeats,
+        directory=args.directory,
+        workers=args.workers,
+        seed=args.seed,
+        say=say,
+    )
+
+
+def run_doctor(args: argparse.Namespace) -> int:
+    """`mofal doctor`."""
+    from mofal.campaign.doctor import doctor
+
+    return doctor(slurm=args.slurm, say=say)
