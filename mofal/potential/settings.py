@@ -103,7 +103,7 @@ class TrainingSettings(BaseModel):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     force_weight: float = Field(default=1.0, gt=0)
     energy_weight: float = Field(default=100.0, ge=0)
-    energy_shift: Literal["mean", "isolated"] = "isolated"
+    energy_shift: Literal["mean", "isolated"] = "mean"
     plateau_factor: float = Field(default=0.75, gt=0, lt=1)
     plateau_patience: int = Field(default=25, ge=1)
     warm_up_epochs: int = Field(default=10, ge=0)

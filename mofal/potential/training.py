@@ -278,6 +278,8 @@ def _fit(
         neighbours = sum(g["edge_index"].shape[1] for g in training) / n_atoms
         squares = torch.cat([g["forces"].reshape(-1) for g in training]).square()
         scale = float(torch.nanmean(squares).sqrt()) or 1.0
+        # One number for all types: data of one composition fixes no more than that, and without
+        # it the first part of a training goes into learning the cohesive energy.
         per_atom = [float(g["total_energy"]) / len(g["pos"]) for g in training]
         shift = float(np.mean(per_atom)) if settings.energy_shift == "mean" else 0.0
     config = builder_config(
