@@ -211,8 +211,11 @@ def _one_bond_per_hydrogen(
     first[1:] = i[order][1:] != i[order][:-1]
     shortest = np.zeros(len(order), bool)
     shortest[order[first]] = True
-    bridging = (z[j] == 5) | IS_METAL[z[j]]
-    drop = ~shortest & ~bridging
+    # A hydride bridges where its nearest partner is one that it can bridge.
+    can_bridge = (z == 5) | IS_METAL[z]
+    nearest = np.zeros(bonds.n_atoms, np.int64)
+    nearest[i[shortest]] = j[shortest]
+    drop = ~shortest & ~(can_bridge[j] & can_bridge[nearest[i]])
     if not drop.any():
         return bonds
     # Both directions of a dropped bond go: found by their key (i, j, shift).

@@ -23,9 +23,9 @@ from mofal.frameworks.kinds import group_hash, mix, refine
 # Oxidation states met in frameworks, the usual one first.
 _STATES = {
     (1,): "Li Na K Rb Cs Tl",
-    (1, 2): "Ag Au Hg",
+    (1, 2): "Ag Au",
     (2,): "Be Mg Ca Sr Ba Ra Zn Cd Pd Pt Ni Pb Sn",
-    (2, 1): "Cu",
+    (2, 1): "Cu Hg",
     (2, 3): "Mn Co Eu Rh Mo W Re Tc",
     (3, 2): "Fe Cr Ru Os Ir Yb Sm",
     (3, 4): "V Tb Pr",
@@ -44,6 +44,10 @@ OXIDATION[42] = (2, 3, 6)
 OXIDATION[74] = (2, 3, 6)
 OXIDATION[50] = (4, 2)
 OXIDATION[82] = (2, 4)
+
+# Elements of which one block may hold two oxidation states at once (Fe3O of two Fe(III) and one
+# Fe(II)); for the others the unusual state is that of all atoms (a paddlewheel of Cr(II)).
+_MIXED = frozenset(atomic_numbers[s] for s in "Mn Fe Co Ru Cu Ce Eu Mo W Rh Os".split())
 
 _VALENCE = {
     1: 1, 5: 3, 6: 4, 7: 3, 8: 2, 9: 1, 14: 4, 15: 3, 16: 2, 17: 1, 33: 3, 34: 2, 35: 1, 52: 2,
@@ -312,9 +316,8 @@ def oxidation_states(metals: dict[int, int], target: float) -> dict[int, tuple[i
         usual, *others = OXIDATION.get(z, (2, 3))
         choices = [(0, (usual,) * count)]
         for rank, other in enumerate(others):
-            choices += [
-                (k + 100 * rank, (usual,) * (count - k) + (other,) * k) for k in range(1, count + 1)
-            ]
+            few = range(1, count + 1) if z in _MIXED else range(count, count + 1)
+            choices += [(k + 100 * rank, (usual,) * (count - k) + (other,) * k) for k in few]
         options.append([(z, cost, states) for cost, states in choices])
     best = None
     for combination in product(*options):

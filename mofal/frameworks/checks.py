@@ -216,7 +216,7 @@ def check_charges(blocks: xr.Dataset, numbers: NDArray[np.integer], charge: int)
         why = "a cation is missing"
     raise StructureError(
         f"formal charge {q:+d} per {what} {formula} of which there are {count}{sum_text}, "
-        f"expected {charge:+d} in all: {why}; if the charge is meant, say "
+        f"expected {charge} in all: {why}; if the charge is meant, say "
         f"read_framework(path, charge={total})"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -125,12 +126,20 @@ def build(
     elif pair or name in ("S_ld", *_CONVENTIONAL_ONLY):
         blocks = find_blocks(out)
         if pair:
-            orbits = linker_pair_orbits(out, blocks, mu3=mu3)
-            gone = orbits[int(pair.group(1)) - 1].pairs[0]
+            pairs = _pairs(linker or "BDC", mu3)
+            gone = np.array(pairs[int(pair.group(1)) - 1])
         else:
             gone = _removed(out, blocks, name)
         out = remove_blocks(out, blocks, gone)
     return supercell(out, repeat) if repeat is not None else out
+
+
+@cache
+def _pairs(linker: str, mu3: bool) -> tuple[tuple[int, int], ...]:
+    """One pair of linkers (blocks) of each orbit."""
+    ds = pristine(linker=linker)
+    orbits = linker_pair_orbits(ds, find_blocks(ds), mu3=mu3)
+    return tuple((int(o.pairs[0, 0]), int(o.pairs[0, 1])) for o in orbits)
 
 
 def _removed(ds: xr.Dataset, blocks: xr.Dataset, name: str) -> np.ndarray:
