@@ -1,0 +1,224 @@
+"""Labelling as a service: `mofal label`, and what `match` and `noise` are built on.
+
+A short plan of its own on the campaign's stages: structures in one immutable group, one durable
+task per label, records addressed by content, the labelled file at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mofal.errors import ConfigError, StructureError
+from mofal.schedule.settings import ScheduleSettings
+from mofal.schedule.task import Task
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Say = Callable[[str], None]
+
+
+def label_record(
+    group: str, index: int, reference: str, records: str, attempts: int
+) -> dict[str, Any]:
+    """Label one structure of a group; the record is on disk when this returns."""
+    from mofal.data import open_group, select
+    from mofal.reference import LabelCache, label_one
+
+    attempt = label_one(
+        select(open_group(group), index).load(),
+        reference,
+        directory=LabelCache(records),
+        attempts=attempts,
+    )
+    return {"status": attempt.status, "reason": attempt.reason}
+
+
+def label_structures(
+    structures: xr.Dataset,
+    references: str | Sequence[str],
+    *,
+    directory: str | os.PathLike[str],
+    schedule: ScheduleSettings | None = None,
+    retry_failed: bool = False,
+    say: Say = print,
+) -> list[Any]:
+    """Label structures durably over any workers; started again, it goes on where it was.
+
+    Parameters
+    ----------
+    structures : Dataset of kind ``structures``
+    references : str or sequence of str
+        One specification for all, or one each.
+    directory : path
+        Of the records.
+    schedule : ScheduleSettings, optional
+        Where the labels run; default: one process per core of this machine.
+    retry_failed : bool
+        Try labels that failed before once more.
+    say : callable
+        Takes lines of progress.
+
+    Returns
+    -------
+    list of Attempt
+        One per structure, in order.
+    """
+    from mofal.data import hash_json, write_group
+    from mofal.reference import LabelCache, get_reference
+    from mofal.reference.cache import record_key
+    from mofal.schedule import Pools
+
+    n = structures.sizes["structure"]
+    specs = [references] * n if isinstance(references, str) else list(references)
+    levels = {spec: get_reference(spec).level_hash for spec in dict.fromkeys(specs)}
+    place = Path(directory)
+    cache = LabelCache(place)
+    ids = [str(s) for s in structures["structure_id"].values]
+    group = place / "structures" / f"{hash_json(ids)}.zarr"
+    write_group(structures, group)
+    tasks: dict[str, Task] = {}
+    n_atoms = structures["n_atoms"].values
+    for k, (identity, spec) in enumerate(zip(ids, specs)):
+        known = cache.attempts(identity, levels[spec])
+        if any(a.converged for a in known) or (known and not retry_failed):
+            continue
+        key = record_key(identity, levels[spec])
+        kwargs = {
+            "group": str(group.absolute()),
+            "index": k,
+            "reference": spec,
+            "records": str(place.absolute()),
+            "attempts": len(known) + 1,
+        }
+        tasks.setdefault(key, Task("label", key, label_record, kwargs, cost=float(n_atoms[k]) ** 3))
+    if tasks:
+        say(f"{n} structures, {len(tasks)} labels to make with {', '.join(levels)}")
+        with Pools.from_settings(
+            schedule or ScheduleSettings(), directory=place, progress=say
+        ) as pools:
+            _follow(pools, list(tasks.values()), cache, structures, specs, say)
+    else:
+        say(f"{n} structures, every label is there already")
+    out = []
+    for identity, spec in zip(ids, specs):
+        attempt = cache.get(identity, levels[spec])
+        if attempt is None:
+            raise StructureError(f"the label of structure {identity} was lost; run the same again")
+        out.append(attempt)
+    return out
+
+
+def _follow(
+    pools: Any,
+    tasks: list[Task],
+    cache: Any,
+    structures: xr.Dataset,
+    specs: list[str],
+    say: Say,
+) -> None:
+    """Show how far the labels are; give those whose task was lost a record that says so."""
+    import time
+
+    from mofal.data import to_atoms
+    from mofal.reference import get_reference
+    from mofal.reference.base import begin, fail
+
+    begun, spoke = time.monotonic(), time.monotonic()
+    failed = 0
+    for done, outcome in enumerate(pools.run(tasks), start=1):
+        bad = not outcome.ok or outcome.summary.get("status") != "converged"
+        if not outcome.ok:
+            k = int(outcome.task.kwargs["index"])
+            attempt = begin(get_reference(specs[k]), to_atoms(structures, k))
+            cache.put(fail(attempt, "crashed", f"{outcome.status}: {outcome.reason}"))
+        if bad:
+            failed += 1
+            reason = outcome.reason or outcome.summary.get("reason", "")
+            say(f"structure {outcome.task.kwargs['index']} failed: {reason}")
+        now = time.monotonic()
+        if now - spoke > 5 or done == len(tasks):
+            spoke = now
+            left = (now - begun) / done * (len(tasks) - done)
+            say(f"{done}/{len(tasks)} done, {failed} failed, about {left:.0f} s left")
+
+
+def local_schedule(workers: int | None) -> ScheduleSettings:
+    """One process per core of this machine, or so many."""
+    return ScheduleSettings(workers=workers)
+
+
+def label_file(
+    path: str | os.PathLike[str],
+    *,
+    reference: str,
+    output: str | None = None,
+    records: str | None = None,
+    workers: int | None = None,
+    schedule: str | None = None,
+    retry_failed: bool = False,
+    say: Say = print,
+) -> int:
+    """`mofal label`: label the structures of a file, write them labelled.
+
+    Returns
+    -------
+    int
+        0 where every label converged, 1 where some failed (they are listed).
+    """
+    from mofal.campaign.config import load_config
+    from mofal.data import read, write
+    from mofal.reference import gather, get_reference
+
+    method = get_reference(reference)
+    structures = read(path)
+    structures = structures.drop_vars(
+        [
+            v
+            for v in ("energy", "forces", "stress", "status", "reason", "wall_time")
+            if v in structures
+        ]
+    )
+    structures.attrs = {}
+    target = Path(output) if output else Path(f"{path}.labelled.extxyz")
+    if not target.parent.is_dir():
+        raise ConfigError(f"{target.parent} is no directory; make it first: mkdir {target.parent}")
+    settings = load_config(schedule).schedule if schedule else local_schedule(workers)
+    place = Path(records) if records else Path(f"{path}.labels")
+    attempts = label_structures(
+        structures,
+        reference,
+        directory=place,
+        schedule=settings,
+        retry_failed=retry_failed,
+        say=say,
+    )
+    labels = gather(structures, attempts, reference=method, cache=place / "isolated-atoms")
+    write(labels, target)
+    shutil.rmtree(place / "scratch", ignore_errors=True)
+    failed = [k for k, a in enumerate(attempts) if not a.converged]
+    say(f"wrote {target}: {len(attempts) - len(failed)} labels at level {method.level_hash}")
+    for k in failed:
+        say(f"  structure {k}: {attempts[k].status}: {attempts[k].reason}")
+    if failed:
+        say(f"{len(failed)} failed; try them again with --retry-failed")
+    return 1 if failed else 0
+
+
+def unlabelled(structures: xr.Dataset) -> xr.Dataset:
+    """Structures alone, without the labels that a file may bring along."""
+    names = ("energy", "forces", "stress", "status", "reason", "wall_time")
+    out = structures.drop_vars([v for v in names if v in structures])
+    out.attrs = {}
+    return out
+
+
+def forces_of(attempts: Sequence[Any]) -> np.ndarray:
+    """Forces of attempts, one after another: (atom, 3) eV/Å; NaN where a label failed."""
+    return np.concatenate([a.forces for a in attempts])
