@@ -17,6 +17,7 @@ from mofal.clusters.graph import block_graph as _block_graph
 from mofal.errors import DataError
 
 CORE, MANTLE, TERMINATION = 0, 1, 2
+LARGEST_KEY = 2**62
 CLOSING = 6
 """Shells that may be added where a block's end can have no cap (a metal without its azolates)."""
 
@@ -75,7 +76,7 @@ def expand(
     n = len(cores)
     reach = int(np.abs(graph.half_shift).max(initial=0)) * (shells + CLOSING + 1)
     base = 2 * reach + 1
-    if n > 1 and n * graph.n_blocks * base**3 >= 2**62:
+    if n > 1 and n * graph.n_blocks * base**3 >= LARGEST_KEY:
         parts = np.array_split(cores, 2)
         return join([expand(graph, part, shells, keep=keep) for part in parts])
 

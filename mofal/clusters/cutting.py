@@ -117,8 +117,8 @@ def cut(
     clusters : Dataset of kind ``structures``
         One per accepted core, in the order of `cores`: cell zero, not periodic, `region`,
         `parent_atom`, `parent`, `system`, `charge`, `n_electrons`, and beyond the contract
-        `parent_shift` (atom, xyz) lattice shift against the parent, `core` (index along `cores`),
-        `core_structure`, `core_block`, `n_unpaired`, `open_shell`, `smallest_distance` in Å
+        `parent_shift` (atom, xyz) lattice shift against the parent, `core_index` (along `cores`),
+        `parent_structure`, `parent_block`, `n_unpaired`, `open_shell`, `smallest_distance` in Å
         (structure). ``attrs["electrons"]`` says how they were counted.
     refused : Dataset with dim core
         `core`, `core_structure`, `core_block`, `system`, `parent`, `n_atoms`, `n_electrons`,
@@ -444,10 +444,14 @@ def _clusters(
         charge=charge,
         n_electrons=info["n_electrons"],
     )
-    more: dict[str, Any] = {
-        name: ("structure", info[name])
-        for name in ("core", "core_structure", "core_block", "n_unpaired", "open_shell")
+    names = {
+        "core_index": "core",
+        "parent_structure": "core_structure",
+        "parent_block": "core_block",
+        "n_unpaired": "n_unpaired",
+        "open_shell": "open_shell",
     }
+    more: dict[str, Any] = {name: ("structure", info[key]) for name, key in names.items()}
     more["parent_shift"] = (("atom", "xyz"), shift.astype(np.int32))
     more["smallest_distance"] = ("structure", info["smallest_distance"], {"units": "Å"})
     out = out.assign(more)

@@ -23,6 +23,8 @@ STRETCH = 1.5
 """A recorded bond holds up to this multiple of the sum of its covalent radii (Cordero et al.,
 Dalton Trans. 2008, 2832): C-C 2.28 Å, C-H 1.61 Å, Zr-O 3.6 Å. Generous on purpose: bonds of a walk
 at 600 K stretch by up to a fifth, atoms of different molecules do not come that near."""
+SHORTEST = 0.3
+"""A bond between blocks shorter than this multiple points nowhere: C-C 0.46 Å."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class FrameCheck:
     offset : (atom, 3) lattice shift that undoes a wrapping of this frame, None where there is none
     bond_length, link_length : (bond,), (link,) Å
     bond_limit, link_limit : (bond,), (link,) Å, the longest that still counts as a bond
+    stretch : those limits in sums of covalent radii
     """
 
     offset: IntArray | None
@@ -41,6 +44,7 @@ class FrameCheck:
     link_length: FloatArray
     bond_limit: FloatArray
     link_limit: FloatArray
+    stretch: float
 
     @property
     def broken_bonds(self) -> BoolArray:
@@ -49,8 +53,9 @@ class FrameCheck:
 
     @property
     def broken_links(self) -> BoolArray:
-        """(link,) bool."""
-        return ~(self.link_length <= self.link_limit)
+        """(link,) bool; one whose ends coincide has no direction for a cap and is broken, too."""
+        shortest = SHORTEST / self.stretch * self.link_limit
+        return ~((self.link_length <= self.link_limit) & (self.link_length >= shortest))
 
     @property
     def holds(self) -> bool:
@@ -98,6 +103,7 @@ def check_frame(
         link_length=length[n_bonds:],
         bond_limit=limit[:n_bonds],
         link_limit=limit[n_bonds:],
+        stretch=stretch,
     )
 
 

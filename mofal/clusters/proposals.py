@@ -142,6 +142,6 @@ def cut_candidates(
         structures, {name: blocks}, cores, blueprints={name: blueprints}, unpaired=unpaired
     )
     names = np.array([str(text) for text in blueprints["name"].values], TEXT)
-    clusters = clusters.assign(candidate=("structure", names[which[clusters["core"].values]]))
+    clusters = clusters.assign(candidate=("structure", names[which[clusters["core_index"].values]]))
     refused = refused.assign(candidate=("core", names[which[refused["core"].values]]))
     return clusters, refused

@@ -88,14 +88,10 @@ def broken_in(
             numbers,
             word="bond between blocks",
         )
-    bonds = np.flatnonzero(check.broken_bonds)
-    by_block: dict[int, int] = {}
-    for bond in bonds[::-1].tolist():
-        by_block[int(graph.atom_block[graph.bond_atom[bond, 0]])] = bond
-    damaged = np.isin(plan.piece_block, list(by_block))
+    worst = _worst_bonds(graph, check, np.unique(plan.piece_block))
+    damaged = np.isin(plan.piece_block, list(worst))
     for cluster, block in zip(owner[damaged].tolist(), plan.piece_block[damaged].tolist()):
-        bond = by_block[block]
-        word = "ring" if _in_ring(graph, block, bond) else "bond"
+        bond, word = worst[block]
         reasons[cluster] = describe_bond(
             graph.bond_atom[bond],
             check.bond_length[bond],
@@ -106,14 +102,39 @@ def broken_in(
     return reasons
 
 
+def _worst_bonds(
+    graph: BlockGraph, check: FrameCheck, wanted: IntArray
+) -> dict[int, tuple[int, str]]:
+    """One broken bond of each damaged block, of a ring if one opened, and what it is called."""
+    broken = check.broken_bonds & np.isin(graph.atom_block[graph.bond_atom[:, 0]], wanted)
+    bonds = np.flatnonzero(broken)
+    ratio = check.bond_length[bonds] / check.bond_limit[bonds]
+    found: dict[int, tuple[int, str]] = {}
+    for bond in bonds[np.argsort(-ratio, kind="stable")].tolist():
+        block = int(graph.atom_block[graph.bond_atom[bond, 0]])
+        if block in found and found[block][1] == "ring":
+            continue
+        if _in_ring(graph, block, bond):
+            found[block] = (bond, "ring")
+        elif block not in found:
+            found[block] = (bond, "bond")
+    return found
+
+
 def _in_ring(graph: BlockGraph, block: int, bond: int) -> bool:
     """Whether the atoms of a recorded bond are joined by other bonds of the block, too."""
     first, second = graph.bond_atom[bond].tolist()
     own = np.flatnonzero(graph.atom_block[graph.bond_atom[:, 0]] == block)
-    reached, grown = {first}, True
-    pairs = [tuple(graph.bond_atom[k].tolist()) for k in own if k != bond]
-    while grown and second not in reached:
-        new = {b for a, b in pairs if a in reached} | {a for a, b in pairs if b in reached}
-        grown = not new <= reached
-        reached |= new
+    near: dict[int, list[int]] = {}
+    for k in own.tolist():
+        if k != bond:
+            a, b = graph.bond_atom[k].tolist()
+            near.setdefault(a, []).append(b)
+            near.setdefault(b, []).append(a)
+    reached, queue = {first}, [first]
+    while queue:
+        for atom in near.get(queue.pop(), ()):
+            if atom not in reached:
+                reached.add(atom)
+                queue.append(atom)
     return second in reached
