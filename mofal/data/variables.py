@@ -163,6 +163,10 @@ def validate(ds: xr.Dataset, kind: str) -> xr.Dataset:
             f"(it has {', '.join(map(str, ds.data_vars)) or 'nothing'}); "
             "make one with mofal.data.from_atoms or mofal.data.read"
         )
+    if kind == "table":
+        # A table has rows of its own (blocks, walks, attempts), whose columns may share a name
+        # with a variable of structures or atoms.
+        return ds
     for name in map(str, ds.variables):
         spec = VARIABLES.get(name)
         if spec is None:
@@ -275,6 +279,6 @@ def describe(ds: xr.Dataset) -> xr.Dataset:
     out = ds.copy()
     for name in map(str, out.variables):
         spec = VARIABLES.get(name)
-        if spec is not None:
+        if spec is not None and out[name].dims == spec.dims:
             out[name].attrs = {**out[name].attrs, "units": spec.units, "long_name": spec.meaning}
     return out
