@@ -32,6 +32,9 @@ from mofal.data.ragged import TEXT
 from mofal.errors import ConfigError, DataError
 
 COVERAGES = ("features", "blocks", "none")
+STANDS_OUT = 5 * 1.4826
+"""A block stands out from its pool when it is more wanted than the median block by this multiple of
+the median absolute deviation: five standard deviations, were the pool Gaussian."""
 FRONT_FACTOR, FRONT_LEAST = 10, 1000
 """How many of the first candidates are held in memory per core wanted, and at least."""
 
@@ -99,6 +102,8 @@ class _Ranked:
             self.cost = absolute / np.median(absolute[self.may])
         finite = self.raw[self.may & np.isfinite(self.raw)]
         self.typical = float(np.median(finite)) if len(finite) else 0.0
+        spread = float(np.median(np.abs(finite - self.typical))) if len(finite) else 0.0
+        self.outstanding = self.typical + STANDS_OUT * spread
         # One number per candidate from the seed: the same whatever the chunks are.
         self.tie = np.random.default_rng(np.random.SeedSequence(seed)).permutation(self.pool.size)
         self.value, self.unseen_value = weigh(self.raw, self.unseen, self.cost, self.typical)
@@ -191,8 +196,8 @@ def select(
       picked atoms would give. Unfamiliar atoms unlike any pick keep their score.
     - ``coverage="blocks"`` (default otherwise): a pick covers the blocks of its class (same kind,
       same neighbours) in its own walk: variable `walk` (structure) if there is one, else its own
-      structure. When all blocks more wanted than the median one are covered, the next round
-      begins; what is less wanted than the median comes last.
+      structure. When all blocks that stand out from the pool (`STANDS_OUT`) are covered, the next
+      round begins; those that do not stand out come last, in rounds of their own.
     - ``coverage="none"``: the first `n` of `rank`.
 
     Parameters
@@ -255,7 +260,7 @@ def _rounds(ranked: _Ranked, structures: xr.Dataset) -> IntArray:
     begin = np.searchsorted(group[by_group], np.arange(group.max() + 1))
     turn = np.empty(len(ordered), dtype=np.int64)
     turn[by_group] = np.arange(len(ordered)) - begin[group[by_group]]
-    familiar = ranked.raw[ordered] <= ranked.typical
+    familiar = ranked.raw[ordered] <= ranked.outstanding
     return ordered[np.lexsort([np.arange(len(ordered)), turn, familiar])]
 
 

@@ -1,0 +1,606 @@
+"""Rankings, batches that do not repeat themselves, costs, lazy scores, random cores."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import dask
+import dask.array
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.stats import multivariate_normal
+
+from mofal.clusters import cut, get_ranking, random_cores, rank, ranking_names, select
+from mofal.clusters import rankings as rankings_module
+from mofal.clusters import selection as selection_module
+from mofal.clusters.graph import block_graph
+from mofal.clusters.pool import cluster_sizes
+from mofal.data import concat, make_structures
+from mofal.errors import ConfigError, DataError
+from tests.clusters.common import (
+    atoms_of,
+    blocks_dataset,
+    cores_of,
+    features_of,
+    first_of,
+    scores_of,
+    shaken,
+    system,
+)
+from tests.helpers import assert_same_bits, chunked
+
+
+def _frames(n=4, seed=0, name="S_ld", cell="primitive"):
+    ds, blocks = system(name, cell)
+    return shaken(ds, seed, n=n), {name: blocks}
+
+
+def _noise(ds, seed=0):
+    return np.random.default_rng(seed).normal(size=ds.sizes["atom"])
+
+
+def _pairs(cores):
+    return list(zip(cores["core_structure"].values.tolist(), cores["core_block"].values.tolist()))
+
+
+def _block_values(frames, by_system, values, reduce):
+    """Reduction over the atoms of every block, written without any of the code under test."""
+    out = {}
+    begin = 0
+    for k, n in enumerate(frames["n_atoms"].values.tolist()):
+        blocks = by_system[str(frames["system"].values[k])]
+        for b in range(blocks.sizes["block"]):
+            out[k, b] = reduce(begin + atoms_of(blocks, b), values)
+        begin += n
+    return out
+
+
+# ------------------------------------------------------------------------- rankings
+def test_rank__least_likely_atom_is_the_rule_of_the_paper():
+    frames, by_system = _frames()
+    value = _noise(frames)
+    lowest = _block_values(frames, by_system, value, lambda atoms, v: v[atoms].min())
+    expected = sorted(lowest, key=lowest.__getitem__)
+    ranked = rank(frames, scores_of(frames, value), by_system)
+    assert _pairs(ranked) == expected
+    np.testing.assert_allclose(ranked["score"].values, [-lowest[p] for p in expected])
+    # The first one holds the least likely atom of all.
+    structure, block = expected[0]
+    assert int(value.argmin()) in structure * 106 + atoms_of(by_system["S_ld"], block)
+
+
+def test_rank__unseen_ties_by_their_number_then_by_seed():
+    frames, by_system = _frames(n=2)
+    blocks = by_system["S_ld"]
+    value = _noise(frames)
+    for structure, block, n_unseen in [(0, 1, 2), (0, 2, 3), (1, 3, 2), (1, 4, 2)]:
+        value[structure * 106 + atoms_of(blocks, block)[:n_unseen]] = -np.inf
+    orders = set()
+    for seed in range(20):
+        ranked = rank(frames, scores_of(frames, value), by_system, seed=seed)
+        top = _pairs(ranked)[:4]
+        assert top[0] == (0, 2)
+        assert set(top[1:]) == {(0, 1), (1, 3), (1, 4)}
+        assert ranked["n_unseen"].values[:5].tolist() == [3, 2, 2, 2, 0]
+        orders.add(tuple(top))
+    assert len(orders) > 1
+    again = rank(frames, scores_of(frames, value), by_system, seed=3)
+    assert _pairs(again) == _pairs(rank(frames, scores_of(frames, value), by_system, seed=3))
+
+
+def test_rank__sum_below_threshold():
+    frames, by_system = _frames()
+    value = _noise(frames)
+    ranking = get_ranking("sum_below_threshold", threshold=-1.0)
+    ranked = rank(frames, scores_of(frames, value), by_system, ranking=ranking)
+    total = _block_values(
+        frames, by_system, value, lambda atoms, v: np.clip(-1.0 - v[atoms], 0, None).sum()
+    )
+    np.testing.assert_allclose(ranked["score"].values, [total[p] for p in _pairs(ranked)])
+    assert (np.diff(ranked["score"].values) <= 1e-12).all()
+    by_quantile = rank(frames, scores_of(frames, value), by_system, ranking="sum_below_threshold")
+    low = np.quantile(value, 0.05)
+    total = _block_values(
+        frames, by_system, value, lambda atoms, v: np.clip(low - v[atoms], 0, None).sum()
+    )
+    np.testing.assert_allclose(
+        by_quantile["score"].values, [total[p] for p in _pairs(by_quantile)], atol=1e-12
+    )
+
+
+def test_rank__mean_without_hydrogen():
+    frames, by_system = _frames()
+    value = _noise(frames)
+    numbers = frames["numbers"].values
+    ranked = rank(frames, scores_of(frames, value), by_system, ranking="mean_without_hydrogen")
+    mean = _block_values(
+        frames, by_system, value, lambda atoms, v: v[atoms][numbers[atoms] != 1].mean()
+    )
+    expected = np.array([np.median(value) - mean[p] for p in _pairs(ranked)])
+    np.testing.assert_allclose(ranked["score"].values, expected, atol=1e-12)
+
+
+def test_rank__calibrated_score():
+    frames, by_system = _frames()
+    error = np.abs(_noise(frames))
+    scores = scores_of(frames, _noise(frames, 1)).assign(calibrated_score=("atom", error))
+    ranked = rank(frames, scores, by_system, ranking="calibrated_score")
+    largest = _block_values(frames, by_system, error, lambda atoms, v: v[atoms].max())
+    assert _pairs(ranked) == sorted(largest, key=lambda p: -largest[p])
+
+
+def test_rank__per_cost_weighs_atoms():
+    frames, by_system = _frames()
+    value = _noise(frames)
+    n_atoms = [166, *[140] * 5]
+    lowest = _block_values(frames, by_system, value, lambda atoms, v: -v[atoms].min())
+    typical = np.median(list(lowest.values()))
+    ranked = rank(frames, scores_of(frames, value), by_system, ranking="per_cost")
+    relative = np.array([n_atoms[b] for _, b in _pairs(ranked)]) / 140
+    np.testing.assert_allclose(ranked["relative_cost"].values, relative)
+    excess = np.array([lowest[p] for p in _pairs(ranked)]) - typical
+    expected = np.where(excess > 0, excess / relative, excess * relative)
+    np.testing.assert_allclose(ranked["score"].values, expected)
+    assert (np.diff(expected) <= 1e-12).all()
+
+
+def test_rank__cost_prefers_the_cheaper_of_two_equals():
+    frames, by_system = _frames(n=1)
+    blocks = by_system["S_ld"]
+    brick, linker = first_of(blocks, "node"), first_of(blocks, "linker")
+    value = np.zeros(frames.sizes["atom"])
+    for block in (brick, linker):
+        value[atoms_of(blocks, block)[0]] = -10.0
+    value[atoms_of(blocks, brick)[0]] = -10.5
+    scores = scores_of(frames, value)
+    assert _pairs(rank(frames, scores, by_system))[0] == (0, brick)
+    cheap = rank(frames, scores, by_system, cost="atoms", shells=0)
+    assert _pairs(cheap)[0] == (0, linker)
+    steep = rank(frames, scores, by_system, cost=lambda atoms, electrons: electrons**3, shells=0)
+    named = rank(frames, scores, by_system, cost="electrons_cubed", shells=0)
+    assert_same_bits(steep, named)
+
+
+def test_cluster_sizes__equal_what_is_cut():
+    frames, by_system = _frames(n=1)
+    blocks = by_system["S_ld"]
+    n = blocks.sizes["block"]
+    for shells in (0, 1, 2):
+        atoms, electrons = cluster_sizes(block_graph(blocks), frames["numbers"].values, shells)
+        clusters, _ = cut(frames, by_system, cores_of([0] * n, range(n)), shells=shells)
+        assert atoms.tolist() == clusters["n_atoms"].values.tolist()
+        assert electrons.tolist() == clusters["n_electrons"].values.tolist()
+
+
+class NearestToZero:
+    """A ranking from outside."""
+
+    variable = "log_likelihood"
+    reductions = {"least": "min", "size": "total"}  # noqa: RUF012
+    cost = None
+    sample = 0
+
+    def fit(self, score):
+        raise AssertionError("not asked for")
+
+    def terms(self, score, numbers):
+        return {"least": np.abs(score), "size": np.ones(len(score))}
+
+    def wanted(self, reduced):
+        return -reduced["least"] - 0 * reduced["size"]
+
+
+class _Point:
+    name = "nearest_to_zero"
+
+    def load(self):
+        return NearestToZero
+
+
+def test_get_ranking__from_an_entry_point(monkeypatch):
+    monkeypatch.setattr(rankings_module, "entry_points", lambda group: [_Point()])
+    assert "nearest_to_zero" in ranking_names()
+    frames, by_system = _frames()
+    value = _noise(frames)
+    ranked = rank(frames, scores_of(frames, value), by_system, ranking="nearest_to_zero")
+    least = _block_values(frames, by_system, value, lambda atoms, v: np.abs(v[atoms]).min())
+    assert _pairs(ranked) == sorted(least, key=least.__getitem__)
+
+
+def test_get_ranking__errors():
+    with pytest.raises(ConfigError, match=r"unknown ranking 'best'; known: .*least_likely_atom"):
+        get_ranking("best")
+    with pytest.raises(ConfigError, match="is not a ranking"):
+        get_ranking(object())
+    with pytest.raises(ConfigError, match="unexpected keyword"):
+        get_ranking("sum_below_threshold", limit=3)
+
+    class Odd(NearestToZero):
+        reductions = {"least": "median"}  # noqa: RUF012
+
+    with pytest.raises(ConfigError, match="min, max, sum, total"):
+        get_ranking(Odd())
+
+
+# ------------------------------------------------------------------------- batches: blocks
+def test_select__one_core_is_the_rule_of_the_paper():
+    frames, by_system = _frames()
+    value = _noise(frames)
+    best = _pairs(rank(frames, scores_of(frames, value), by_system))[0]
+    rng = np.random.default_rng(0)
+    features = features_of(frames, rng.normal(size=(frames.sizes["atom"], 4)))
+    for options in ({}, {"features": features}, {"coverage": "none"}):
+        chosen = select(frames, scores_of(frames, value), by_system, n=1, **options)
+        assert _pairs(chosen) == [best]
+
+
+def test_select__none_is_the_order_of_the_ranking():
+    frames, by_system = _frames()
+    scores = scores_of(frames, _noise(frames))
+    expected = rank(frames, scores, by_system)
+    chosen = select(frames, scores, by_system, n=7, coverage="none")
+    assert _pairs(chosen) == _pairs(expected)[:7]
+
+
+def test_select__blocks_take_turns_within_a_walk():
+    """All bricks of one frame are alike: the second one waits until other kinds had their turn."""
+    ds, blocks = system("S_pr")
+    frames = shaken(ds, 0, n=2)
+    value = 10.0 + 0.1 * _noise(frames)
+    numbers = frames["numbers"].values
+    value[numbers == 40] -= 20.0
+    linkers = np.flatnonzero(blocks["role"].values == "linker")
+    value[456 + atoms_of(blocks, int(linkers[5]))] -= 5.0
+    scores = scores_of(frames, value)
+    plain = select(frames, scores, {"S_pr": blocks}, n=4, coverage="none")
+    assert set(plain["kind"].values.tolist()) == {0}
+    cores = select(frames, scores, {"S_pr": blocks}, n=4)
+    # One brick of each frame, then the odd linker, and only then another brick.
+    assert [s for s, _ in _pairs(cores)[:2]] in ([0, 1], [1, 0])
+    assert cores["kind"].values.tolist()[:3] == [0, 0, 1]
+    assert _pairs(cores)[2] == (1, int(linkers[5]))
+    # Linkers that do not stand out wait until all bricks are taken.
+    many = select(frames, scores, {"S_pr": blocks}, n=9)
+    assert (many["kind"].values == 0).sum() == 8
+
+
+def test_select__frames_of_one_walk_cover_each_other():
+    frames, by_system = _frames(n=4)
+    blocks = by_system["S_ld"]
+    value = 5.0 + 0.1 * _noise(frames)
+    for structure, depth in enumerate([9.0, 8.0, 7.0, 6.0]):
+        value[structure * 106 + atoms_of(blocks, 0)[0]] -= depth
+        value[structure * 106 + atoms_of(blocks, 1)[0]] -= depth / 10
+    scores = scores_of(frames, value)
+    apart = select(frames, scores, by_system, n=4)
+    assert _pairs(apart) == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    walks = frames.assign(walk=("structure", np.array([7, 7, 8, 8])))
+    together = select(walks, scores, by_system, n=4)
+    assert _pairs(together)[:2] == [(0, 0), (2, 0)]
+    assert _pairs(together)[2] not in [(1, 0), (3, 0)]
+
+
+def test_select__every_candidate_once():
+    frames, by_system = _frames(n=3)
+    rng = np.random.default_rng(1)
+    features = features_of(frames, rng.normal(size=(frames.sizes["atom"], 4)))
+    scores = scores_of(frames, _noise(frames))
+    for options in ({}, {"features": features}, {"coverage": "none"}):
+        chosen = _pairs(select(frames, scores, by_system, n=1000, **options))
+        assert len(chosen) == len(set(chosen)) == 18
+
+
+# ------------------------------------------------------------------------- batches: features
+def _greedy_by_hand(frames, by_system, value, features, n, bandwidth=1.0):
+    """The rule as it is written in the docs, without any of the code under test."""
+    numbers = frames["numbers"].values
+    width = features.shape[1]
+    kernels = {}
+    for z in np.unique(numbers):
+        x = features[numbers == z]
+        sigma = np.cov(x.T, bias=True).reshape(width, width)
+        scale = bandwidth * len(x) ** (-1.0 / (width + 4))
+        kernels[z] = (sigma * scale**2, np.log(len(x) + 1.0))
+    pairs = list(_block_values(frames, by_system, value, lambda atoms, v: 0))
+    members = _block_values(frames, by_system, value, lambda atoms, v: atoms)
+    effective = value.copy()
+    chosen = []
+    for _ in range(n):
+        left = [p for p in pairs if p not in chosen]
+        unseen = {p: np.isneginf(effective[members[p]]).sum() for p in left}
+        best = min(left, key=lambda p: (effective[members[p]].min(), -unseen[p]))
+        chosen.append(best)
+        for atom in members[best]:
+            sigma, log_n = kernels[numbers[atom]]
+            same = np.flatnonzero(numbers == numbers[atom])
+            density = multivariate_normal(features[atom], sigma).logpdf(features[same]) - log_n
+            effective[same] = np.maximum(effective[same], density)
+    return chosen
+
+
+@pytest.mark.parametrize("bandwidth", [0.5, 1.0, 3.0])
+def test_select__features_equal_the_rule_by_hand(bandwidth):
+    frames, by_system = _frames(n=3)
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(frames.sizes["atom"], 3))
+    value = -10.0 + 4.0 * _noise(frames)
+    value[rng.choice(frames.sizes["atom"], 6, replace=False)] = -np.inf
+    expected = _greedy_by_hand(frames, by_system, value, x, 10, bandwidth)
+    chosen = select(
+        frames,
+        scores_of(frames, value),
+        by_system,
+        n=10,
+        features=features_of(frames, x),
+        bandwidth=bandwidth,
+    )
+    assert _pairs(chosen) == expected
+
+
+def test_select__features_front_grows_as_needed(monkeypatch):
+    """A front of two candidates gives the same batch as all of them."""
+    frames, by_system = _frames(n=4)
+    rng = np.random.default_rng(6)
+    x = rng.normal(size=(frames.sizes["atom"], 2))
+    scores = scores_of(frames, -5.0 + 3.0 * _noise(frames))
+    options = {"n": 12, "features": features_of(frames, x)}
+    expected = select(frames, scores, by_system, **options)
+    monkeypatch.setattr(selection_module, "FRONT_FACTOR", 0)
+    monkeypatch.setattr(selection_module, "FRONT_LEAST", 2)
+    assert_same_bits(select(frames, scores, by_system, **options), expected)
+
+
+def test_select__features_do_not_repeat_an_environment():
+    """Nine copies of one strange brick, and one linker that is strange in its own way."""
+    ds, blocks = system("S_ld", "primitive")
+    frames = shaken(ds, 0, n=9)
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(frames.sizes["atom"], 4))
+    value = rng.normal(size=frames.sizes["atom"])
+    for k in range(9):
+        atom = k * 106 + int(atoms_of(blocks, 0)[20])
+        x[atom] = 8.0 + 0.05 * rng.normal(size=4)
+        value[atom] = -60.0 - k
+    odd = 4 * 106 + int(atoms_of(blocks, 3)[0])
+    x[odd] = -8.0
+    value[odd] = -40.0
+    scores, features = scores_of(frames, value), features_of(frames, x)
+    plain = select(frames, scores, {"S_ld": blocks}, n=2, coverage="none")
+    assert plain["core_block"].values.tolist() == [0, 0]
+    cores = select(frames, scores, {"S_ld": blocks}, n=3, features=features)
+    assert _pairs(cores)[:2] == [(8, 0), (4, 3)]
+    # The other copies are no longer what they were: their scores are those of covered atoms.
+    assert cores["score"].values[2] < 20.0
+    assert cores["first_score"].values[0] == pytest.approx(68.0)
+
+
+def test_select__unseen_elements_are_covered_by_features():
+    ds, blocks = system("S_hf")
+    frames = shaken(ds, 0, n=3)
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(frames.sizes["atom"], 4))
+    value = rng.normal(size=frames.sizes["atom"])
+    value[frames["numbers"].values == 72] = -np.inf
+    x[frames["numbers"].values == 72] = 0.01 * rng.normal(size=(3, 4))
+    cores = select(
+        frames, scores_of(frames, value), {"S_hf": blocks}, n=3, features=features_of(frames, x)
+    )
+    assert np.isposinf(cores["score"].values[0])
+    assert int(cores["n_unseen"].values[0]) == 1
+    assert np.isfinite(cores["score"].values[1:]).all()
+
+
+def test_select__features_cover_calibrated_scores():
+    ds, blocks = system("S_ld", "primitive")
+    frames = shaken(ds, 0, n=3)
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(frames.sizes["atom"], 2))
+    error = rng.uniform(0.0, 0.1, size=frames.sizes["atom"])
+    likely = np.full(frames.sizes["atom"], 5.0)
+    for k in range(3):
+        atom = k * 106 + int(atoms_of(blocks, 0)[10])
+        error[atom], likely[atom], x[atom] = 1.0 - 0.1 * k, -80.0, 9.0
+    error[106 + int(atoms_of(blocks, 2)[0])] = 0.5
+    scores = scores_of(frames, likely).assign(calibrated_score=("atom", error))
+    cores = select(
+        frames,
+        scores,
+        {"S_ld": blocks},
+        n=2,
+        ranking="calibrated_score",
+        features=features_of(frames, x),
+    )
+    assert _pairs(cores) == [(0, 0), (1, 2)]
+
+
+@pytest.mark.parametrize("kind", ["constant", "one_atom", "collinear"])
+def test_select__features_that_hardly_vary(kind):
+    frames, by_system = _frames(n=2)
+    x = np.random.default_rng(0).normal(size=(frames.sizes["atom"], 3))
+    if kind == "constant":
+        x[:] = 1.0
+    elif kind == "one_atom":
+        x[frames["numbers"].values == 40] = 2.0
+    else:
+        x[:, 2] = x[:, 0] + x[:, 1]
+    scores = scores_of(frames, _noise(frames))
+    cores = select(frames, scores, by_system, n=12, features=features_of(frames, x))
+    assert len(set(_pairs(cores))) == 12
+    assert np.isfinite(cores["score"].values).all()
+
+
+# ------------------------------------------------------------------------- lazy scores
+@pytest.mark.parametrize("rows", [37, 106, 200, 10_000])
+@pytest.mark.parametrize("ranking", ["least_likely_atom", "mean_without_hydrogen"])
+def test_select__lazy_equals_in_memory(rows, ranking):
+    ds, blocks = system("S_ld", "primitive")
+    other, others = system("S_pr", "primitive")
+    frames = concat([shaken(ds, 0, n=3), shaken(other, 1, n=2)])
+    by_system = {"S_ld": blocks, "S_pr": others}
+    rng = np.random.default_rng(0)
+    value = rng.normal(size=frames.sizes["atom"])
+    value[::97] = -np.inf
+    scores = scores_of(frames, value)
+    features = features_of(frames, rng.normal(size=(frames.sizes["atom"], 4)))
+    for options in ({}, {"cost": "electrons"}):
+        expected = select(frames, scores, by_system, n=9, ranking=ranking, **options)
+        lazy = select(chunked(frames, rows), chunked(scores, rows), by_system, n=9,
+                      ranking=ranking, **options)  # fmt: skip
+        assert _pairs(lazy) == _pairs(expected)
+        np.testing.assert_allclose(lazy["score"].values, expected["score"].values, rtol=1e-12)
+    expected = select(frames, scores, by_system, n=9, ranking=ranking, features=features)
+    lazy = select(
+        frames,
+        chunked(scores, rows),
+        by_system,
+        n=9,
+        ranking=ranking,
+        features=chunked(features, rows),
+    )
+    assert _pairs(lazy) == _pairs(expected)
+    np.testing.assert_allclose(lazy["score"].values, expected["score"].values, rtol=1e-9)
+
+
+def _count_tasks(work):
+    sizes = []
+
+    def scheduler(dsk, keys, **kwargs):
+        graph = dsk if hasattr(dsk, "keys") else dsk.__dask_graph__()
+        sizes.append(len(graph))
+        return dask.get(dsk, keys, **kwargs)
+
+    with dask.config.set(scheduler=scheduler):
+        work()
+    return sum(sizes)
+
+
+def test_select__tasks_grow_with_chunks_and_not_with_blocks():
+    tasks = {}
+    for n in (4, 16):
+        frames, by_system = _frames(n=n)
+        scores = scores_of(frames, _noise(frames))
+        features = features_of(frames, np.random.default_rng(0).normal(size=(106 * n, 4)))
+        for chunks in (4, 8):
+            rows = 106 * n // chunks
+            lazy = chunked(scores.drop_vars("structure_index"), rows)
+            work = partial(select, frames, lazy, by_system, n=4, features=chunked(features, rows))
+            tasks[n, chunks] = _count_tasks(work)
+    assert tasks[4, 4] == tasks[16, 4]
+    assert tasks[4, 8] <= 2 * tasks[4, 4]
+
+
+# ------------------------------------------------------------------------- random cores
+def test_random_cores__kinds_take_turns():
+    frames, by_system = _frames(n=5, name="S_pr")
+    cores = random_cores(frames, by_system, n=8, seed=0)
+    assert sorted(cores["kind"].values.tolist()) == [0] * 4 + [1] * 4
+    assert len(set(_pairs(cores))) == 8
+    rest = random_cores(frames, by_system, n=1000, seed=0)
+    assert len(set(_pairs(rest))) == rest.sizes["core"] == 35
+
+
+def test_random_cores__seeded():
+    frames, by_system = _frames(n=5)
+    first = random_cores(frames, by_system, n=6, seed=1)
+    assert_same_bits(random_cores(frames, by_system, n=6, seed=1), first)
+    assert _pairs(random_cores(frames, by_system, n=6, seed=2)) != _pairs(first)
+    only = random_cores(frames, by_system, n=6, seed=1, roles=["linker"])
+    blocks = by_system["S_ld"]
+    assert {blocks["role"].values[b] for _, b in _pairs(only)} == {"linker"}
+
+
+# ------------------------------------------------------------------------- guests and errors
+def _with_guest():
+    ds = make_structures(
+        [6, 1, 2], np.array([[0, 0, 0], [1.1, 0, 0], [4.0, 4, 4]]), n_atoms=[3],
+        cell=8 * np.eye(3)[None], pbc=True, system="g",
+    )  # fmt: skip
+    none = (0, 0, 0)
+    blocks = blocks_dataset(
+        [[0, 1], [2]], [], bonds=[(0, 1, none)], role=["node", "guest"], kind=[0, 1]
+    )
+    return ds, {"g": blocks}
+
+
+def test_rank__guests_are_no_cores_unless_asked_for():
+    ds, by_system = _with_guest()
+    scores = scores_of(ds, [0.0, 0.0, -9.0])
+    assert _pairs(rank(ds, scores, by_system)) == [(0, 0)]
+    assert _pairs(rank(ds, scores, by_system, roles=["node", "guest"])) == [(0, 1), (0, 0)]
+    assert random_cores(ds, by_system, n=5, seed=0).sizes["core"] == 1
+
+
+def test_select__errors_name_what_is_wrong():
+    frames, by_system = _frames(n=2)
+    scores = scores_of(frames, _noise(frames))
+    nan = scores_of(frames, np.where(np.arange(212) == 130, np.nan, 0.0))
+    short = scores.isel(atom=slice(0, 100))
+    x = features_of(frames, np.ones((212, 2)))
+    guest, its_system = _with_guest()
+    all_guests = {"g": its_system["g"].assign(role=("block", np.array(["guest", "guest"])))}
+    guest_scores = scores_of(guest, [0.0, 0.0, 0.0])
+    table = [
+        (lambda: select(frames, scores, by_system, n=0), ConfigError, "n=0"),
+        (lambda: select(frames, scores, by_system, n=2.5), ConfigError, "n=2.5"),
+        (lambda: select(frames, scores, by_system, n=2, coverage="all"), ConfigError, "'all'"),
+        (
+            lambda: select(frames, scores, by_system, n=2, coverage="features"),
+            ConfigError,
+            "needs features",
+        ),
+        (
+            lambda: select(frames, scores, by_system, n=2, features=x, bandwidth=0),
+            ConfigError,
+            "bandwidth=0",
+        ),
+        (lambda: rank(frames, scores, by_system, cost="euros"), ConfigError, "'euros'"),
+        (lambda: rank(frames, scores, by_system, cost=lambda a, e: -a), ConfigError, "positive"),
+        (lambda: rank(frames, scores, by_system, roles=["brick"]), ConfigError, "'brick'"),
+        (lambda: rank(frames, scores, by_system, shells=-1), DataError, "shells=-1"),
+        (lambda: rank(frames, scores, {}), DataError, "no blocks for system 'S_ld'"),
+        (lambda: rank(frames, nan, by_system), DataError, "atom 130 is NaN"),
+        (lambda: rank(frames, short, by_system), DataError, "100.*212 atoms"),
+        (
+            lambda: rank(frames, scores, by_system, ranking="calibrated_score"),
+            DataError,
+            "no 'calibrated_score'",
+        ),
+        (
+            lambda: select(frames, scores, by_system, n=1, features=x.isel(atom=slice(9))),
+            DataError,
+            "212 rows",
+        ),
+        (lambda: rank(guest, guest_scores, all_guests), DataError, "guest"),
+        (lambda: random_cores(frames, by_system, n=0, seed=0), ConfigError, "n=0"),
+        (
+            lambda: rank(frames, scores, {"S_ld": system("S_pr", "primitive")[1]}),
+            DataError,
+            "106 atoms.*114",
+        ),
+    ]
+    for call, error, text in table:
+        with pytest.raises(error, match=text):
+            call()
+
+
+def test_rank__keeps_the_hashes_of_model_and_density():
+    frames, by_system = _frames(n=1)
+    scores = scores_of(frames, _noise(frames))
+    scores.attrs = {"model_hash": "aa", "density_hash": "bb"}
+    assert rank(frames, scores, by_system).attrs == {"model_hash": "aa", "density_hash": "bb"}
+
+
+def test_select__many_structures_of_several_systems_stay_in_their_place():
+    ds, blocks = system("S_ld", "primitive")
+    other, others = system("S_pr", "primitive")
+    frames = concat([shaken(other, 1), shaken(ds, 0, n=2), shaken(other, 2)])
+    by_system = {"S_ld": blocks, "S_pr": others}
+    value = np.zeros(frames.sizes["atom"])
+    start = np.cumsum([0, *frames["n_atoms"].values])
+    value[start[3] + atoms_of(others, 4)[2]] = -3.0
+    value[start[1] + atoms_of(blocks, 2)[1]] = -2.0
+    cores = select(frames, scores_of(frames, value), by_system, n=2)
+    assert _pairs(cores) == [(3, 4), (1, 2)]
+    assert [str(s) for s in cores["system"].values] == ["S_pr", "S_ld"]
+    assert isinstance(cores, xr.Dataset)
