@@ -261,12 +261,13 @@ class ClusterBackend:
         decision = scale(
             replace(view, jobs=jobs),
             now=now,
-            idle_time=self._settings.idle_time if slurm else float("inf"),
+            idle_time=self._settings.idle_time,
             worth=WORTH if slurm else 0.0,
         )
-        by_name = {record.name: record for record in records}
-        for name in decision.end:
-            self._jobs.end(by_name[name])
+        if slurm:  # local workers cost nobody anything while they wait for the next stage
+            by_name = {record.name: record for record in records}
+            for name in decision.end:
+                self._jobs.end(by_name[name])
         for _ in range(decision.submit):
             self._jobs.submit(pool)
 

@@ -16,6 +16,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class Entry:
     deaths: list[str] = field(default_factory=list)
     outcome: Outcome | None = None
     error: ScheduleError | None = None
+    number: int = field(default_factory=count().__next__)
     listeners: list[queue.SimpleQueue[Any]] = field(default_factory=list)
 
 
@@ -282,22 +284,24 @@ class Dispatcher:
 
     # -- handing out
     def _assign(self) -> None:
-        assert self._backend is not None
-        now = time.monotonic()
-        for worker in self._workers.values():
-            pool = self._queues.get(worker.info.pool)
-            if not pool:
-                continue
-            while len(worker.running) < self._capacity(worker):
-                ends_at = worker.info.ends_at
-                entry = pool.pop(
-                    self._estimator, remaining=None if ends_at is None else ends_at - now
-                )
-                if entry is None:
-                    break
-                if (entry.attempts or entry.was_claimed) and entry.task.found():
-                    self._end(entry, Outcome(task=entry.task, status="found"))
-                    continue
+        # First one task for each worker without any; then the short ones that travel ahead.
+        for ahead in (False, True):
+            for worker in self._workers.values():
+                pool = self._queues.get(worker.info.pool)
+                if pool and (ahead or not worker.running):
+                    self._fill(worker, pool, self._capacity(worker) if ahead else 1)
+
+    def _fill(self, worker: _Worker, pool: TaskQueue[Entry], capacity: int) -> None:
+        """Send tasks to a worker until it holds so many, or none fits."""
+        ends_at = worker.info.ends_at
+        while len(worker.running) < capacity:
+            remaining = None if ends_at is None else ends_at - time.monotonic()
+            entry = pool.pop(self._estimator, remaining=remaining)
+            if entry is None:
+                return
+            if (entry.attempts or entry.was_claimed) and entry.task.found():
+                self._end(entry, Outcome(task=entry.task, status="found"))
+            else:
                 self._send(worker, entry)
 
     def _capacity(self, worker: _Worker) -> int:

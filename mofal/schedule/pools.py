@@ -50,8 +50,8 @@ class Completions:
     def add(self, handle: Handle) -> None:
         """Wait for this one too; the same task counts once."""
         entry = handle._entry
-        if id(entry) not in self._seen:
-            self._seen.add(id(entry))
+        if entry.number not in self._seen:
+            self._seen.add(entry.number)
             self._pools._dispatcher.listen(entry, self._done)
             self.pending += 1
 
@@ -206,9 +206,9 @@ class Pools:
         """
         if not 0 < quorum <= 1:
             raise ScheduleError(f"found a quorum of {quorum}; expected a fraction in (0, 1]")
-        handles = [self.submit(task) for task in tasks]
-        unique = len({id(handle._entry) for handle in handles})
-        enough = math.ceil(quorum * unique - 1e-9)
+        unique = {(task.kind, task.key): task for task in tasks}
+        handles = [self.submit(task) for task in unique.values()]
+        enough = math.ceil(quorum * len(handles) - 1e-9)
         for number, outcome in enumerate(self.as_completed(handles), start=1):
             yield outcome
             if number >= enough:

@@ -1,0 +1,99 @@
+"""Functions that workers run in the tests; they import this module by its name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def write(path: str | Path, text: str = "{}") -> None:
+    """Write a file atomically."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def label(*, output: str, seconds: float = 0.0, value: int = 0, trace: str = "") -> dict[str, Any]:
+    """A cheap label; `trace` gets a line when it starts and one when it is durable."""
+    note(trace, f"start {Path(output).name} {os.getpid()}")
+    time.sleep(seconds)
+    write(output, json.dumps({"value": value**2}))
+    note(trace, f"durable {Path(output).name} {os.getpid()}")
+    return {"value": value**2}
+
+
+def note(path: str, text: str) -> None:
+    """Append a line; short lines of several processes do not mix."""
+    if path:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.write(fd, f"{text}\n".encode())
+        os.close(fd)
+
+
+def environment(*, names: list[str]) -> dict[str, Any]:
+    """Environment variables of the worker."""
+    return {name: os.environ.get(name) for name in names}
+
+
+def torch_threads() -> dict[str, Any]:
+    """Threads that torch and BLAS would use."""
+    import numpy  # noqa: F401  (loads its BLAS)
+    import threadpoolctl
+    import torch
+
+    return {
+        "torch": torch.get_num_threads(),
+        "pools": [info["num_threads"] for info in threadpoolctl.threadpool_info()],
+    }
+
+
+def fail(*, text: str = "no luck") -> None:
+    """Raise."""
+    raise ValueError(text)
+
+
+def silent() -> None:
+    """Return without writing what was promised."""
+
+
+def unprintable() -> dict[str, Any]:
+    """A summary that JSON cannot hold."""
+    return {"data": object()}
+
+
+def die(*, number: int = signal.SIGKILL, trace: str = "") -> None:
+    """End the worker."""
+    note(trace, f"die {os.getpid()}")
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+def die_once(*, marker: str, output: str) -> dict[str, Any]:
+    """End the first worker that runs it."""
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    write(output)
+    return {}
+
+
+def hoard(*, megabytes: int) -> None:
+    """Take memory and keep it."""
+    data = bytearray(megabytes * 1_000_000)
+    for position in range(0, len(data), 4096):
+        data[position] = 1
+    time.sleep(60)
+
+
+def start_program(*, output: str) -> None:
+    """Start a program that would outlive this process, say which, and wait for it."""
+    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    write(output, str(program.pid))
+    program.wait()

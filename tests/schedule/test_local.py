@@ -1,0 +1,355 @@
+"""Workers that are processes of this machine: what they get, and what happens when they die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from mofal.schedule import Pools, ScheduleSettings, Task, read_events
+from mofal.schedule.files import Layout, read_json
+
+from . import tasks
+
+TESTS = Path(__file__).parent.parent
+
+
+def _labels(folder, number, *, start=0, **kwargs):
+    for value in range(start, start + number):
+        path = folder / f"{value:04d}.json"
+        arguments = {"output": str(path), "value": value} | kwargs
+        yield Task("label", f"{value:04d}", tasks.label, arguments, path)
+
+
+def _settings(**pool):
+    pool = {"kinds": ["*"], "workers": 2, **pool}
+    return ScheduleSettings.model_validate({"backend": "local", "pools": {"local": pool}})
+
+
+def _until(condition, *, timeout=20.0):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def _processes(text):
+    """Processes whose command line holds a text: {pid: command line}."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if text in command and state != "Z":
+                found[int(entry.name)] = command
+    return found
+
+
+def _workers(folder):
+    return [pid for pid, command in _processes(str(folder)).items() if "schedule.worker" in command]
+
+
+def _starts(path):
+    """How often each task was started, from the trace that the tasks write."""
+    lines = [line.split() for line in Path(path).read_text().splitlines()]
+    return Counter(words[1] for words in lines if words[0] == "start")
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory):
+    """Pools that the harmless tests share; starting workers takes a second."""
+    folder = tmp_path_factory.mktemp("shared")
+    with Pools.from_settings(
+        _settings(threads=1, environment={"MY_SETTING": "7"}), directory=folder
+    ) as made:
+        yield made
+
+
+def test_local__tasks_are_done_elsewhere(pools, tmp_path):
+    outcomes = list(pools.run(_labels(tmp_path, 20)))
+    assert {o.status for o in outcomes} == {"done"}
+    assert {o.task.key: o.summary["value"] for o in outcomes}["0019"] == 361
+    assert json.loads((tmp_path / "0004.json").read_text()) == {"value": 16}
+
+
+def test_local__threads_are_the_pools(pools):
+    names = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MOFAL_POOL"]
+    task = Task("label", "env", tasks.environment, {"names": [*names, "MY_SETTING"]})
+    (outcome,) = pools.run([task])
+    assert list(outcome.summary.values()) == ["1", "1", "1", "local", "7"]
+
+
+@pytest.mark.slow
+def test_local__torch_and_blas_use_the_pools_threads(pools):
+    pytest.importorskip("torch")
+    (outcome,) = pools.run([Task("train", "threads", tasks.torch_threads)])
+    assert outcome.summary["torch"] == 1
+    assert set(outcome.summary["pools"]) == {1}
+
+
+def test_local__failure_is_an_outcome(pools):
+    (outcome,) = pools.run([Task("walk", "bad", tasks.fail)])
+    assert (outcome.status, outcome.reason) == ("failed", "ValueError: no luck")
+
+
+def test_local__large_arguments_fail_alone(pools, tmp_path):
+    large = Task("walk", "large", tasks.fail, {"text": "x" * 2_000_000})
+    outcomes = {o.task.key: o for o in pools.run([large, *_labels(tmp_path, 2)])}
+    assert outcomes["large"].status == "failed"
+    assert "write the data to the store" in outcomes["large"].reason
+    assert outcomes["0000"].ok
+    assert outcomes["0001"].ok
+
+
+def test_local__everything_listens_on_the_loopback_only(pools, tmp_path):
+    list(pools.run(_labels(tmp_path, 4)))
+    inodes = set()
+    for pid in _processes(str(pools.directory)):
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                target = os.readlink(fd)
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    listening = []
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                listening.append(fields[1].split(":")[0])
+    assert len(listening) >= 4  # scheduler, its dashboard, and the same of each worker
+    assert set(listening) == {"0100007F"}
+
+
+def test_local__gpus_are_shared_out_one_per_worker(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    with Pools.from_settings(_settings(gpus=1), directory=tmp_path) as pools:
+        seen = {}
+        number = 0
+        visible = "CUDA_VISIBLE_DEVICES"
+        while len(seen) < 2:
+            batch = [
+                Task(
+                    "train", f"{number + i}", tasks.environment, {"names": ["CUDA_VISIBLE_DEVICES"]}
+                )
+                for i in range(4)
+            ]
+            number += 4
+            for outcome in pools.run(batch):
+                seen[outcome.worker] = outcome.summary[visible]
+        assert sorted(seen.values()) == ["4", "7"]
+
+
+def test_local__worker_dies_once_and_the_task_is_done(tmp_path):
+    arguments = {"marker": str(tmp_path / "marker"), "output": str(tmp_path / "x.json")}
+    with Pools.from_settings(_settings(), directory=tmp_path) as pools:
+        (outcome,) = pools.run([Task("label", "x", tasks.die_once, arguments, tmp_path / "x.json")])
+    assert outcome.status == "done"
+
+
+def test_local__task_that_kills_workers_is_quarantined(tmp_path):
+    trace = tmp_path / "trace"
+    said = []
+    with Pools.from_settings(_settings(), directory=tmp_path, progress=said.append) as pools:
+        killer = Task("label", "killer", tasks.die, {"trace": str(trace)})
+        outcomes = {
+            o.task.key: o for o in pools.run([killer, *_labels(tmp_path, 20, seconds=0.05)])
+        }
+    assert outcomes["killer"].status == "quarantined"
+    assert "ended 3 workers (killed by SIGKILL)" in outcomes["killer"].reason
+    assert len(trace.read_text().splitlines()) == 3
+    assert sum(outcome.ok for outcome in outcomes.values()) == 20
+    kept = json.loads((tmp_path / "schedule/quarantine/label-killer.json").read_text())
+    assert kept["kwargs"] == {"trace": str(trace)}
+    assert kept["function"].endswith("tasks:die")
+    assert len(kept["deaths"]) == 3
+    assert any("quarantine" in line for line in said)
+
+
+def test_local__memory_of_a_pool_is_a_limit(tmp_path):
+    with Pools.from_settings(_settings(memory="400MB", workers=1), directory=tmp_path) as pools:
+        (outcome,) = pools.run([Task("label", "big", tasks.hoard, {"megabytes": 600})])
+    assert outcome.status == "quarantined"
+    assert "out of memory" in outcome.reason
+    assert "of 0.40 GB" in outcome.reason
+
+
+def test_local__killed_workers_cost_nothing_but_what_they_had_in_hand(tmp_path):
+    trace = tmp_path / "trace"
+    with Pools.from_settings(_settings(), directory=tmp_path) as pools:
+        kills = 0
+        work = _labels(tmp_path, 30, seconds=0.2, trace=str(trace))
+        for number, _ in enumerate(pools.run(work), start=1):
+            if number in (5, 15):
+                os.kill(_workers(tmp_path)[0], signal.SIGKILL)
+                kills += 1
+    starts = _starts(trace)
+    assert len(starts) == 30
+    # One in hand, and one more that had travelled ahead and may have just been started.
+    assert sum(starts.values()) <= 30 + kills
+    durable = Counter(
+        line.split()[1] for line in trace.read_text().splitlines() if line.startswith("durable")
+    )
+    assert set(durable.values()) == {1}
+
+
+def test_local__a_scheduler_that_dies_is_replaced(tmp_path):
+    trace = tmp_path / "trace"
+    said = []
+    with Pools.from_settings(_settings(), directory=tmp_path, progress=said.append) as pools:
+        work = _labels(tmp_path, 16, seconds=0.4, trace=str(trace))
+        outcomes = []
+        for outcome in pools.run(work):
+            outcomes.append(outcome)
+            if len(outcomes) == 4:
+                (pid,) = [p for p, c in _processes(str(tmp_path)).items() if "e.scheduler" in c]
+                os.kill(pid, signal.SIGKILL)
+    assert {outcome.ok for outcome in outcomes} == {True}
+    assert len(outcomes) == 16
+    assert any("the scheduler is gone" in line for line in said)
+    # Workers finished what they had in hand, and nobody did it again.
+    assert set(_starts(trace).values()) == {1}
+
+
+def test_local__a_pool_that_dies_on_arrival_is_given_up(tmp_path):
+    broken = _settings(environment={"PYTHONHOME": "/nowhere"})
+    with (
+        Pools.from_settings(broken, directory=tmp_path) as pools,
+        pytest.raises(Exception, match="last 3 jobs ended before a worker connected") as caught,
+    ):
+        list(pools.run(_labels(tmp_path, 2)))
+    assert "No module named 'encodings'" in str(caught.value)  # the job's log is in the message
+    assert len(list((tmp_path / "schedule" / "logs").glob("local-?.log"))) <= 5
+
+
+_DRIVER = """
+import sys
+from pathlib import Path
+from schedule import tasks
+from mofal.schedule import Pools, ScheduleSettings, Task
+folder = Path(sys.argv[1])
+program = folder / "program"
+work = [Task("walk", "program", tasks.start_program, {"output": str(program)}, folder / "never")]
+for value in range(40):
+    path = folder / f"{value:04d}.json"
+    arguments = {"output": str(path), "seconds": 0.2, "trace": str(folder / "trace")}
+    work.append(Task("label", f"{value:04d}", tasks.label, arguments, path))
+settings = ScheduleSettings(backend="local", workers=2)
+with Pools.from_settings(settings, directory=folder, progress=print) as pools:
+    for outcome in pools.run(work):
+        print(outcome.task.key, flush=True)
+"""
+
+
+@pytest.fixture
+def driver(tmp_path):
+    """A driver in a process of its own, in the middle of its work."""
+    script = tmp_path / "driver.py"
+    script.write_text(_DRIVER)
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_local__workers_end_with_a_killed_driver(tmp_path, driver):
+    for _ in range(3):
+        assert driver.stdout.readline()
+    _until((tmp_path / "program").exists)
+    program = int((tmp_path / "program").read_text())
+    everything = {*_processes(str(tmp_path)), program}
+    assert len(everything) >= 6  # driver, scheduler, two jobs, a worker, a program
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    start = time.monotonic()
+    _until(lambda: not _processes(str(tmp_path)) and not Path(f"/proc/{program}").exists())
+    assert time.monotonic() - start < 5.0
+    assert "Traceback" not in driver.stderr.read()
+    # What is there is whole, and the next driver takes it for done.
+    whole = [path for path in tmp_path.glob("0*.json") if json.loads(path.read_text())]
+    with Pools.from_settings(_settings(), directory=tmp_path) as pools:
+        outcomes = list(pools.run(_labels(tmp_path, 40, trace=str(tmp_path / "trace"))))
+    assert sum(o.status == "found" for o in outcomes) == len(whole) >= 2
+    assert sum(_starts(tmp_path / "trace").values()) <= 40 + 2  # at most one per worker again
+
+
+def test_local__interrupted_driver_leaves_nothing(tmp_path, driver):
+    for _ in range(2):
+        assert driver.stdout.readline()
+    driver.send_signal(signal.SIGINT)
+    _, error = driver.communicate(timeout=20)
+    assert error.strip().splitlines()[-1] == "KeyboardInterrupt"
+    assert "distributed" not in error
+    _until(lambda: not _processes(str(tmp_path)))
+
+
+def test_local__claim_of_a_dead_worker_is_not_believed(tmp_path):
+    layout = Layout(tmp_path / "schedule")
+    layout.make()
+    layout.claim("label-0000").write_text(json.dumps({"worker": "local-9.0.1", "job": "local-9"}))
+    layout.beat("local-9").write_text(
+        json.dumps(
+            {
+                "host": os.uname().nodename,
+                "pid": os.getpid(),
+                "process": "1",
+                "workers": ["local-9.0.1"],
+                "beat": 3,
+            }
+        )
+    )
+    with Pools.from_settings(_settings(), directory=tmp_path) as pools:
+        (outcome,) = pools.run(_labels(tmp_path, 1))
+    assert outcome.status == "done"
+
+
+def test_local__claim_of_a_living_worker_is_waited_for(tmp_path):
+    layout = Layout(tmp_path / "schedule")
+    layout.make()
+    layout.claim("label-0000").write_text(json.dumps({"worker": "local-9.0.1", "job": "local-9"}))
+    from mofal.schedule.files import process_start
+
+    beat = {
+        "host": os.uname().nodename,
+        "pid": os.getpid(),
+        "process": process_start(os.getpid()),
+        "workers": ["local-9.0.1"],
+        "beat": 3,
+    }
+    layout.beat("local-9").write_text(json.dumps(beat))
+    with Pools.from_settings(_settings(), directory=tmp_path) as pools:
+        handles = [pools.submit(task) for task in _labels(tmp_path, 1)]
+        assert list(pools.as_completed(handles, timeout=1.5)) == []
+        tasks.write(tmp_path / "0000.json", '{"value": 0}')  # the other worker is done
+        (outcome,) = pools.as_completed(handles)
+    assert outcome.status == "found"
+    assert "claimed" in [event["event"] for event in read_events(tmp_path)]
+
+
+def test_local__idle_pools_end_quickly(tmp_path):
+    start = time.monotonic()
+    with Pools.from_settings(_settings(), directory=tmp_path) as pools:
+        list(pools.run(_labels(tmp_path, 2)))
+        middle = time.monotonic()
+    assert time.monotonic() - middle < 3.0
+    assert middle - start < 15.0
+    assert read_json(tmp_path / "schedule" / "scheduler.json") is None
+    assert not _processes(str(tmp_path))
