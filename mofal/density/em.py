@@ -146,19 +146,20 @@ def maximise(
         scatter[first] = _product_scatter(e, sums, n, mean_z, statistics)
     if second.size:
         chosen = e.stable_index[share.stable]
-        n, mean_y = _divide(statistics.number[share.stable], statistics.first[share.stable])
-        number[second] = n
-        moment = statistics.second[share.stable] / (n[:, None, None] if e.matrix else n[:, None])
+        sums = statistics.stable[share.stable]
         if e.matrix:
+            n, mean_y = _divide(sums[:, d, d], sums[:, :d, d])
             # Rows of y are in units of the old component: μ + L y with L Lᵀ its covariance.
-            lower = np.linalg.inv(e.factors[chosen])
+            lower = np.linalg.inv(e.factors[chosen][:, :d, :d])
             means[second] = old.means[second] + np.einsum("kij,kj->ki", lower, mean_y)
-            inner = moment - mean_y[:, :, None] * mean_y[:, None, :]
+            inner = sums[:, :d, :d] / n[:, None, None] - mean_y[:, :, None] * mean_y[:, None, :]
             scatter[second] = lower @ inner @ np.swapaxes(lower, 1, 2)
         else:
+            n, mean_y = _divide(sums[:, 2, 0], sums[:, 1])
             sigma = 1.0 / e.factors[chosen]
             means[second] = old.means[second] + sigma * mean_y
-            scatter[second] = sigma**2 * (moment - mean_y**2)
+            scatter[second] = sigma**2 * (sums[:, 0] / n[:, None] - mean_y**2)
+        number[second] = n
     if e.matrix:
         scatter = 0.5 * (scatter + np.swapaxes(scatter, 1, 2))
     return finish(number, means, pool(scatter, number, reg_covar, e.kind), e.kind)
@@ -226,7 +227,8 @@ def score_chunk(chunk: Chunk, state: State) -> dict[int, np.ndarray]:
 def score_combine(a: dict[int, np.ndarray], b: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
     """Add two sums."""
     return {
-        label: sum(part[label] for part in (a, b) if label in part) for label in sorted({*a, *b})
+        label: np.sum([part[label] for part in (a, b) if label in part], axis=0)
+        for label in sorted({*a, *b})
     }
 
 

@@ -27,8 +27,9 @@ SCORE_TOLERANCE = 1e-10
 """Largest error of a log-likelihood ℓ that the product form may make, relative to max(1, |ℓ|)."""
 FIT_TOLERANCE = 1e-9
 """The same while fitting: the lower bound is a mean over rows and is asked for to 1e-8."""
-_BLOCK_BYTES = 5 * 2**19
-_MAX_BLOCK = 4096
+_PRODUCT_BYTES = 3 * 2**20
+_STABLE_BYTES = 3 * 2**18
+_MAX_BLOCK = 2048
 
 Visitor = Callable[[int, slice, np.ndarray], None]
 
@@ -45,8 +46,10 @@ class Statistics:
         Weighted sum of the log-likelihoods under each model.
     product : ndarray, shape (product components, columns)
         Σ r φ(z): number, first and second moments in whitened coordinates.
-    number, first, second : ndarray
-        The same for stable components, in their own coordinates y = Pᵀ(x - μ).
+    stable : ndarray
+        The same for stable components, in their own coordinates y = Pᵀ(x - μ): Σ r [y 1][y 1]ᵀ,
+        shape (stable components, d + 1, d + 1); for diagonal covariances Σ r [y² y 1], shape
+        (stable components, 3, d).
     total : ndarray
         Σ w z zᵀ (tied covariances only; empty otherwise).
     """
@@ -54,9 +57,7 @@ class Statistics:
     weight: float
     log_likelihood: np.ndarray
     product: np.ndarray
-    number: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
+    stable: np.ndarray
     total: np.ndarray
 
     def __add__(self, other: Statistics) -> Statistics:
@@ -107,11 +108,15 @@ class Evaluator:
         self.matrix = self.kind in ("full", "tied")
         # Columns of the product form.
         self.n_columns = {"full": 1 + d + d * (d + 1) // 2, "tied": 1 + d}.get(self.kind, 1 + 2 * d)
-        self.gain = UNIT_ROUNDOFF * (2.0 * np.sqrt(self.n_columns) + 8.0)
+        # Rounding of a sum of so many terms grows like the square root of their number (Higham and
+        # Mary, 2019); the constants hold with a margin of two for everything that was measured.
+        root = np.sqrt(self.n_columns)
+        self.gain = UNIT_ROUNDOFF * (2.0 * root + 8.0 if self.kind == "tied" else root + 6.0)
 
         chol = np.concatenate([stacked_cholesky(m) for m in models])
         shift = np.concatenate([m.means for m in models]) - basis.centre
         self.norms = np.concatenate([log_norms(m) for m in models])
+        self._model_of = np.repeat(np.arange(len(models)), [m.n_components for m in models])
         self._prepare_stable(chol, shift)
         coefficients, amplification, fits = self._prepare_product(chol, shift)
 
@@ -150,13 +155,20 @@ class Evaluator:
 
     # ------------------------------------------------------------------------- preparation
     def _prepare_stable(self, chol: np.ndarray, shift: np.ndarray) -> None:
-        """Stacked factors: y = Pᵀ(x - centre) - Pᵀ(μ - centre), or (x - μ)/σ."""
-        if self.matrix:
-            self.factors = np.ascontiguousarray(np.swapaxes(chol, 1, 2))
-            self.offsets = np.einsum("kij,kj->ki", self.factors, shift)
-        else:
-            self.factors = np.ascontiguousarray(chol)
-            self.offsets = shift
+        """Stacked factors: y = Pᵀ(x - centre) - Pᵀ(μ - centre), or (x - μ)/σ.
+
+        For matrices t = x - centre and y are given one more row of ones: the shift is then part of
+        the product with the factors, and number and first moments part of the second moments.
+        """
+        if not self.matrix:
+            self.factors, self.offsets = np.ascontiguousarray(chol), shift
+            return
+        k, d = shift.shape
+        self.factors = np.zeros((k, d + 1, d + 1))
+        self.factors[:, :d, :d] = np.swapaxes(chol, 1, 2)
+        self.offsets = np.einsum("kji,kj->ki", chol, shift)
+        self.factors[:, :d, d] = -self.offsets
+        self.factors[:, d, d] = 1.0
 
     def _prepare_product(
         self, chol: np.ndarray, shift: np.ndarray
@@ -217,24 +229,23 @@ class Evaluator:
         return row
 
     def _block_size(self) -> int:
-        widths = [self.n_columns + self.n_product if self.n_product else 0]
+        """Rows whose intermediate arrays stay in the caches of a core, as measured."""
+        block = _PRODUCT_BYTES // (8 * (self.n_columns + self.n_product))
         if self.n_stable:
-            widths.append(self.n_stable * self.n_features)
-        block = _BLOCK_BYTES // (8 * max(max(widths), 2 * self.n_features))
+            width = self.n_stable * (self.n_features + self.matrix)
+            block = min(block, max(_STABLE_BYTES // (8 * width), 128))
         return int(np.clip(block // 64 * 64, 64, _MAX_BLOCK))
 
     # ------------------------------------------------------------------------- evaluation
     def new_statistics(self) -> Statistics:
         d = self.n_features
-        second = (self.n_stable, d, d) if self.matrix else (self.n_stable, d)
+        stable = (self.n_stable, d + 1, d + 1) if self.matrix else (self.n_stable, 3, d)
         tied = self.kind == "tied" and self.n_product > 0
         return Statistics(
             0.0,
             np.zeros(len(self.models)),
             np.zeros((self.n_product, self.n_columns)),
-            np.zeros(self.n_stable),
-            np.zeros((self.n_stable, d)),
-            np.zeros(second),
+            np.zeros(stable),
             np.zeros((d, d) if tied else (0, 0)),
         )
 
@@ -291,8 +302,8 @@ class Evaluator:
     ) -> None:
         n = x.shape[0]
         t = work.take("t", n)
-        np.copyto(t, x.T)
-        t -= self.basis.centre[:, None]
+        np.subtract(x.T, self.basis.centre[:, None], out=t[: self.n_features])
+        t[self.n_features :] = 1.0
         phi = joint = y = stable = None
         square = np.empty(0)
         if self.n_product:
@@ -305,7 +316,7 @@ class Evaluator:
                 square = joint[-1]
         if self.n_stable:
             y = work.take("y", n)
-            stable = self._stable(t, self.stable_index, y)
+            stable = self._stable(t, self.stable_index, y, work.take("stable", n))
         respond = statistics is not None or visit is not None
         for model, share in enumerate(self.shares):
             l_k = self._gather(share, joint, stable)
@@ -348,16 +359,18 @@ class Evaluator:
                 statistics.log_likelihood[model] += log_likelihood.sum()
                 if not share.pure:
                     n_p = share.product.stop - share.product.start
-                    assert joint is not None and stable is not None
+                    assert joint is not None
+                    assert stable is not None
                     joint[share.product] = l_k[:n_p]
                     stable[share.stable] = l_k[n_p:]
         if statistics is not None:
             statistics.weight += float(n if w is None else w.sum())
-            self._accumulate(statistics, phi, joint, y, stable, w)
+            self._accumulate(statistics, work, phi, joint, y, stable, w)
 
     def _columns(self, t: np.ndarray, work: _Workspace) -> np.ndarray:
         """[1, z, products of z] of centred rows t (d, n)."""
         d = self.n_features
+        t = t[:d]
         phi = work.take("phi", t.shape[1])
         z = phi[1 : 1 + d]
         phi[0] = 1.0
@@ -374,21 +387,31 @@ class Evaluator:
             np.multiply(z, z, out=phi[1 + d :])
         return phi
 
-    def _stable(self, t: np.ndarray, index: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
+    def _stable(
+        self,
+        t: np.ndarray,
+        index: np.ndarray,
+        y: np.ndarray | None = None,
+        joint: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Joint log-densities (k, n) of the components `index`; y (k, d, n) is kept in `y`."""
-        k, (d, n) = index.size, t.shape
-        if y is None:
-            y = np.empty((k, d, n))
-        factors, offsets = self.factors[index], self.offsets[index]
-        if self.matrix:
-            np.matmul(factors.reshape(k * d, d), t, out=y.reshape(k * d, n))
-            y -= offsets[:, :, None]
+        k, n = index.size, t.shape[1]
+        y = np.empty((k, *t.shape)) if y is None else y
+        factors = self.factors[index]
+        if self.kind == "tied":
+            # One factor per model: rotate once, then shift for each component.
+            for a, b in _runs(self._model_of[index]):
+                turned = factors[a] @ t
+                np.add(turned, (factors[a:b, :, -1] - factors[a, :, -1])[:, :, None], out=y[a:b])
+        elif self.matrix:
+            np.matmul(factors.reshape(-1, t.shape[0]), t, out=y.reshape(-1, n))
         else:
-            np.subtract(t[None], offsets[:, :, None], out=y)
+            np.subtract(t, self.offsets[index][:, :, None], out=y)
             y *= factors[:, :, None]
-        joint = np.einsum("kdn,kdn->kn", y, y)
+        joint = np.einsum("kdn,kdn->kn", y, y, out=joint)
         joint *= -0.5
-        joint += self.norms[index][:, None]
+        # The row of ones has added one to the square.
+        joint += (self.norms[index] + (0.5 if self.matrix else 0.0))[:, None]
         return joint
 
     def _gather(
@@ -446,6 +469,7 @@ class Evaluator:
     def _accumulate(
         self,
         statistics: Statistics,
+        work: _Workspace,
         phi: np.ndarray | None,
         joint: np.ndarray | None,
         y: np.ndarray | None,
@@ -453,21 +477,21 @@ class Evaluator:
         w: np.ndarray | None,
     ) -> None:
         if phi is not None and joint is not None:
-            statistics.product += joint[: self.n_product] @ phi.T
+            # This way round BLAS packs the wide factor once; the other way takes a third longer.
+            statistics.product += (phi @ joint[: self.n_product].T).T
             if self.kind == "tied":
                 z = phi[1:]
                 statistics.total += (z if w is None else z * w) @ z.T
         if y is not None and stable is not None:
-            statistics.number += stable.sum(axis=1)
             if self.matrix:
-                weighted = y * stable[:, None, :]
-                statistics.first += weighted.sum(axis=2)
-                statistics.second += np.matmul(weighted, np.swapaxes(y, 1, 2))
+                weighted = np.multiply(y, stable[:, None, :], out=work.take("weighted", y.shape[2]))
+                statistics.stable += np.matmul(weighted, np.swapaxes(y, 1, 2))
             else:
                 r = stable[:, :, None]
-                statistics.first += np.matmul(y, r)[:, :, 0]
+                statistics.stable[:, 2] += stable.sum(axis=1)[:, None]
+                statistics.stable[:, 1] += np.matmul(y, r)[:, :, 0]
                 y *= y
-                statistics.second += np.matmul(y, r)[:, :, 0]
+                statistics.stable[:, 0] += np.matmul(y, r)[:, :, 0]
 
 
 class _Workspace:
@@ -475,12 +499,14 @@ class _Workspace:
 
     def __init__(self, evaluator: Evaluator) -> None:
         e = evaluator
-        d = e.n_features
+        d = e.n_features + e.matrix
         self._shapes: dict[str, tuple[int, ...]] = {
             "t": (d,),
             "phi": (e.n_columns,),
             "joint": (e.coefficients.shape[0],),
             "y": (e.n_stable, d),
+            "weighted": (e.n_stable, d),
+            "stable": (e.n_stable,),
         }
         self._buffers: dict[tuple[str, int], np.ndarray] = {}
 
@@ -491,9 +517,17 @@ class _Workspace:
         return self._buffers[key]
 
 
+def _runs(values: np.ndarray) -> list[tuple[int, int]]:
+    """Starts and stops of runs of equal values."""
+    cuts = np.flatnonzero(np.diff(values)) + 1
+    return list(zip([0, *cuts.tolist()], [*cuts.tolist(), values.size]))
+
+
 def _fewest_for_product(kind: str, d: int) -> int:
     """Below so many components the columns cost more than they save."""
-    return 2 if kind == "full" else 1
+    if kind == "full":
+        return max(2, (d + 2) // 3)
+    return 2 if kind == "tied" else 1
 
 
 def _refuse_bad_rows(x: np.ndarray, start: int, numbers: np.ndarray | int) -> None:

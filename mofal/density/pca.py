@@ -145,11 +145,10 @@ class PCA(TransformerMixin, BaseEstimator):
         return X
 
     def _matrix(self) -> tuple[np.ndarray, np.ndarray]:
-        scale = 1.0
-        if self.whiten:
-            sigma = np.sqrt(self.explained_variance_)
-            scale = 1.0 / np.where(sigma > 0, sigma, 1.0)
-        return self.mean_, (self.components_.T * scale)
+        if not self.whiten:
+            return self.mean_, self.components_.T
+        sigma = np.sqrt(self.explained_variance_)
+        return self.mean_, self.components_.T / np.where(sigma > 0, sigma, 1.0)
 
     def transform(self, X: Any) -> Any:
         """Coordinates along the directions, shape (n, k); lazy on Dask input."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -125,7 +126,7 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def threads() -> int:
-    """Threads to use: what BLAS is limited to now (OMP_NUM_THREADS, threadpoolctl), or the cores."""
+    """Threads to use: as many as BLAS may now (OMP_NUM_THREADS, threadpoolctl), or the cores."""
     with _limit_lock:
         if _limit_users:
             return 1
@@ -241,9 +242,7 @@ class DaskRows:
                 )
             self._inputs.append(column.rechunk((rows,)))
         self._first = np.concatenate([[0], np.cumsum(rows)])[:-1]
-        self._nonempty = [i for i, n in enumerate(rows) if n > 0]
         self._read: dict[Any, Any] | None = None
-        self._count = 0
 
     def put(self, value: Any) -> Any:
         import dask
@@ -251,47 +250,10 @@ class DaskRows:
         return dask.delayed(value, traverse=False)
 
     def reduce(self, chunk: ChunkFunction, combine: CombineFunction, shared: Any) -> Any:
-        from dask.delayed import Delayed
-        from dask.highlevelgraph import HighLevelGraph
-
-        graph, keys = self._chunk_tasks(chunk, shared)
-        name = f"{_name(combine)}-{self._token()}"
-        level = 0
-        while len(keys) > 1 or level == 0:
-            groups = [keys[i : i + FAN_IN] for i in range(0, len(keys), FAN_IN)]
-            keys = []
-            for i, group in enumerate(groups):
-                key = (name, level, i)
-                graph[key] = (_combine_all, combine, group)
-                keys.append(key)
-            level += 1
-        layer = f"reduce-{self._token()}"
-        final = HighLevelGraph.from_collections(layer, graph, dependencies=[shared])
-        graph[layer] = keys[0]
-        return Delayed(layer, final)
-
-    def _chunk_tasks(self, chunk: ChunkFunction, shared: Any) -> tuple[dict[Any, Any], list[Any]]:
-        """One task per chunk, with what reads the chunk inside it."""
-        from dask.optimization import fuse
-
         if self._read is None:
-            self._read = _low_level(self._inputs)
-        name = f"{_name(chunk)}-{self._token()}"
-        layer: dict[Any, Any] = {}
-        for i in self._nonempty:
-            blocks = [(a.name, i, 0) if a.ndim == 2 else (a.name, i) for a in self._inputs]
-            arguments = (chunk, self._has, int(self._first[i]), shared.key, *blocks)
-            layer[name, i] = (_run_chunk, *arguments)
-        keys = list(layer)
-        graph, _ = fuse(
-            {**self._read, **layer}, keys, ave_width=16, max_width=16, rename_keys=False
-        )
-        return dict(graph), keys
-
-    def _token(self) -> str:
-        import uuid
-
-        return uuid.uuid4().hex[:16]
+            self._read = low_level(self._inputs)
+        call = (_run_chunk, chunk, self._has)
+        return tree(self._inputs, self._read, call, chunk.__name__, combine, shared, self._first)
 
     def apply(self, function: Callable[..., Any], *handles: Any) -> Any:
         import dask
@@ -305,11 +267,7 @@ class DaskRows:
         return handle.compute()
 
 
-def _name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", "task").strip("_").replace("_", "-")
-
-
-def _low_level(arrays: list[Any]) -> dict[Any, Any]:
+def low_level(arrays: list[Any]) -> dict[Any, Any]:
     """The graph that makes the chunks of several arrays, optimised together."""
     import dask
 
@@ -317,6 +275,60 @@ def _low_level(arrays: list[Any]) -> dict[Any, Any]:
     for array in dask.optimize(*arrays):
         graph.update(array.__dask_graph__())
     return graph
+
+
+def tree(
+    arrays: list[Any],
+    read: dict[Any, Any],
+    call: tuple[Any, ...],
+    name: str,
+    combine: CombineFunction,
+    shared: Any,
+    first_rows: np.ndarray,
+) -> Any:
+    """A Delayed that reduces the chunks of aligned arrays: one task each, and a tree.
+
+    What makes a chunk is fused into its task (Dask by itself leaves it outside, because the task
+    depends on the shared object too), so that a chunk never lies in memory between two tasks.
+
+    Parameters
+    ----------
+    arrays : list of dask.array.Array
+        Chunked alike along rows; one chunk along columns.
+    read : dict
+        Their graph, from `low_level`.
+    call : tuple
+        Head of each task: it is called with the first row, the shared object, and the blocks.
+    name : str
+        For the dashboard.
+    shared : Delayed
+        One object for all tasks.
+    first_rows : ndarray
+        Global number of the first row of each chunk.
+    """
+    from dask.delayed import Delayed
+    from dask.highlevelgraph import HighLevelGraph
+    from dask.optimization import fuse
+
+    token = uuid.uuid4().hex[:16]
+    name = name.strip("_").replace("_", "-")
+    layer: dict[Any, Any] = {}
+    for i, rows in enumerate(arrays[0].chunks[0]):
+        if rows:
+            blocks = [(a.name, i, 0) if a.ndim == 2 else (a.name, i) for a in arrays]
+            layer[f"{name}-{token}", i] = (*call, int(first_rows[i]), shared.key, *blocks)
+    keys = list(layer)
+    fused, _ = fuse({**read, **layer}, keys, ave_width=16, max_width=16, rename_keys=False)
+    graph = dict(fused)
+    level = 0
+    while len(keys) > 1 or level == 0:
+        groups = [keys[i : i + FAN_IN] for i in range(0, len(keys), FAN_IN)]
+        keys = [(f"{name}-combine-{token}", level, i) for i in range(len(groups))]
+        graph.update({k: (_combine_all, combine, g) for k, g in zip(keys, groups)})
+        level += 1
+    final = f"{name}-all-{token}"
+    graph[final] = keys[0]
+    return Delayed(final, HighLevelGraph.from_collections(final, graph, dependencies=[shared]))
 
 
 def _run_chunk(

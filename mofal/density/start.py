@@ -58,7 +58,9 @@ def begin(spec: Spec, sample: Sample) -> Parameters:
     given = (spec.weights, spec.means, spec.precisions)
     kind = spec.covariance_type
     if all(part is not None for part in given):
-        assert spec.weights is not None and spec.means is not None and spec.precisions is not None
+        assert spec.weights is not None
+        assert spec.means is not None
+        assert spec.precisions is not None
         chol = cholesky_from_precisions(spec.precisions, kind)
         return Parameters(
             kind, spec.weights, spec.means, covariances_from_cholesky(chol, kind), chol
@@ -67,7 +69,7 @@ def begin(spec: Spec, sample: Sample) -> Parameters:
     weights, means, covariances = estimate(
         x, responsibilities(spec, x, sample.w) * sample.w[:, None], spec.reg_covar, kind
     )
-    chol = None
+    chol: np.ndarray | None = None
     if spec.precisions is not None:
         chol = cholesky_from_precisions(spec.precisions, kind)
         covariances = covariances_from_cholesky(chol, kind)
