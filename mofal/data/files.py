@@ -62,6 +62,8 @@ def not_written(path: str | os.PathLike[str], error: OSError) -> StoreError:
         errno.EFBIG: "; raise the limit on the size of files (ulimit -f) and start again",
         errno.EACCES: "; give yourself the right to write there",
         errno.EROFS: "; choose another directory",
+        errno.EEXIST: "; a file is in the place of a directory above it",
+        errno.ENOTDIR: "; a file is in the place of a directory above it",
     }.get(error.errno or 0, "")
     return StoreError(f"{path} could not be written: {reason}{mend}")
 

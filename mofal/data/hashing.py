@@ -55,9 +55,9 @@ def hash_arrays(*arrays: np.ndarray) -> str:
 def _text(array: np.ndarray) -> bytes:
     # The bytes of such an array are addresses: take the words themselves.
     words = array.ravel().tolist()
-    odd = next((w for w in words if not isinstance(w, str)), None)
-    if odd is not None:
-        raise TypeError(f"an array that holds {odd!r} has no hash; expected numbers or text")
+    odd = [w for w in words if not isinstance(w, str)]
+    if odd:
+        raise TypeError(f"an array that holds {odd[0]!r} has no hash; expected numbers or text")
     return f"text{array.shape}{json.dumps(words)}".encode()
 
 

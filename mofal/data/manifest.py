@@ -74,6 +74,7 @@ def read_manifest(path: str | os.PathLike[str], *, full: bool = False) -> dict[s
         manifest = _read(group)
         for name, entry in manifest["files"].items():
             _check_file(group, name, entry, full=full)
+        _refuse_strangers(group, manifest["files"])
     except (OSError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(f"{group} cannot be checked ({error!r}); {mend}") from error
     return manifest
@@ -130,6 +131,16 @@ def _check_file(group: Path, name: str, entry: dict[str, Any], *, full: bool) ->
         )
     if (full or size <= SMALL) and _sha256(file) != entry["sha256"]:
         raise StoreError(f"{group} is damaged: {name} was changed after it was written; {mend}")
+
+
+def _refuse_strangers(group: Path, files: dict[str, Any]) -> None:
+    for entry in os.scandir(group):
+        metadata = f"{entry.name}/zarr.json"
+        if metadata not in files and metadata != MANIFEST and (group / metadata).exists():
+            raise StoreError(
+                f"{group} is damaged: {entry.name} was added after it was written; "
+                f"{how_to_mend(group)}"
+            )
 
 
 def refuse_format(group: Path, found: Any) -> None:

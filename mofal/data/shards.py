@@ -76,28 +76,30 @@ class ShardReader:
     Small and picklable: it goes to workers instead of the data.
     """
 
-    def __init__(self, variable: xr.Variable, *, group: Path, name: str, rows: int) -> None:
+    def __init__(self, variable: xr.Variable, *, group: Path, name: str) -> None:
+        grid = variable.encoding.get("shards") or variable.encoding.get("chunks") or (0,)
         self.variable = variable
         self.group = group
         self.name = name
-        self.rows = rows
+        self.rows = grid[0]
         self.shape = variable.shape
         self.dtype = variable.dtype
         self.ndim = variable.ndim
 
     def __getitem__(self, key: Any) -> np.ndarray:
         index = key if isinstance(key, tuple) else (key,)
-        self._check_files(index[0] if index else slice(None))
+        if self.rows and self.shape[0]:
+            self._check_files(index[0] if index else slice(None))
         try:
             return np.asarray(self.variable[index].values)
         except Exception as error:
             raise StoreError(
                 f"{self.group} is damaged: {self.name}{_where(index)} cannot be read "
-                f"({type(error).__name__}: {error}); {how_to_mend(self.group)}"
+                f"({in_one_line(error)}); {how_to_mend(self.group)}"
             ) from error
 
     def _check_files(self, along: Any) -> None:
-        # Zarr takes a shard that is not there for fill values: look before reading.
+        # Zarr takes a shard that is not there, or is empty, for fill values: look before reading.
         if isinstance(along, slice):
             steps = range(*along.indices(self.shape[0]))
             touched = (
@@ -113,9 +115,15 @@ class ShardReader:
         rest = ["0"] * (self.ndim - 1)
         for shard in touched:
             file = "/".join([self.name, "c", str(int(shard)), *rest])
-            if not (self.group / file).is_file():
+            try:
+                empty = (self.group / file).stat().st_size == 0
+            except OSError:
                 raise StoreError(
                     f"{self.group} is damaged: {file} is missing; {how_to_mend(self.group)}"
+                ) from None
+            if empty:
+                raise StoreError(
+                    f"{self.group} is damaged: {file} is empty; {how_to_mend(self.group)}"
                 )
 
     def lazy(self, token: str) -> da.Array:
@@ -130,6 +138,12 @@ class ShardReader:
             inline_array=True,
             meta=np.empty((0,) * self.ndim, self.dtype),
         )
+
+
+def in_one_line(error: Exception) -> str:
+    """Return the kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _where(index: tuple[Any, ...]) -> str:

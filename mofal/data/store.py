@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -27,7 +25,7 @@ from mofal.data.manifest import (
     refuse_format,
     write_manifest,
 )
-from mofal.data.shards import ShardReader, grids
+from mofal.data.shards import ShardReader, grids, in_one_line
 from mofal.data.variables import FORMAT, VARIABLES, describe, validate
 from mofal.errors import DataError, StoreError
 
@@ -85,35 +83,77 @@ def write_group(
     if _is_taken(final):
         return final
     out = _storable(ds, kind)
-    encoding: dict[str, dict[str, Any]] = {}
-    layout = grids(out, rows_per_shard=rows_per_shard)
-    for name in map(str, out.variables):
-        encoding[name] = {"compressors": _codecs()}
-        if name in layout:
-            inner, shard = layout[name]
-            if out[name].dtype.kind == "T":
-                # Text of any length has no place in shards: a chunk of it is as long as a shard.
-                encoding[name]["chunks"] = shard
-            else:
-                encoding[name].update(chunks=inner, shards=shard)
-            if out[name].chunks is not None:
-                out[name] = out[name].chunk(dict(zip(out[name].dims, shard)))
+    encoding = _lay_out(out, rows_per_shard)
+    lazy = [name for name in map(str, out.variables) if out[name].chunks is not None]
     try:
         with atomic_path(final) as temporary:
-            with _own_threads():
-                out.to_zarr(
-                    temporary,
-                    mode="w",
-                    consolidated=False,
-                    encoding=encoding,
-                    zarr_format=3,
-                    # Travels with the arrays to other processes, as zarr's config would not.
-                    write_empty_chunks=True,
-                )
+            # What is in memory here is written from here; what is not, wherever Dask computes it.
+            _to_zarr(_cut(out.drop_vars(lazy), encoding), temporary, "w", encoding, here=True)
+            if lazy:
+                rest = out[lazy].drop_vars(list(out.indexes))
+                _to_zarr(rest, temporary, "a", encoding, here=False)
             write_manifest(temporary)
     except OSError as error:
         raise not_written(final, error) from error
     return final
+
+
+def _lay_out(out: xr.Dataset, rows_per_shard: int | None) -> dict[str, dict[str, Any]]:
+    """Return the encoding of every variable; give lazy ones chunks that are whole shards."""
+    encoding: dict[str, dict[str, Any]] = {}
+    layout = grids(out, rows_per_shard=rows_per_shard)
+    for name in map(str, out.variables):
+        encoding[name] = {"compressors": _codecs()}
+        if name not in layout:
+            continue
+        inner, shard = layout[name]
+        if name in out.indexes:
+            encoding[name]["chunks"] = out[name].shape
+        elif out[name].dtype.kind == "T":
+            # Text of any length has no place in shards: a chunk of it is as long as a shard.
+            encoding[name]["chunks"] = shard
+        else:
+            encoding[name].update(chunks=inner, shards=shard)
+        if out[name].chunks is not None:
+            out[name] = out[name].chunk(dict(zip(out[name].dims, shard)))
+    return encoding
+
+
+def _cut(ds: xr.Dataset, encoding: dict[str, dict[str, Any]]) -> xr.Dataset:
+    """Cut what is in memory into shards, one task each.
+
+    Zarr writes the shards of one array side by side and does not wait for the others when one
+    fails; what comes late would make the temporary directory again after it was removed.
+    """
+    import dask.array as da
+
+    for name in map(str, ds.variables):
+        shard = encoding[name].get("shards") or encoding[name].get("chunks")
+        if shard and name not in ds.indexes:
+            pieces = da.from_array(ds[name].values, chunks=shard, name=False)
+            ds[name] = ds[name].copy(data=pieces)
+    return ds
+
+
+def _to_zarr(
+    ds: xr.Dataset,
+    path: Path,
+    mode: Literal["w", "a"],
+    encoding: dict[str, dict[str, Any]],
+    *,
+    here: bool,
+) -> None:
+    delayed = ds.to_zarr(
+        path,
+        mode=mode,
+        consolidated=False,
+        encoding={name: encoding[name] for name in map(str, ds.variables)},
+        zarr_format=3,
+        compute=False,
+        # Travels with the arrays to other processes, as zarr's config would not.
+        write_empty_chunks=True,
+    )
+    _compute(delayed, here=here)
 
 
 def _is_taken(final: Path) -> bool:
@@ -168,9 +208,9 @@ def _storable(ds: xr.Dataset, kind: str) -> xr.Dataset:
 
 
 def _refuse_objects(name: str, values: np.ndarray) -> None:
-    odd = next((v for v in values.ravel() if not isinstance(v, str)), None)
-    if odd is not None:
-        raise DataError(f"{name} holds {odd!r}; expected text or numbers, not Python objects")
+    odd = [v for v in values.ravel() if not isinstance(v, str)]
+    if odd:
+        raise DataError(f"{name} holds {odd[0]!r}; expected text or numbers, not Python objects")
 
 
 def _refuse_not_finite(block: np.ndarray, *, variable: str) -> np.ndarray:
@@ -195,23 +235,22 @@ def _refuse_attrs(owner: str, attrs: dict[Any, Any]) -> None:
             ) from None
 
 
-@contextmanager
-def _own_threads() -> Iterator[None]:
-    """Give Dask threads that are waited for.
+def _compute(delayed: Any, *, here: bool) -> None:
+    """Compute by threads that are waited for, or by the scheduler that the user has chosen.
 
-    Dask does not wait for other tasks when one fails; a thread that is still writing would make the
-    temporary directory again after it was removed. Other schedulers take no notice of this.
+    Dask does not wait for other tasks either when one fails.
     """
     import dask
+    import dask.threaded
+    from dask.base import get_scheduler
     from dask.system import CPU_COUNT
 
-    if dask.config.get("pool", None) is not None:
-        yield
+    if not here and get_scheduler() not in (None, dask.threaded.get):
+        delayed.compute()
         return
     pool = ThreadPoolExecutor(dask.config.get("num_workers", None) or CPU_COUNT)
     try:
-        with dask.config.set(pool=pool):
-            yield
+        delayed.compute(scheduler="threads", pool=pool)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -255,39 +294,24 @@ def open_group(path: str | os.PathLike[str], *, check: bool = True) -> xr.Datase
     manifest = read_manifest(group) if check else {}
     try:
         ds = xr.open_dataset(group, engine="zarr", consolidated=False, chunks=None, cache=False)
-        _refuse_strangers(group, ds, manifest)
         refuse_format(group, ds.attrs.get("mofal_format"))
         token = manifest.get("checksum") or str((group / "zarr.json").stat())
         order = [n for n in VARIABLES if n in ds] + [n for n in ds.data_vars if n not in VARIABLES]
         ds = ds[order]
         for name in order:
             variable = ds[name].variable
-            grid = variable.encoding.get("shards") or variable.encoding.get("chunks")
             eager = "structure" in variable.dims or variable.dtype.kind == "T"
+            reader = ShardReader(variable, group=group, name=str(name))
             data: Any
-            if eager or not grid or variable.size == 0:
-                data = np.asarray(variable.values)
+            if eager or variable.ndim == 0 or variable.size == 0:
+                data = reader[()]
             else:
-                reader = ShardReader(variable, group=group, name=str(name), rows=grid[0])
                 data = reader.lazy(token)
             ds[name] = xr.Variable(variable.dims, data, variable.attrs, variable.encoding)
     except StoreError:
         raise
     except Exception as error:
         raise StoreError(
-            f"{group} is damaged: it cannot be read ({type(error).__name__}: {error}); "
-            f"{how_to_mend(group)}"
+            f"{group} is damaged: it cannot be read ({in_one_line(error)}); {how_to_mend(group)}"
         ) from error
     return ds
-
-
-def _refuse_strangers(group: Path, ds: xr.Dataset, manifest: dict[str, Any]) -> None:
-    if not manifest:
-        return
-    known = {file.split("/")[0] for file in manifest["files"] if "/" in file}
-    foreign = [str(name) for name in ds.variables if str(name) not in known]
-    if foreign:
-        raise StoreError(
-            f"{group} is damaged: {', '.join(foreign)} was added after it was written; "
-            f"{how_to_mend(group)}"
-        )

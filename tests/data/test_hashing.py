@@ -118,6 +118,8 @@ def test_hash_arrays__text_is_its_characters():
 
 
 def test_hash_arrays__refuses_objects():
+    with pytest.raises(TypeError, match="holds None has no hash"):
+        hash_arrays(np.array(["a", None], object))
     with pytest.raises(TypeError, match="has no hash"):
         hash_arrays(np.array([{}], object))
     with pytest.raises(TypeError, match="has no hash"):
