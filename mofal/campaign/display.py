@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 
 from mofal.campaign.plan import Step
 from mofal.campaign.site import Site
 
+_COUNTS = re.compile(r"[a-z]+ \d+/\d+( |,|$)")
 _VERBS = {
     "sample": "structures",
     "label": "labels",
@@ -59,6 +61,11 @@ class Display:
     def line(self, text: str) -> None:
         """Say something that is about no step."""
         self.say(f"[{self.clock()}] {text}")
+
+    def pool(self, text: str) -> None:
+        """Say what the pools say, their counts aside: those stand in the lines of the steps."""
+        if not _COUNTS.match(text):
+            self.line(text)
 
     def began(self, step: Step, n: int) -> None:
         """Note that a step has started, with so many tasks."""

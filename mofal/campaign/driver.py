@@ -110,7 +110,7 @@ class Campaign:
             if len(left) < len(steps):
                 display.line(f"going on: {len(steps) - len(left)} of {len(steps)} steps are done")
             with Pools(
-                self.config.schedule, directory=self.directory, progress=display.line
+                self.config.schedule, directory=self.directory, progress=display.pool
             ) as pools:
                 _Driver(self.site, pools, display).run()
         return open_campaign(self.directory)

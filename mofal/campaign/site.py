@@ -26,6 +26,30 @@ WORK = "work"
 ISOLATED = "isolated-atoms"
 
 
+COMMON = (
+    "numbers",
+    "positions",
+    "cell",
+    "pbc",
+    "n_atoms",
+    "structure_index",
+    "structure_id",
+    "system",
+    "parent",
+    "region",
+    "parent_atom",
+    "charge",
+    "n_electrons",
+    "energy",
+    "forces",
+    "stress",
+    "status",
+    "reason",
+    "wall_time",
+)
+"""Variables that structures and labels of all stages share; a stage's own stay in its group."""
+
+
 class Site:
     """The directory of one campaign.
 
@@ -165,7 +189,7 @@ class Site:
             ds = self.group(relative).load()
             usable = np.flatnonzero(ds["status"].values == "converged")
             if len(usable):
-                part = select(ds, usable)
+                part = select(ds[[v for v in COMMON if v in ds]], usable)
                 part["cycle"] = ("structure", np.full(len(usable), c, np.int64))
                 by_cycle.setdefault(c, []).append(part)
         for c in sorted(by_cycle):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.campaign import plan
-from mofal.campaign.site import Site
+from mofal.campaign.site import COMMON, Site
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -284,7 +284,7 @@ def propose(root: str, cycle: int) -> Summary:
             ds = site.group(relative).load()
             usable = np.flatnonzero(ds["status"].values == "converged")
             if len(usable):
-                parts.append(select(ds, usable))
+                parts.append(select(ds[[v for v in COMMON if v in ds]], usable))
     if not parts:
         raise DataError(f"no label of cycle {cycle} converged, so there is nothing to learn from")
     labels = concat(parts)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.campaign import plan
-from mofal.campaign.site import Site
+from mofal.campaign.site import COMMON, Site
 from mofal.errors import StoreError
 
 if TYPE_CHECKING:
@@ -162,6 +162,8 @@ class CampaignView:
         parts = []
         for c, relative in groups:
             ds: Any = self.site.group(relative)
+            if what in ("structures", "labels"):
+                ds = ds[[v for v in COMMON if v in ds]]
             ds = ds.assign(cycle=("structure", np.full(ds.sizes["structure"], c, np.int64)))
             if what in ("features", "scores"):
                 # Several models stand side by side here on purpose; `cycle` tells them apart.
