@@ -45,9 +45,10 @@ OXIDATION[74] = (2, 3, 6)
 OXIDATION[50] = (4, 2)
 OXIDATION[82] = (2, 4)
 
-# Elements of which one block may hold two oxidation states at once (Fe3O of two Fe(III) and one
-# Fe(II)); for the others the unusual state is that of all atoms (a paddlewheel of Cr(II)).
-_MIXED = frozenset(atomic_numbers[s] for s in "Mn Fe Co Ru Cu Ce Eu Mo W Rh Os".split())
+# Mn, Fe, Co, Ru, Cu, Ce, Eu, Mo, W, Rh, Os: one block may hold two oxidation states at once (Fe3O
+# of two Fe(III) and one Fe(II)); for the others an unusual state is that of all its atoms (a
+# paddlewheel of Cr(II)).
+_MIXED = frozenset({25, 26, 27, 44, 29, 58, 63, 42, 74, 45, 76})
 
 _VALENCE = {
     1: 1, 5: 3, 6: 4, 7: 3, 8: 2, 9: 1, 14: 4, 15: 3, 16: 2, 17: 1, 33: 3, 34: 2, 35: 1, 52: 2,
