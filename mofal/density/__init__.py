@@ -7,30 +7,45 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mofal.density.calibration import QuantileScale
+    from mofal.density.conformal import Coverage, ErrorBound
     from mofal.density.elements import PerElementDensity
+    from mofal.density.lazy import density_map, histogram, structure_minima
     from mofal.density.mixture import GaussianMixture
     from mofal.density.pca import PCA
+    from mofal.density.plots import plot_curve, plot_density_map, plot_histogram, plot_minima
     from mofal.density.selection import Curve, select_components
     from mofal.density.verbs import fit_density, score
 
 _NAMES = {
     "calibration": ("QuantileScale",),
+    "conformal": ("Coverage", "ErrorBound"),
     "elements": ("PerElementDensity",),
+    "lazy": ("density_map", "histogram", "structure_minima"),
     "mixture": ("GaussianMixture",),
     "pca": ("PCA",),
+    "plots": ("plot_curve", "plot_density_map", "plot_histogram", "plot_minima"),
     "selection": ("Curve", "select_components"),
     "verbs": ("fit_density", "score"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "PCA",
+    "Coverage",
     "Curve",
+    "ErrorBound",
     "GaussianMixture",
     "PerElementDensity",
     "QuantileScale",
+    "density_map",
     "fit_density",
+    "histogram",
+    "plot_curve",
+    "plot_density_map",
+    "plot_histogram",
+    "plot_minima",
     "score",
     "select_components",
+    "structure_minima",
 ]
 
 

@@ -61,10 +61,9 @@ def begin(spec: Spec, sample: Sample) -> Parameters:
         assert spec.weights is not None
         assert spec.means is not None
         assert spec.precisions is not None
-        chol = cholesky_from_precisions(spec.precisions, kind)
-        return Parameters(
-            kind, spec.weights, spec.means, covariances_from_cholesky(chol, kind), chol
-        )
+        given_chol = cholesky_from_precisions(spec.precisions, kind)
+        covariances = covariances_from_cholesky(given_chol, kind)
+        return Parameters(kind, spec.weights, spec.means, covariances, given_chol)
     x = sample.x.astype(np.float64)
     weights, means, covariances = estimate(
         x, responsibilities(spec, x, sample.w) * sample.w[:, None], spec.reg_covar, kind
