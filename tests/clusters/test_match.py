@@ -115,7 +115,7 @@ def test_candidates__errors():
 # ------------------------------------------------------------------------- comparison
 @pytest.mark.parametrize("cell", ["primitive", "conventional"])
 def test_compare_forces__exact_beyond_the_reach_of_the_potential(cell):
-    """A pair potential of range R: atoms further than R from all that was cut feel no difference."""
+    """A pair potential of range R: atoms further than R from every cut feel no difference."""
     frames, _, clusters = _matched(name="S_pr", cell=cell, shells=(0, 1))
     table = compare_forces(frames, clusters)
     rmse, region = table["rmse"].values, table["region"].values
