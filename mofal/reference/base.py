@@ -317,9 +317,7 @@ def _too_close(atoms: Atoms) -> str:
             cell[axis] = normal / max(np.linalg.norm(normal), 1e-12) * span
         if abs(np.linalg.det(cell)) < 1e-9:
             cell = np.eye(3) * span
-    i, j, d = neighbour_list(
-        "ijd", positions=positions, cell=cell, pbc=atoms.pbc, cutoff=CLOSEST_A
-    )
+    i, j, d = neighbour_list("ijd", positions=positions, cell=cell, pbc=atoms.pbc, cutoff=CLOSEST_A)
     if len(d) == 0:
         return ""
     k = int(d.argmin())

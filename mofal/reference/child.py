@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from mofal.reference.ase_calculator import AseReference
 
 # Runs before the command proper, in the same process: it asks the kernel to end the command when
-# the process that waits for it is killed, so that a dead worker leaves nothing running behind.
+# the process that waits for it is killed, so that a dead worker leaves nothing running behind, and
+# to write no core files, which would be as large as the calculation.
 _DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
+import ctypes, os, resource, signal, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 try:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 except (OSError, AttributeError):
@@ -106,7 +109,9 @@ def run_process(
                     if left <= 0:
                         timed_out = True
                         break
-                waits = [t for t in (left, 0.2 if watch_memory else None) if t is not None]
+                # Looking costs a few milliseconds; a long calculation is not looked at as often.
+                look = 0.2 if time.perf_counter() - start < 30 else 1.0
+                waits = [t for t in (left, look if watch_memory else None) if t is not None]
                 wait = min(waits) if waits else None
                 try:
                     process.wait(wait)
@@ -167,22 +172,22 @@ def session_pids(session: int) -> list[int]:
 
 
 def group_memory_bytes(session: int) -> int:
-    """Resident memory of all processes of a session now, bytes, pages they share counted once.
+    """Resident memory of all processes of a session now, bytes (Linux; elsewhere zero).
 
-    What they share (libraries, buffers of MPI) is split between them by the kernel (Pss) where it
-    says so, and counted in each of them (Rss) where it does not.
+    Private memory is summed. Files (libraries) and memory segments that the ranks share count once,
+    as much as the process that has most of them.
     """
-    total = 0
+    private = files = segments = 0
     for pid in session_pids(session):
         try:
-            rollup = Path("/proc", str(pid), "smaps_rollup").read_text()
-            line = next(s for s in rollup.splitlines() if s.startswith("Pss:"))
-            total += int(line.split()[1]) * 1024
-        except (OSError, StopIteration, ValueError):
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                pages = int(Path("/proc", str(pid), "statm").read_text().split()[1])
-                total += pages * os.sysconf("SC_PAGE_SIZE")
-    return total
+            status = Path("/proc", str(pid), "status").read_text()
+        except OSError:
+            continue
+        found = dict(re.findall(r"^(Rss\w+):\s+(\d+) kB$", status, re.MULTILINE))
+        private += int(found.get("RssAnon", 0))
+        files = max(files, int(found.get("RssFile", 0)))
+        segments = max(segments, int(found.get("RssShmem", 0)))
+    return 1024 * (private + files + segments)
 
 
 def read_tail(file: Path) -> str:

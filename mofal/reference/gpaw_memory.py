@@ -19,10 +19,11 @@ from mofal.errors import ReferenceError
 # Grid sizes are multiples of this, as GPAW chooses them itself, so that multigrid can coarsen.
 GRID_MULTIPLE = 4
 
-# Memory in bytes, calibrated on the runs in docs/reference.md (peak of the summed proportional set
-# sizes of all ranks): so many bytes per rank before anything is allocated, per rank's copy of the
-# atoms, and so many arrays of doubles on each grid.
-PER_RANK = 150e6
+# Memory in bytes, calibrated on the runs in docs/reference.md: so many for the libraries, which the
+# ranks share, so many for each rank before anything is allocated, and for its copy of the atoms,
+# and so many arrays of doubles on each grid.
+LIBRARIES = 52e6
+PER_RANK = 95e6
 PER_ATOM_AND_RANK = 0.5e6
 ARRAYS_FINE = 26.0
 ARRAYS_AUXILIARY = 3.0
@@ -290,7 +291,11 @@ def estimate_cost(
         matrices = 8.0 * (8 * functions**2 + 2 * functions * projectors)
         work = float(points * functions) + float(functions) ** 3 / 10
     total = (
-        ranks * (PER_RANK + PER_ATOM_AND_RANK * len(atoms)) + 8.0 * doubles + buffer + matrices
+        LIBRARIES
+        + ranks * (PER_RANK + PER_ATOM_AND_RANK * len(atoms))
+        + 8.0 * doubles
+        + buffer
+        + matrices
     ) * MARGIN
     return Cost(
         grid_points=box.grid_points,
