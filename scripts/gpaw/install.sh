@@ -54,7 +54,10 @@ if [ -n "$missing" ]; then
 fi
 
 say "compiling version $version (a minute or two)"
-GPAW_CONFIG="$here/siteconfig.py" "$python" -m pip install -q --no-binary gpaw \
+constraints="$here/../../constraints.txt"
+set --
+[ -f "$constraints" ] && set -- -c "$constraints"
+GPAW_CONFIG="$here/siteconfig.py" "$python" -m pip install -q --no-binary gpaw "$@" \
     "gpaw==$version" gpaw-data dftd3 || without "pip could not build it; its message is above"
 
 say "verifying on two ranks"
