@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mofal.clusters.blueprints import blueprint
     from mofal.clusters.cutting import cut
+    from mofal.clusters.extraction import extract
     from mofal.clusters.frames import check_bonds
     from mofal.clusters.match import Verdict, compare_forces, verdict
     from mofal.clusters.proposals import candidates, cut_candidates
-    from mofal.clusters.rankings import get_ranking, ranking_names
+    from mofal.clusters.rankings import check_ranking, get_ranking, ranking_names
     from mofal.clusters.selection import random_cores, rank, select
 
 _NAMES = {
     "blueprints": ("blueprint",),
     "cutting": ("cut",),
+    "extraction": ("extract",),
     "frames": ("check_bonds",),
     "match": ("Verdict", "compare_forces", "verdict"),
     "proposals": ("candidates", "cut_candidates"),
-    "rankings": ("get_ranking", "ranking_names"),
+    "rankings": ("check_ranking", "get_ranking", "ranking_names"),
     "selection": ("random_cores", "rank", "select"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -32,9 +34,11 @@ __all__ = [
     "blueprint",
     "candidates",
     "check_bonds",
+    "check_ranking",
     "compare_forces",
     "cut",
     "cut_candidates",
+    "extract",
     "get_ranking",
     "random_cores",
     "rank",

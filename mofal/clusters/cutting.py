@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from ase.data import chemical_symbols
 
 from mofal.clusters.blueprints import (
     TERMINATION,
@@ -158,8 +157,8 @@ def cut(
             for f, k in zip(frames.tolist(), np.split(order, first[1:]))
         ]
         spans = [slice(int(start[f]), int(start[f + 1])) for f in frames.tolist()]
-        parts += _run(graph, plan, jobs, sources, spans, stretch, task_mb, progress)
-    return _collect(structures, structure, block, parts, nearest, unpaired or {})
+        parts += _run(graph, plan, jobs, sources, spans, stretch, nearest, task_mb, progress)
+    return _collect(structures, structure, block, parts, unpaired or {})
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,9 @@ class _Part:
     region: IntArray
     parent_atom: IntArray
     is_open: BoolArray
+    smallest: FloatArray
     broken: dict[int, str]
+    close: dict[int, str]
 
 
 def cut_frames(
@@ -194,6 +195,7 @@ def cut_frames(
     numbers: list[IntArray],
     positions: list[FloatArray],
     stretch: float,
+    nearest: float,
 ) -> list[_Part]:
     """Cut clusters from some frames of one system; what one Dask task does."""
     parts = []
@@ -203,6 +205,7 @@ def cut_frames(
         z, placed, shift = place(mine, elements, where, job.cell, check.offset)
         is_open = open_atoms(graph, elements, mine.inner_atom) & (mine.region != TERMINATION)
         broken = broken_in(mine, graph, check, elements)
+        smallest, close = nearest_pairs(z, placed, mine.n_atoms, nearest=nearest)
         parts.append(
             _Part(
                 rows=job.rows,
@@ -214,7 +217,9 @@ def cut_frames(
                 region=mine.region,
                 parent_atom=mine.parent_atom,
                 is_open=is_open,
+                smallest=smallest,
                 broken={int(job.rows[k]): text for k, text in broken.items()},
+                close={int(job.rows[k]): text for k, text in close.items()},
             )
         )
     return parts
@@ -227,6 +232,7 @@ def _run(
     sources: tuple[Any, Any],
     spans: list[slice],
     stretch: float,
+    nearest: float,
     task_mb: float,
     progress: Callable[[str], None] | None,
 ) -> list[_Part]:
@@ -248,6 +254,7 @@ def _run(
                 dask.delayed([jobs[k] for k in bunch], traverse=False),
                 *[[source[spans[k]] for k in bunch] for source in sources],
                 stretch,
+                nearest,
             )
             for bunch in bunches
         ]
@@ -255,7 +262,7 @@ def _run(
     out: list[_Part] = []
     for bunch in bunches:
         numbers, where = ([source[spans[k]] for k in bunch] for source in sources)
-        out += cut_frames(graph, plan, [jobs[k] for k in bunch], numbers, where, stretch)
+        out += cut_frames(graph, plan, [jobs[k] for k in bunch], numbers, where, stretch, nearest)
         if progress is not None:
             progress(f"cut clusters from {len(out)} of {len(jobs)} frames")
     return out
@@ -343,7 +350,6 @@ def _collect(
     structure: IntArray,
     block: IntArray,
     parts: list[_Part],
-    nearest: float,
     unpaired: Mapping[str, int],
 ) -> tuple[xr.Dataset, xr.Dataset]:
     """Judge all clusters together and put them into the order of the cores."""
@@ -364,11 +370,11 @@ def _collect(
     broken = {k: text for part in parts for k, text in part.broken.items()}
 
     n_electrons = count_electrons(numbers, owner, charge)
-    smallest, ratio, pair = nearest_pairs(numbers, positions, owner, n, nearest=nearest)
+    smallest = np.concatenate([part.smallest for part in parts])[order]
+    close = {k: text for part in parts for k, text in part.close.items()}
     open_shell, n_unpaired, electron_reason = electron_reasons(
         numbers, owner, is_open, n_electrons, unpaired
     )
-    begin = np.cumsum(n_atoms) - n_atoms
     finite = np.bincount(owner[~np.isfinite(positions).all(axis=1)], minlength=n) == 0
     reasons = []
     for k in range(n):
@@ -377,13 +383,8 @@ def _collect(
             why.append("positions that are not finite")
         elif k in broken:
             why.append(broken[k])
-        if ratio[k] < nearest:
-            a, b = pair[k]
-            why.append(
-                f"atoms too close: {chemical_symbols[numbers[a]]} and "
-                f"{chemical_symbols[numbers[b]]} (atoms {a - begin[k]} and {b - begin[k]} of the "
-                f"cluster) at {np.linalg.norm(positions[a] - positions[b]):.2f} Å"
-            )
+        if k in close:
+            why.append(close[k])
         if electron_reason[k]:
             why.append(electron_reason[k])
         reasons.append("; ".join(why))

@@ -281,14 +281,11 @@ def pool_costs(
 
 def allowed(pool: Pool, roles: Sequence[str] | None) -> BoolArray:
     """Which candidates may be cores: (candidate,) bool."""
-    role = pool.per_block(lambda graph: graph.role.astype(object), object).astype(str)
     if roles is None:
         # A loose molecule has no links, hence no mantle: its environment cannot be carried.
-        return role != "guest"
-    unknown = set(roles) - set(role.tolist())
+        return pool.per_block(lambda graph: graph.role != "guest", np.bool_)
+    known = sorted({str(role) for graph in pool.graphs for role in graph.role})
+    unknown = sorted(set(roles) - set(known))
     if unknown:
-        raise ConfigError(
-            f"no block has the role {sorted(unknown)[0]!r}; roles here: "
-            f"{', '.join(sorted(set(role.tolist())))}"
-        )
-    return np.isin(role, list(roles))
+        raise ConfigError(f"no block has the role {unknown[0]!r}; roles here: {', '.join(known)}")
+    return pool.per_block(lambda graph: np.isin(graph.role, list(roles)), np.bool_)

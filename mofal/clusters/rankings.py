@@ -256,3 +256,51 @@ def reduce_blocks(
             out[name] = np.full(n, empty)
             ufunc.at(out[name], block, value)
     return out
+
+
+def check_ranking(ranking: str | Ranking, *, seed: int = 0) -> None:
+    """Check that a ranking keeps what `select` relies on; a plug-in's tests call this.
+
+    Random blocks are ranked whole and in pieces (the same result: chunks may split a block), and
+    after some of their atoms became likelier (never more wanted than before).
+
+    Raises
+    ------
+    ConfigError
+        With what was found.
+    """
+    made = get_ranking(ranking)
+    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    n_blocks, n_atoms = 40, 2000
+    block = rng.integers(0, n_blocks, size=n_atoms)
+    numbers = rng.choice([1, 6, 8, 40], size=n_atoms)
+    score = rng.normal(size=n_atoms) * 5.0
+    if made.variable == "log_likelihood":
+        score[rng.random(n_atoms) < 0.01] = -np.inf
+    if made.sample > 0:
+        made.fit(score)
+
+    def value(changed: FloatArray) -> FloatArray:
+        return np.asarray(made.wanted(reduce_blocks(made, changed, numbers, block, n_blocks)))
+
+    whole = value(score)
+    if whole.shape != (n_blocks,) or np.isnan(whole).any():
+        raise ConfigError(f"{ranking!r}: wanted gave {whole!r}, expected a number for each block")
+    halves = [slice(0, n_atoms // 3), slice(n_atoms // 3, None)]
+    parts = [
+        reduce_blocks(made, score[part], numbers[part], block[part], n_blocks) for part in halves
+    ]
+    joined = {
+        name: REDUCTIONS[how][0](parts[0][name], parts[1][name])
+        for name, how in made.reductions.items()
+    }
+    if not np.allclose(np.asarray(made.wanted(joined)), whole, rtol=1e-9):
+        raise ConfigError(
+            f"{ranking!r}: terms of an atom depend on other atoms; blocks come in pieces"
+        )
+    raised = np.where(rng.random(n_atoms) < 0.3, np.maximum(score, 0.0) + 1.0, score)
+    if made.variable == "log_likelihood" and (value(raised) > whole + 1e-9).any():
+        raise ConfigError(
+            f"{ranking!r}: a block became more wanted when its atoms became likelier; what is "
+            "covered by earlier picks must never count more than before"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from ase.data import covalent_radii
+from ase.data import chemical_symbols, covalent_radii
 from scipy.spatial import cKDTree
 
 from mofal.clusters.blueprints import Plan
@@ -13,55 +13,89 @@ from mofal.clusters.graph import BlockGraph, FloatArray, IntArray, ragged_take
 NEAREST = 0.6
 """Two atoms are too close below this multiple of the sum of their covalent radii: H-H 0.37 Å,
 C-H 0.64 Å, C-C 0.91 Å. A bond of a walk at 600 K is compressed to 0.8 at most."""
+APART = 20.0
+"""Å between clusters that share a tree."""
 
 
 def nearest_pairs(
-    numbers: IntArray, positions: FloatArray, owner: IntArray, n: int, *, nearest: float = NEAREST
-) -> tuple[FloatArray, FloatArray, IntArray]:
-    """Smallest distance in each cluster, and the pair that is nearest for its elements.
+    numbers: IntArray,
+    positions: FloatArray,
+    n_atoms: IntArray,
+    *,
+    nearest: float = NEAREST,
+) -> tuple[FloatArray, dict[int, str]]:
+    """Smallest distance in each cluster, and which of them hold atoms that are too close.
 
     Parameters
     ----------
-    numbers, positions, owner : (atom,), (atom, 3) Å, (atom,) cluster of each atom, ascending
+    numbers, positions : (atom,), (atom, 3) Å
+    n_atoms : (cluster,) atoms of each cluster, one after another
+    nearest : smallest distance, in sums of covalent radii
 
     Returns
     -------
     smallest : (cluster,) Å, NaN for a single atom or positions that are not finite
-    ratio : (cluster,) smallest distance in sums of covalent radii, inf if none is near
-    pair : (cluster, 2) the atoms of that ratio, -1 if there is none
+    reasons : cluster -> one line on the pair that is nearest for its elements
     """
+    n = len(n_atoms)
     smallest = np.full(n, np.nan)
-    ratio = np.full(n, np.inf)
-    pair = np.full((n, 2), -1, dtype=np.int64)
+    reasons: dict[int, str] = {}
+    start = np.concatenate([[0], np.cumsum(n_atoms)]).astype(np.int64)
+    first = 0
+    while first < n:  # a tree of some 300,000 atoms at a time
+        last = max(first + 1, int(np.searchsorted(start, start[first] + 300_000, side="right")) - 1)
+        span = slice(start[first], start[last])
+        owner = np.repeat(np.arange(last - first), n_atoms[first:last])
+        near, found = _nearest_in(numbers[span], positions[span], owner, last - first, nearest)
+        smallest[first:last] = near
+        for cluster, (a, b) in found.items():
+            begin = start[first + cluster] - start[first]
+            one, two = numbers[span][a], numbers[span][b]
+            distance = np.linalg.norm(positions[span][a] - positions[span][b])
+            reasons[first + cluster] = (
+                f"atoms too close: {chemical_symbols[one]} and {chemical_symbols[two]} (atoms "
+                f"{a - begin} and {b - begin} of the cluster) at {distance:.2f} Å"
+            )
+        first = last
+    return smallest, reasons
+
+
+def _nearest_in(
+    numbers: IntArray, positions: FloatArray, owner: IntArray, n: int, nearest: float
+) -> tuple[FloatArray, dict[int, tuple[int, int]]]:
+    """`nearest_pairs` in one tree: smallest distance, and the nearest pair of what is too close."""
+    smallest = np.full(n, np.nan)
     finite = np.isfinite(positions).all(axis=1)
     sound = np.bincount(owner[~finite], minlength=n) == 0
     use = np.flatnonzero(sound[owner])
     if not len(use):
-        return smallest, ratio, pair
-    # One tree for all clusters: they are set side by side, too far apart to meet. (Boxes of the
-    # clusters decide how far; the loss of digits is below 1e-9 Å for 1e6 Å.)
+        return smallest, {}
+    # The clusters are set side by side, too far apart to meet.
     low = np.full((n, 3), np.inf)
     high = np.full((n, 3), -np.inf)
     np.minimum.at(low, owner[use], positions[use])
     np.maximum.at(high, owner[use], positions[use])
-    width = np.where(sound, (high - low)[:, 0], 0.0)
-    width[~np.isfinite(width)] = 0.0
-    begin = np.concatenate([[0.0], np.cumsum(width + 20.0)[:-1]])
+    width = np.where(np.isfinite(low[:, 0]), high[:, 0] - low[:, 0], 0.0)
     local = positions[use] - low[owner[use]]
-    local[:, 0] += begin[owner[use]]
+    local[:, 0] += np.concatenate([[0.0], np.cumsum(width + APART)[:-1]])[owner[use]]
     tree = cKDTree(local)
-    reach, _ = tree.query(local, k=2, distance_upper_bound=10.0)
-    np.fmin.at(smallest, owner[use], np.where(np.isfinite(reach[:, 1]), reach[:, 1], np.nan))
     radius = covalent_radii[numbers[use]]
-    near = tree.query_pairs(nearest * 2 * radius.max() + 1e-9, output_type="ndarray")
-    if len(near):
-        distance = np.linalg.norm(local[near[:, 0]] - local[near[:, 1]], axis=1)
-        relative = distance / radius[near].sum(axis=1)
-        order = np.argsort(-relative, kind="stable")  # the smallest is written last
-        cluster = owner[use][near[order, 0]]
-        ratio[cluster] = relative[order]
-        pair[cluster] = use[near[order]]
-    return smallest, ratio, pair
+    # Every molecule has a bond shorter than this; where not, its atoms are asked one by one.
+    reach = max(1.25, nearest * 2 * float(radius.max()) + 1e-9)
+    near = tree.query_pairs(reach, output_type="ndarray")
+    distance = np.linalg.norm(local[near[:, 0]] - local[near[:, 1]], axis=1)
+    np.fmin.at(smallest, owner[use][near[:, 0]], distance)
+    rest = np.flatnonzero(np.isnan(smallest[owner[use]]))
+    if len(rest):
+        alone, _ = tree.query(local[rest], k=2, distance_upper_bound=APART / 2)
+        np.fmin.at(
+            smallest, owner[use][rest], np.where(np.isfinite(alone[:, 1]), alone[:, 1], np.nan)
+        )
+    ratio = distance / radius[near].sum(axis=1)
+    close = np.flatnonzero(ratio < nearest)
+    close = close[np.argsort(-ratio[close], kind="stable")]  # the nearest is written last
+    pairs = use[np.sort(near[close], axis=1)]
+    return smallest, {int(owner[a]): (int(a), int(b)) for a, b in pairs.tolist()}
 
 
 def broken_in(

@@ -11,7 +11,16 @@ import pytest
 import xarray as xr
 from scipy.stats import multivariate_normal
 
-from mofal.clusters import cut, get_ranking, random_cores, rank, ranking_names, select
+from mofal.clusters import (
+    check_ranking,
+    cut,
+    extract,
+    get_ranking,
+    random_cores,
+    rank,
+    ranking_names,
+    select,
+)
 from mofal.clusters import rankings as rankings_module
 from mofal.clusters import selection as selection_module
 from mofal.clusters.graph import block_graph
@@ -221,6 +230,81 @@ def test_get_ranking__errors():
 
     with pytest.raises(ConfigError, match="min, max, sum, total"):
         get_ranking(Odd())
+
+
+@pytest.mark.parametrize("name", ranking_names())
+def test_check_ranking__built_in(name):
+    check_ranking(name)
+
+
+def test_check_ranking__finds_what_is_wrong():
+    class Likeliest(NearestToZero):
+        def fit(self, score):
+            pass
+
+        def terms(self, score, numbers):
+            return {"least": -score, "size": np.ones(len(score))}
+
+    with pytest.raises(ConfigError, match="more wanted when its atoms became likelier"):
+        check_ranking(Likeliest())
+
+    class Relative(Likeliest):
+        reductions = {"least": "min"}  # noqa: RUF012
+
+        def terms(self, score, numbers):
+            return {"least": score - score[np.isfinite(score)].mean()}
+
+        def wanted(self, reduced):
+            return -reduced["least"]
+
+    with pytest.raises(ConfigError, match="depend on other atoms"):
+        check_ranking(Relative())
+
+    class Nothing(Relative):
+        def wanted(self, reduced):
+            return np.full(len(reduced["least"]), np.nan)
+
+    with pytest.raises(ConfigError, match="expected a number"):
+        check_ranking(Nothing())
+
+
+# ------------------------------------------------------------------------- extraction
+def test_select__more_cores_begin_with_the_same():
+    frames, by_system = _frames()
+    scores = scores_of(frames, _noise(frames))
+    features = features_of(frames, np.random.default_rng(0).normal(size=(frames.sizes["atom"], 3)))
+    for options in ({}, {"features": features}, {"coverage": "none"}):
+        few = select(frames, scores, by_system, n=5, **options)
+        many = select(frames, scores, by_system, n=14, **options)
+        assert _pairs(many)[:5] == _pairs(few)
+
+
+def test_extract__refused_clusters_are_replaced():
+    ds, blocks = system("S_ld", "primitive")
+    frames = shaken(ds, 0, n=4)
+    by_system = {"S_ld": blocks}
+    scores = scores_of(frames, _noise(frames))
+    order = _pairs(select(frames, scores, by_system, n=100))
+    # The frame of the first pick loses a hydrogen of its brick: most of its clusters are refused.
+    lost = order[0][0]
+    brick = atoms_of(blocks, first_of(blocks, "node"))
+    hydrogen = next(a for a in brick if ds["numbers"].values[a] == 1)
+    frames["positions"].values[106 * lost + hydrogen] += 1.5
+    clusters, refused, cores = extract(frames, scores, by_system, n=6)
+    assert clusters.sizes["structure"] == 6
+    assert order[: cores.sizes["core"]] == _pairs(cores)
+    expected = [p for p in order if p[0] != lost][:6]
+    found = list(
+        zip(clusters["parent_structure"].values.tolist(), clusters["parent_block"].values.tolist())
+    )
+    assert found == expected
+    assert [order[k] for k in clusters["core_index"].values] == expected
+    assert {order[k][0] for k in refused["core"].values} == {lost}
+    assert all("broken bond" in str(r) for r in refused["reason"].values)
+    # All that there is, where that is less than what was asked for.
+    clusters, refused, cores = extract(frames, scores, by_system, n=1000)
+    assert cores.sizes["core"] == 24
+    assert clusters.sizes["structure"] + refused.sizes["core"] == 24
 
 
 # ------------------------------------------------------------------------- batches: blocks
