@@ -1,0 +1,32 @@
+"""The benchmarks of this room at their tiny size, so that they do not rot."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def module(name):
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", path)
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.mark.slow
+def test_potential_speed__runs(capsys):
+    rows = module("potential_speed").main(["--size", "tiny"])
+    assert list(rows) == ["tiny primitive 1"]
+    assert all(value > 0 for value in rows["tiny primitive 1"].values())
+    assert "ratio" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_potential_regions__runs(tmp_path, capsys):
+    labels = str(tmp_path / "labels")
+    table = module("potential_regions").main(["--size", "tiny", "--labels", labels])
+    assert set(table) == {"seed", "control", "all", "core", "weighted"}
+    assert np.isfinite([v for values in table.values() for v in values]).all()
+    assert "formate MAE" in capsys.readouterr().out
