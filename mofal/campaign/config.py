@@ -219,6 +219,9 @@ class SelectionSettings(Section):
     clusters: Count = 150
     ranking: str = "least_likely_atom"
     shells: Annotated[int, Field(ge=0, le=4)] = 1
+    blueprints: Path | None = Field(
+        None, description="what `mofal match` found: shells by kind of core, before `shells`"
+    )
     unpaired: dict[str, Annotated[int, Field(ge=0)]] = Field(
         {}, description="unpaired electrons per atom of open-shell elements, e.g. {Cu: 1}"
     )
@@ -302,8 +305,14 @@ class CampaignConfig(Section):
         for part in (content["seed_data"], *content["systems"].values()):
             # The same file under another name is the same campaign.
             if part.get("file") is not None:
-                part["file"] = hashlib.sha256(Path(part["file"]).read_bytes()).hexdigest()
+                part["file"] = _content_hash(part["file"])
+        if content["selection"]["blueprints"] is not None:
+            content["selection"]["blueprints"] = _content_hash(content["selection"]["blueprints"])
         return hash_json(content)
+
+
+def _content_hash(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 # ---------------------------------------------------------------------------------- messages
@@ -424,11 +433,15 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
     if seed.file is not None:
         seed = seed.model_copy(update={"file": found(seed.file, "seed_data.file")})
     caches = tuple(found(c, "reference.caches") for c in config.reference.caches)
+    blueprints = config.selection.blueprints
+    if blueprints is not None:
+        blueprints = found(blueprints, "selection.blueprints")
     return config.model_copy(
         update={
             "systems": systems,
             "seed_data": seed,
             "reference": config.reference.model_copy(update={"caches": caches}),
+            "selection": config.selection.model_copy(update={"blueprints": blueprints}),
         }
     )
 

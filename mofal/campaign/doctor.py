@@ -41,8 +41,8 @@ def doctor(*, slurm: str | None = None, say: Say = print) -> int:
     for finding in findings:
         tell(finding, say)
         needed = needed and finding.ok
-    for found in checks():
-        finding = Finding(*found)
+    for check in checks():
+        finding = Finding(*check)
         tell(finding, say)
         if "xtb" in finding.name.lower():
             needed = needed and finding.ok

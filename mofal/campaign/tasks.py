@@ -241,7 +241,7 @@ def density(root: str, cycle: int) -> Summary:
 def select_clusters(root: str, cycle: int, system: str) -> Summary:
     """Score the samples of a system, choose cores, cut clusters."""
     from mofal.clusters import cut, select
-    from mofal.data import write_group, write_json
+    from mofal.data import concat, write_group, write_json
     from mofal.density import PerElementDensity, score
 
     site = Site(root)
@@ -261,14 +261,32 @@ def select_clusters(root: str, cycle: int, system: str) -> Summary:
         seed=site.integer_seed("select", cycle, system),
         features=features,
     )
-    clusters, refused = cut(
-        samples, blocks, cores, shells=settings.shells, unpaired=settings.unpaired or None
-    )
+    depth = shells_of(site, blocks[system])[cores["core_block"].values]
+    cuts = [
+        cut(samples, blocks, cores.isel(core=depth == d), shells=d, unpaired=settings.unpaired)
+        for d in sorted(set(depth.tolist()))
+    ]
+    clusters = concat([c for c, _ in cuts])
+    reasons = [str(r) for _, refused in cuts for r in refused["reason"].values]
     clusters["cycle"] = ("structure", np.full(clusters.sizes["structure"], cycle, np.int64))
-    reasons = [str(r) for r in refused["reason"].values]
     write_json(reasons, site.path(plan.place(cycle, system, "refused.json")))
     write_group(clusters, site.path(plan.place(cycle, system, "clusters.zarr")))
     return {"clusters": clusters.sizes["structure"], "refused": len(reasons)}
+
+
+def shells_of(site: Site, blocks: xr.Dataset) -> np.ndarray:
+    """Shells of the cluster around each block: what force matching found for its kind, or the
+    campaign's: (block,) int."""
+    settings = site.config.selection
+    out = np.full(blocks.sizes["block"], settings.shells)
+    if settings.blueprints is not None:
+        from mofal.data import read_json
+
+        known = read_json(settings.blueprints).get("blueprints", {})
+        for k, kind in enumerate(str(h) for h in blocks["kind_hash"].values):
+            if kind in known:
+                out[k] = int(known[kind]["shells"])
+    return out
 
 
 # ---------------------------------------------------------------------------------- judging

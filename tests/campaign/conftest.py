@@ -1,0 +1,60 @@
+"""One small real campaign, run once for all tests that look at it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "seed": 3,
+    "systems": {
+        "pristine": {"build": "S_pr", "explore": False},
+        "defective": {"build": "S_ld"},
+    },
+    "seed_data": {"perturbed": {"system": "pristine", "frames": 4}},
+    "cycles": 1,
+    "reference": {"name": "gfn1-xtb"},
+    "potential": {
+        "architecture": {"r_max": 3.5, "n_layers": 2, "n_features": 4},
+        "seed": {"learning_rate": 0.02, "ema_decay": 0.9, "energy_shift": "mean", "max_epochs": 40},
+        "cycle": {"max_epochs": 3},
+        "final": {"learning_rate": 0.01, "ema_decay": 0.9, "max_epochs": 12},
+    },
+    "density": {"max_components": 2},
+    "exploration": {"walks": 2, "length_fs": 30, "barostat_fs": 20, "ramp_cycles": 1},
+    "selection": {"clusters": 2},
+    "holdout": {"frames": 1},
+    "control": True,
+    "schedule": {"workers": 2},
+}
+"""A whole campaign on real labels, as small as can be: it shows that it runs, not that it learns."""
+
+
+def write_campaign(path: Path, **changes: Any) -> Path:
+    """Write a campaign file."""
+    path.write_text(yaml.safe_dump({**SMALL, **changes}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of the small campaign, run through the command line; not to be changed."""
+    from mofal.cli import main
+
+    place = tmp_path_factory.mktemp("campaign")
+    file = write_campaign(place / "campaign.yaml")
+    assert main(["run", str(file), "--directory", str(place / "small")]) == 0
+    return place / "small"
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished campaign that a test may damage."""
+    target = tmp_path / "small"
+    shutil.copytree(finished, target)
+    return target

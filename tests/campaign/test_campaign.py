@@ -1,0 +1,156 @@
+"""A small real campaign: GFN1-xTB labels, NequIP, real Dask-scheduled workers, real Zarr."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import mofal
+from mofal.campaign.judgement import atom_mask, defect_atoms, holdout_table
+from mofal.cli import main
+
+pytestmark = pytest.mark.slow
+
+
+def test_run__leaves_every_group_of_every_step(finished: Path) -> None:
+    site = mofal.open(finished).site
+    for step in site.steps():
+        assert site.exists(step.makes), step.name
+    assert not list(finished.rglob("*.tmp"))
+
+
+def test_open__groups_read_without_mofal(finished: Path) -> None:
+    ds = xr.open_zarr(finished / "cycle-001" / "defective" / "labels.zarr", consolidated=False)
+    assert ds["forces"].attrs["units"] == "eV/Å"
+    assert ds.attrs["level_hash"]
+    assert set(np.unique(ds["region"].values)) == {0, 1, 2}
+
+
+def test_open__lazy_over_all_cycles(finished: Path) -> None:
+    view = mofal.open(finished)
+    features = view.features
+    assert features["features"].chunks is not None
+    assert features["features"].dims == ("atom", "feature")
+    labels = view.labels
+    assert set(labels["cycle"].values.tolist()) == {0, 1}
+    assert labels.sizes["structure"] == 4 + 2
+    assert "small" in repr(view)
+    assert view.walks.sizes["walk"] == 2
+    assert (view.attempts["status"].values == "converged").all()
+
+
+def test_training_set__holds_crystals_and_clusters_of_one_level(finished: Path) -> None:
+    data = mofal.open(finished).training_set()
+    periodic = data["pbc"].values.all(axis=1)
+    assert periodic.sum() == 4
+    assert (~periodic).sum() == 2
+    assert set(data["split"].values) == {"train", "validation"}
+    relative = mofal.data.relative_energy(data).values / data["n_atoms"].values
+    # Isolated atoms bring crystal and clusters within 0.7 eV/atom (GFN1-xTB: -8.8 and -9.2).
+    assert np.ptp(relative) < 0.7
+    assert abs(relative.mean() + 8.9) < 0.3
+
+
+def test_clusters__are_the_defective_brick_with_its_neighbours(finished: Path) -> None:
+    view = mofal.open(finished)
+    clusters = view.site.group("cycle-001/defective/clusters.zarr").load()
+    assert (clusters["n_electrons"].values % 2 == 0).all()
+    assert not clusters["pbc"].values.any()
+    assert not clusters["cell"].values.any()
+    formates = set(defect_atoms(view.blocks("defective")).tolist())
+    assert len(formates) == 8
+    core = set(clusters["parent_atom"].values[clusters["region"].values == 0].tolist())
+    assert formates <= core
+
+
+def test_scores__equal_scikit_learns_for_the_same_mixture(finished: Path) -> None:
+    from sklearn.mixture import GaussianMixture
+
+    view = mofal.open(finished)
+    density = view.density(1)
+    features = view.features.load()
+    scores = view.scores.load()
+    for z in (1, 6, 8, 40):
+        mine = features["numbers"].values == z
+        x = np.asarray(features["features"].values[mine], float)
+        mixture, transform = density.mixture(z), density.transform(z, x)
+        peer = GaussianMixture(len(mixture.weights_))
+        peer.weights_, peer.means_ = mixture.weights_, mixture.means_
+        peer.precisions_cholesky_ = mixture.precisions_cholesky_
+        expected = peer.score_samples(transform) + density.log_volume(z)
+        found = scores["log_likelihood"].values[mine]
+        np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_proposal__is_the_error_of_the_model_before_it_learnt(finished: Path) -> None:
+    view = mofal.open(finished)
+    proposal = view.proposal(1).load()
+    labels = view.site.group("cycle-001/defective/labels.zarr").load()
+    seed = view.potential(0)
+    assert proposal.attrs["model_hash"] == seed.model_hash
+    error = seed.evaluate(labels)["forces"].values - labels["forces"].values
+    assert proposal.attrs["mae_meV_per_A"] == pytest.approx(1000 * np.abs(error).mean(), rel=1e-4)
+    large = np.sort(np.abs(error).ravel())
+    tail = large[large >= np.percentile(large, 95)].mean()
+    assert proposal.attrs["mae_p95_meV_per_A"] == pytest.approx(1000 * tail, rel=1e-4)
+
+
+def test_control__saw_no_fewer_atoms_and_no_cluster(finished: Path) -> None:
+    site = mofal.open(finished).site
+    control, model = (
+        site.model_record("control/cycle-001/model"),
+        site.model_record("cycle-001/model"),
+    )
+    assert control["atoms_seen"] >= model["atoms_seen"]
+    assert control["atoms_seen"] < model["atoms_seen"] + 5 * 200
+
+
+def test_holdout__frames_are_nobodys_training_data(finished: Path) -> None:
+    view = mofal.open(finished)
+    learnt = set(view.training_set()["structure_id"].values)
+    for system in ("pristine", "defective"):
+        assert not learnt & set(view.holdout(system)["structure_id"].values)
+
+
+def test_holdout_table__is_what_the_predictions_say(finished: Path) -> None:
+    view = mofal.open(finished)
+    rows = {(r.system, r.atoms, r.metric): r for r in holdout_table(view)}
+    labels = view.holdout("defective").load()
+    predicted = view.judgement("defective", "model-001").load()
+    error = np.abs(predicted["predicted_forces"].values - labels["forces"].values)
+    mask = atom_mask(labels, defect_atoms(view.blocks("defective")))
+    assert mask.sum() == 8
+    row = rows["defective", "defective".replace("defective", "defect"), "MAE"]
+    assert row.values["campaign"] == pytest.approx(1000 * error[mask].mean())
+    assert set(row.values) == {"seed", "control", "campaign"}
+
+
+def test_status_and_report__show_the_campaign(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", str(finished)]) == 0
+    text = capsys.readouterr().out
+    assert "finished" in text
+    assert "label" in text
+    page = finished / "report" / "index.html"
+    html = page.read_text()
+    assert "data:image/png;base64," in html
+    assert "http://" not in html.replace("http://www.w3.org", "")
+    assert "small" in html
+
+
+def test_run__again_does_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.rglob("cycle-*/**/zarr.json")}
+    assert main(["run", str(finished)]) == 0
+    assert "nothing is left to do" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("cycle-*/**/zarr.json")}
+
+
+def test_events__each_label_ran_once(finished: Path) -> None:
+    lines = (finished / "schedule" / "events.jsonl").read_text().splitlines()
+    started = [json.loads(t)["key"] for t in lines if '"start"' in t and '"label"' in t]
+    assert len(started) == len(set(started)) == 4 + 2 + 2
