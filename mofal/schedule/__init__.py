@@ -19,30 +19,47 @@ _LAZY = {
     "CampaignLock": "lock",
     "read_status": "status",
     "format_status": "status",
+    "StatusReader": "status",
+    "HandedOver": "handover",
+    "submit_driver": "handover",
+    "Work": "preview",
+    "dry_run": "preview",
+    "doctor_slurm": "doctor",
+    "Completions": "pools",
 }
 
 __all__ = [
     "CampaignLock",
+    "Completions",
     "DriverSettings",
     "EventLog",
+    "HandedOver",
     "Handle",
     "Outcome",
     "PoolSettings",
     "Pools",
     "ScheduleSettings",
+    "StatusReader",
     "Task",
+    "Work",
     "WorkerRange",
+    "doctor_slurm",
+    "dry_run",
     "format_status",
     "read_events",
     "read_status",
+    "submit_driver",
 ]
 
 if TYPE_CHECKING:
+    from mofal.schedule.doctor import doctor_slurm
     from mofal.schedule.events import EventLog, read_events
+    from mofal.schedule.handover import HandedOver, submit_driver
     from mofal.schedule.lock import CampaignLock
-    from mofal.schedule.pools import Handle, Pools
+    from mofal.schedule.pools import Completions, Handle, Pools
+    from mofal.schedule.preview import Work, dry_run
     from mofal.schedule.settings import DriverSettings, PoolSettings, ScheduleSettings, WorkerRange
-    from mofal.schedule.status import format_status, read_status
+    from mofal.schedule.status import StatusReader, format_status, read_status
     from mofal.schedule.task import Outcome, Task
 
 

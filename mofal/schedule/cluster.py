@@ -22,7 +22,7 @@ from mofal.schedule.backend import Attempt, Loss, Post, WorkerInfo
 from mofal.schedule.events import EventLog, schedule_directory
 from mofal.schedule.execution import make_payload
 from mofal.schedule.files import Layout, read_json
-from mofal.schedule.jobs import JobRecord, Jobs
+from mofal.schedule.jobs import JobRecord, Jobs, extra_paths
 from mofal.schedule.policy import JobView, PoolView, scale
 from mofal.schedule.settings import ScheduleSettings
 from mofal.schedule.task import Task
@@ -102,7 +102,16 @@ class ClusterBackend:
             command += ["--tls", str(self._layout.tls)]
         with self._layout.log("scheduler").open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={
+                    **os.environ,
+                    "DASK_LOGGING__DISTRIBUTED": "warning",
+                    "PYTHONPATH": os.pathsep.join(extra_paths()),
+                },
+                start_new_session=True,
             )
         deadline = time.monotonic() + SCHEDULER_START
         while (facts := read_json(self._layout.scheduler_file)) is None:
@@ -145,9 +154,9 @@ class ClusterBackend:
 
         return socket.gethostbyname(socket.gethostname())
 
-    def close(self) -> None:
-        """End all jobs, the client and the scheduler."""
-        self._jobs.close()
+    def close(self, *, leave: bool = False) -> None:
+        """End all jobs (but those on SLURM, if they are left to another driver) and the rest."""
+        self._jobs.close(leave=leave)
         self._futures.clear()
         if self._client is not None:
             with suppress(Exception):

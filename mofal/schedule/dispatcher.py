@@ -20,10 +20,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mofal.errors import ScheduleError
+from mofal.errors import MofalError, ScheduleError
 from mofal.schedule.backend import Attempt, Backend, Loss, ThreadsBackend, WorkerInfo
 from mofal.schedule.events import EventLog, schedule_directory
 from mofal.schedule.execution import Result, one_line
+from mofal.schedule.handover import HandedOver, Handover
 from mofal.schedule.policy import Estimator, PoolView, TaskQueue, look_ahead
 from mofal.schedule.settings import ScheduleSettings
 from mofal.schedule.task import Outcome, Task, function_reference
@@ -34,6 +35,13 @@ TICK = 0.5
 PROGRESS_INTERVAL = 10.0
 #: A task cut by this many walltimes in a row does not fit into its pool (resumable ones never).
 MAX_CUTS = 3
+
+
+def _wrapped(error: Exception) -> ScheduleError:
+    """An error that nobody foresaw, as one that the command line can tell."""
+    wrapped = ScheduleError(f"the dispatcher stopped: {one_line(error)}")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 @dataclass(eq=False)
@@ -49,7 +57,7 @@ class Entry:
     was_claimed: bool = False
     deaths: list[str] = field(default_factory=list)
     outcome: Outcome | None = None
-    error: ScheduleError | None = None
+    error: MofalError | None = None
     number: int = field(default_factory=count().__next__)
     listeners: list[queue.SimpleQueue[Any]] = field(default_factory=list)
 
@@ -85,15 +93,16 @@ class Dispatcher:
         self._attempts: dict[str, tuple[Entry, str]] = {}  # attempt -> entry, worker
         self._workers: dict[str, _Worker] = {}
         self._claimed: list[Entry] = []
-        self._dead: dict[str, ScheduleError] = {}
+        self._dead: dict[str, MofalError] = {}
         self._lock = threading.Lock()  # guards listeners and outcomes of entries
         self._inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._ended: Counter[str] = Counter()
         self._known: Counter[str] = Counter()
         self._last_progress = time.monotonic()
-        self._fatal: ScheduleError | None = None
+        self._fatal: MofalError | None = None
         self._thread: threading.Thread | None = None
         self._backend: Backend | None = None
+        self._handover = Handover(settings, directory=directory, say=self._say)
         self._next_tick = 0.0
         self._sent = 0
 
@@ -192,18 +201,21 @@ class Dispatcher:
                 if time.monotonic() >= self._next_tick:
                     self._tick()
                     self._next_tick = time.monotonic() + TICK
+        except HandedOver as error:
+            self._say(str(error))
+            self._close_backend(leave=True)
+            self._fail_all(error)
         except Exception as error:
-            fatal = (
-                error
-                if isinstance(error, ScheduleError)
-                else ScheduleError(f"the dispatcher stopped: {one_line(error)}")
-            )
-            if fatal is not error:
-                fatal.__cause__ = error
+            fatal = error if isinstance(error, MofalError) else _wrapped(error)
+            self._close_backend(leave=False)
             self._fail_all(fatal)
         finally:
-            if self._backend is not None:
-                self._backend.close()
+            self._close_backend(leave=False)
+
+    def _close_backend(self, *, leave: bool) -> None:
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close(leave=leave)
 
     def _make_backend(self) -> Backend:
         if self._settings.backend == "threads":
@@ -403,7 +415,7 @@ class Dispatcher:
         for listener in listeners:
             listener.put(outcome)
 
-    def _fail(self, entry: Entry, error: ScheduleError) -> None:
+    def _fail(self, entry: Entry, error: MofalError) -> None:
         """End a task without an outcome: its pool is gone."""
         with self._lock:
             entry.state = "ended"
@@ -413,7 +425,7 @@ class Dispatcher:
         for listener in listeners:
             listener.put(error)
 
-    def _fail_all(self, error: ScheduleError) -> None:
+    def _fail_all(self, error: MofalError) -> None:
         self._events.write("error", reason=one_line(error))
         self._fatal = error
         for pool in self._pools:
@@ -430,7 +442,7 @@ class Dispatcher:
             elif message[0] == "cancel":
                 message[2].put(0)
 
-    def _give_up(self, pool: str, error: ScheduleError) -> None:
+    def _give_up(self, pool: str, error: MofalError) -> None:
         self._events.write("error", pool=pool, reason=one_line(error))
         self._dead[pool] = error
         for entry in list(self._entries.values()):
@@ -512,6 +524,7 @@ class Dispatcher:
     # -- now and then
     def _tick(self) -> None:
         assert self._backend is not None
+        self._handover.check()
         self._backend.tick()
         claimed, self._claimed = self._claimed, []
         for entry in claimed:

@@ -25,6 +25,13 @@ from typing import Any
 
 #: How a worker says that it lost its scheduler (and may be started again for the next one).
 EXIT_LOST = 75
+#: Environment variable: how long a driver waits for another one to leave (s).
+TAKEOVER = "MOFAL_TAKEOVER"
+
+
+def takeover_file(directory: str | os.PathLike[str]) -> Path:
+    """Exists while a successor asks for the campaign of this directory."""
+    return Path(directory) / "schedule" / "takeover"
 
 
 class Layout:

@@ -203,6 +203,7 @@ class Job:
             "time": time.time(),
             "beat": self.beats,
             "cores": self.spec["cores"],
+            "slots": self.spec["workers"],
             "workers": [child.name for child in self.children if child.process is not None],
             "losses": dict(list(self.losses.items())[-50:]),
             "ended": ended,
@@ -260,7 +261,8 @@ class Job:
                 child.process.wait()
                 self.losses.setdefault(child.name, f"its job ended: {self.stop_reason}")
         self._beat(ended=True)
-        print(f"job {self.spec['name']} ended: {self.stop_reason}", flush=True)
+        if not self.stop_reason.startswith(("SIG", "given back")):
+            print(f"job {self.spec['name']} ended: {self.stop_reason}", flush=True)
         return 1 if "died" in self.stop_reason else 0
 
 

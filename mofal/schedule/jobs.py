@@ -87,6 +87,7 @@ class Jobs:
         self._next_submit: dict[str, float] = {}
         self._queue: dict[str, QueuedJob] | None = None  # by name; None: never seen
         self._beats: dict[str, tuple[int, float]] = {}  # job -> (beat, when it was first seen)
+        self._past: dict[str, dict[str, Any]] = {}  # last beats of jobs that are over
         self._number = 0
         self._indices = dict.fromkeys(self._pools, 0)
         self._thread: SlurmThread | None = None
@@ -98,9 +99,13 @@ class Jobs:
     def start(self, wake: Callable[[], None]) -> None:
         """Look for what a driver before left, and begin."""
         for path in self._layout.jobs.glob("*.json"):
-            number = path.name.split(".")[0].rpartition("-")[2]
+            name = path.name.split(".")[0]
+            number = name.rpartition("-")[2]
             if number.isdigit():
                 self._number = max(self._number, int(number) + 1)
+            beat = read_json(self._layout.beat(name))
+            if beat is not None and (beat.get("ended") or self._local_and_dead(beat)):
+                self._put_away(name, "its driver was gone")
         if any(pool.backend == "slurm" for pool in self._pools.values()):
             self._thread = SlurmThread(
                 self._commands, interval=self._settings.poll_interval, wake=wake
@@ -193,6 +198,7 @@ class Jobs:
         names = ("OMP", "MKL", "OPENBLAS", "BLIS", "NUMEXPR")
         return {
             **{f"{name}_NUM_THREADS": threads for name in names},
+            "DASK_LOGGING__DISTRIBUTED": "warning",
             "VECLIB_MAXIMUM_THREADS": threads,
             "PYTHONPATH": os.pathsep.join(extra_paths()),
             "MOFAL_POOL": pool,
@@ -239,7 +245,7 @@ class Jobs:
     # -- what became of them
     def loss(self, job: str, worker: str) -> Loss | None:
         """How a worker came to its end, None as long as nobody says."""
-        beat = read_json(self._layout.beat(job)) or {}
+        beat = read_json(self._layout.beat(job)) or self._past.get(job, {})
         record = self._records.get(job)
         text = beat.get("losses", {}).get(worker)
         if text is None and beat.get("ended"):
@@ -274,8 +280,10 @@ class Jobs:
         beat = read_json(self._layout.beat(job))
         if beat is None or beat.get("ended") or worker not in beat.get("workers", ()):
             return False
+        if self._local_and_dead(beat):
+            return False
         if beat.get("host") == os.uname().nodename and not beat.get("slurm_id"):
-            return process_start(int(beat["pid"])) == beat["process"] != ""
+            return True
         if beat.get("slurm_id") and self._queue is not None:
             queued = self._queue.get(self.prefix + job)
             if queued is None or queued.state in ENDED_STATES:
@@ -286,6 +294,13 @@ class Jobs:
             self._beats[job] = (beat["beat"], now)
             return True
         return now - since < SILENCE
+
+    @staticmethod
+    def _local_and_dead(beat: dict[str, Any]) -> bool:
+        """Whether the job was a process of this machine that is no more."""
+        if beat.get("slurm_id") or beat.get("host") != os.uname().nodename:
+            return False
+        return not process_start(int(beat["pid"])) == beat["process"] != ""
 
     def verdict(self, pool: str) -> ScheduleError | None:
         """The error with which a pool is given up; None as long as there is hope."""
@@ -395,13 +410,13 @@ class Jobs:
         """A job is no more: count it if it died on arrival."""
         del self._records[record.name]
         beat = read_json(self._layout.beat(record.name)) or {}
-        reason = beat.get("reason") or how
-        self._events.write("job-end", job=record.name, pool=record.pool, reason=reason)
+        reason = str(beat.get("reason") or how)
         if record.process is not None and record.process.stdin is not None:
             with suppress(OSError):
                 record.process.stdin.close()
         never_started = how == "CANCELLED" and not beat
         if record.ever_connected or record.ending is not None or never_started:
+            self._put_away(record.name, how)
             return
         from mofal.schedule.cluster import last_lines
 
@@ -410,22 +425,53 @@ class Jobs:
         if worker_log.exists():
             log += "\n" + last_lines(worker_log)
         self._deaths[record.pool].append(f"{record.name} ({reason}), says {log}\n")
+        self._put_away(record.name, how)
         self._next_submit[record.pool] = time.monotonic() + min(
             1.0 if record.process is not None else self._settings.poll_interval, 60.0
         )
+
+    def _put_away(self, name: str, how: str) -> None:
+        """Enter a job that is over into the events, and remove its files."""
+        beat = read_json(self._layout.beat(name)) or {}
+        self._events.write(
+            "job-end",
+            job=name,
+            pool=name.rpartition("-")[0],
+            reason=beat.get("reason") or how,
+            slurm_id=beat.get("slurm_id", ""),
+            seconds=round(beat.get("time", 0.0) - beat.get("started", 0.0), 1),
+            cores=beat.get("cores", 0),
+            slots=beat.get("slots", 1),
+        )
+        self._past[name] = beat
+        while len(self._past) > 1000:
+            del self._past[next(iter(self._past))]
+        for path in (
+            self._layout.job(name),
+            self._layout.beat(name),
+            self._layout.end(name),
+            self._layout.jobs / f"{name}.sh",
+        ):
+            path.unlink(missing_ok=True)
+        for path in self._layout.logs.glob(f"{name}*.log"):
+            with suppress(OSError):
+                if path.stat().st_size == 0:
+                    path.unlink()
 
     def _say_once(self, text: str) -> None:
         if text not in self._quiet_errors:
             self._quiet_errors.add(text)
             self._say(text)
 
-    def close(self) -> None:
-        """End all jobs at once."""
+    def close(self, *, leave: bool = False) -> None:
+        """End all jobs at once; or `leave` those on SLURM to the next driver."""
         for record in self._records.values():
-            self.end(record)
+            if record.process is not None or not leave:
+                self.end(record)
         if self._thread is not None:
             # Work is over: running jobs need not find out by themselves.
-            self._thread.cancel([r.slurm_id for r in self._records.values() if r.slurm_id])
+            if not leave:
+                self._thread.cancel([r.slurm_id for r in self._records.values() if r.slurm_id])
             self._thread.stop()
         for record in self._records.values():
             if record.process is None:
@@ -438,6 +484,7 @@ class Jobs:
             if record.process.stdin is not None:
                 with suppress(OSError):
                     record.process.stdin.close()
+            self._put_away(record.name, "the driver ended")
         self._records.clear()
 
 

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from mofal.errors import CampaignError
-from mofal.schedule.files import process_start, read_json, write_json
+from mofal.schedule.files import TAKEOVER, process_start, read_json, takeover_file, write_json
 
 #: Seconds between two heartbeats, and the age at which one from another host counts as stopped.
 BEAT_INTERVAL = 10.0
@@ -36,6 +36,9 @@ class CampaignLock:
         Seconds after which a silent driver on another host is taken for dead.
     beat_interval
         Seconds between two heartbeats.
+    wait
+        Ask a driver that holds the campaign to leave, and wait for that (s); None: what
+        ``MOFAL_TAKEOVER`` says, which `handover.py` sets for successors.
 
     Raises
     ------
@@ -49,11 +52,13 @@ class CampaignLock:
         *,
         stale_after: float = STALE_AFTER,
         beat_interval: float = BEAT_INTERVAL,
+        wait: float | None = None,
     ) -> None:
         self.path = Path(directory) / "driver.lock"
         self.beat = Path(directory) / "driver.json"
         self._stale_after = stale_after
         self._beat_interval = beat_interval
+        self._wait = float(os.environ.get(TAKEOVER, 0.0)) if wait is None else wait
         self._fd: int | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -76,6 +81,22 @@ class CampaignLock:
 
     def acquire(self) -> None:
         """Become the driver, or raise."""
+        request = takeover_file(self.path.parent)
+        deadline = time.monotonic() + self._wait
+        while True:
+            try:
+                self._acquire_now()
+                break
+            except CampaignError:
+                if time.monotonic() >= deadline:
+                    request.unlink(missing_ok=True)
+                    raise
+            request.parent.mkdir(parents=True, exist_ok=True)
+            request.touch()
+            time.sleep(0.2)
+        request.unlink(missing_ok=True)
+
+    def _acquire_now(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -95,6 +116,13 @@ class CampaignLock:
         self._stop.clear()
         self._thread = threading.Thread(target=self._beats, name="mofal-heartbeat", daemon=True)
         self._thread.start()
+
+    def held(self) -> bool:
+        """Whether a driver has the campaign now, this process or another."""
+        holder = self.holder()
+        if not holder or holder.get("ended"):
+            return False
+        return self._is_self(holder) or self._alive(holder)
 
     def _alive(self, holder: dict[str, Any]) -> bool:
         """Whether the driver that wrote the heartbeat is there, as far as can be told."""

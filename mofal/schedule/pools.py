@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mofal.errors import ScheduleError
+from mofal.errors import MofalError, ScheduleError
 from mofal.schedule.dispatcher import Dispatcher, Entry
 from mofal.schedule.events import EventLog
 from mofal.schedule.execution import execute_task
@@ -43,7 +43,7 @@ class Completions:
 
     def __init__(self, pools: Pools) -> None:
         self._pools = pools
-        self._done: queue.SimpleQueue[Outcome | ScheduleError] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Outcome | MofalError] = queue.SimpleQueue()
         self._seen: set[int] = set()
         self.pending = 0
 
@@ -66,7 +66,7 @@ class Completions:
         if not self.pending:
             return None
         outcome = self._pools._next(self._done, timeout)
-        if isinstance(outcome, ScheduleError):
+        if isinstance(outcome, MofalError):
             raise outcome
         if outcome is not None:
             self.pending -= 1
@@ -178,8 +178,8 @@ class Pools:
         return Completions(self)
 
     def _next(
-        self, done: queue.SimpleQueue[Outcome | ScheduleError], timeout: float | None
-    ) -> Outcome | ScheduleError | None:
+        self, done: queue.SimpleQueue[Outcome | MofalError], timeout: float | None
+    ) -> Outcome | MofalError | None:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             try:

@@ -6,6 +6,7 @@ them. What is not known (the queue could not be read) changes nothing.
 
 from __future__ import annotations
 
+import os
 import queue
 import re
 import shlex
@@ -50,9 +51,21 @@ def run_command(command: Sequence[str], *, timeout: float = 60.0) -> str:
     SlurmError
         It is not installed, failed, or took too long.
     """
+    # What SLURM told this process of its own job (a driver may run in one) is not for the next.
+    keep = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SLURM_") or name in keep
+    }
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            env=environment,
         )
     except FileNotFoundError as error:
         raise SlurmError(f"found no {command[0]}; expected a machine that submits jobs") from error

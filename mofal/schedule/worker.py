@@ -33,6 +33,15 @@ def own_address(peer: str) -> str:
         return str(probe.getsockname()[0])
 
 
+async def _started(worker: Worker) -> str:
+    """Connect; what went wrong, "" if nothing did."""
+    try:
+        await worker
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
 async def _work(spec: dict[str, Any], options: argparse.Namespace) -> int:
     scheduler = read_json(STATE.layout.scheduler_file)
     if scheduler is None:
@@ -57,10 +66,14 @@ async def _work(spec: dict[str, Any], options: argparse.Namespace) -> int:
         death_timeout=20,
         **where,
     )
-    try:
-        await worker
-    except Exception as error:  # no scheduler there: it may be a new one's turn
-        print(f"worker {options.name}: {error}", file=sys.stderr, flush=True)
+    starting = asyncio.ensure_future(_started(worker))
+    while not starting.done():
+        await asyncio.wait([starting], timeout=0.5)
+        current = read_json(STATE.layout.scheduler_file)
+        if current is not None and current["id"] != scheduler["id"]:
+            return EXIT_LOST  # no use in knocking at the old one's door
+    if starting.result():
+        print(f"worker {options.name}: {starting.result()}", file=sys.stderr, flush=True)
         return EXIT_LOST
     worker.log_event(
         TOPIC,
