@@ -137,6 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("file", help="the campaign file, or the directory of a campaign")
     p.add_argument("--directory", help="where it lives (default: the campaign's name)")
     p.add_argument("--dry-run", action="store_true", help="show what would run, submit nothing")
+    p.add_argument("--submit", action="store_true", help="run the driver itself in a SLURM job")
 
     p = _command(commands, "status", run_status, "how far a campaign is, whether or not it runs")
     p.add_argument("directory")
@@ -153,8 +154,8 @@ def make_parser() -> argparse.ArgumentParser:
     p = _command(commands, "build", run_build, "build a framework and write it to a file")
     p.add_argument("name", help="S_pr, S_ld, S_reo, UiO-67, ...; `mofal build list` names all")
     p.add_argument("-o", "--output", help="extxyz, cif, or anything ASE writes")
-    p.add_argument("--cell", choices=["primitive", "conventional"], default="primitive")
-    p.add_argument("--repeat", type=int, nargs=3, default=(1, 1, 1), metavar=("A", "B", "C"))
+    p.add_argument("--cell", choices=["primitive", "conventional"], default="conventional")
+    p.add_argument("--repeat", type=int, nargs=3, metavar=("A", "B", "C"))
     p.add_argument("--seed", type=int, default=0, help="of the disorder of S_sup and S_sup*")
 
     p = _command(commands, "blocks", run_blocks, "the building blocks of a structure file")
@@ -245,7 +246,23 @@ def run_run(args: argparse.Namespace) -> int:
     if args.dry_run:
         say(describe_run(campaign))
         return 0
-    campaign.run(progress=say)
+    if args.submit:
+        from mofal.campaign.seeding import examine
+        from mofal.schedule.handover import submit_driver
+
+        examine(campaign.site)  # what would be refused in the job is refused here
+        command = [sys.executable, "-m", "mofal", "run", str(file.absolute())]
+        command += ["--directory", str(campaign.directory.absolute())]
+        job = submit_driver(campaign.config.schedule, directory=campaign.directory, command=command)
+        say(f"the driver is job {job}; look at it with: mofal status {campaign.directory} --watch")
+        return 0
+    from mofal.schedule.handover import HandedOver
+
+    try:
+        campaign.run(progress=say)
+    except HandedOver as done:
+        say(str(done))
+        return 0
     page = report(campaign.directory, progress=say)
     say(f"report: {page}")
     return 0
@@ -295,7 +312,8 @@ def run_build(args: argparse.Namespace) -> int:
     if args.name == "list":
         say("\n".join(system_names()))
         return 0
-    ds = build(args.name, cell=args.cell, repeat=tuple(args.repeat), seed=args.seed)
+    repeat = tuple(args.repeat) if args.repeat else None
+    ds = build(args.name, cell=args.cell, repeat=repeat, seed=args.seed)
     say(describe_structure(ds))
     if args.output:
         write(ds, args.output)

@@ -45,8 +45,9 @@ class SystemSettings(Section):
 
     build: str | None = Field(None, description="name of a framework mofal builds, e.g. S_ld")
     file: Path | None = Field(None, description="CIF, extended XYZ, or anything ASE reads")
-    cell: Literal["primitive", "conventional"] = "primitive"
-    repeat: tuple[Count, Count, Count] = (1, 1, 1)
+    cell: Literal["primitive", "conventional"] = "conventional"
+    repeat: tuple[Count, Count, Count] | None = None
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of the disorder of S_sup, S_sup*")
     rule: str = Field("carboxylate", description="rule that cuts the framework into blocks")
     explore: bool = Field(True, description="false: serves seed data and hold-out only")
 

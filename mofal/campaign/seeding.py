@@ -34,11 +34,13 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
     from mofal.frameworks import build, find_blocks, read_framework, supercell
 
     if settings.build is not None:
-        structure = build(settings.build, cell=settings.cell, repeat=settings.repeat)
+        structure = build(
+            settings.build, cell=settings.cell, repeat=settings.repeat, seed=settings.seed
+        )
     else:
         assert settings.file is not None  # the config gives one of the two
         structure = read_framework(settings.file, rule=settings.rule)
-        if settings.repeat != (1, 1, 1):
+        if settings.repeat is not None:
             structure = supercell(structure, settings.repeat)
     structure["system"] = ("structure", np.array([name], _TEXT))
     return structure, find_blocks(structure, rule=settings.rule)

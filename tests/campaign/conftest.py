@@ -13,8 +13,8 @@ SMALL: dict[str, Any] = {
     "name": "small",
     "seed": 3,
     "systems": {
-        "pristine": {"build": "S_pr", "explore": False},
-        "defective": {"build": "S_ld"},
+        "pristine": {"build": "S_pr", "cell": "primitive", "explore": False},
+        "defective": {"build": "S_ld", "cell": "primitive"},
     },
     "seed_data": {"perturbed": {"system": "pristine", "frames": 4}},
     "cycles": 1,
@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
     "control": True,
     "schedule": {"workers": 2},
 }
-"""A whole campaign on real labels, as small as can be: it shows that it runs, not that it learns."""
+"""A whole campaign on real labels, as small as can be: it shows that it runs, not more."""
 
 
 def write_campaign(path: Path, **changes: Any) -> Path:

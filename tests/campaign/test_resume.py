@@ -1,4 +1,4 @@
-"""`kill -9` of the driver in every stage, then the same command: nothing lost, nothing paid twice."""
+"""`kill -9` of the driver in every stage, then the same command: nothing is lost or paid twice."""
 
 from __future__ import annotations
 
