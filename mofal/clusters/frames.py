@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 from ase.data import chemical_symbols, covalent_radii
+from ase.geometry import complete_cell
 from scipy import sparse
 from scipy.sparse import csgraph
 
@@ -91,7 +92,7 @@ def check_frame(
     vector = positions[pairs[:, 1]] - positions[pairs[:, 0]] + shifts @ cell
     length = np.linalg.norm(vector, axis=1)
     offset = None
-    if not np.all(length <= limit) and np.linalg.det(cell) != 0 and np.isfinite(positions).all():
+    if not np.all(length <= limit) and cell.any() and np.isfinite(positions).all():
         offset = _unwrap(len(numbers), pairs, vector, length, limit, cell)
         if offset is not None:
             vector = vector + (offset[pairs[:, 1]] - offset[pairs[:, 0]]) @ cell
@@ -121,17 +122,7 @@ def _unwrap(
     ----------
     pairs : (bond, 2); vector : (bond, 3) Å with the recorded shift; length, limit : (bond,) Å
     """
-    long = np.flatnonzero(~(length <= limit))
-    step = np.zeros((len(pairs), 3), dtype=np.int64)
-    near = -np.rint(vector[long] @ np.linalg.inv(cell)).astype(np.int64)
-    # In a skewed cell the nearest image is among the neighbours of the rounded one.
-    around = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    trial = near[:, None, :] + around[None, :, :]
-    distance = np.linalg.norm(vector[long][:, None, :] + trial @ cell, axis=2)
-    best = distance.argmin(axis=1)
-    step[long] = trial[np.arange(len(long)), best]
-    good = np.ones(len(pairs), dtype=np.bool_)
-    good[long] = distance[np.arange(len(long)), best] <= limit[long]
+    step, good = _steps(pairs, vector, length, limit, cell)
     if not step[good].any():
         return None
     # Shifts are propagated along a spanning tree: atom 0 of every connected part stays where it is
@@ -160,6 +151,47 @@ def _unwrap(
         offset = offset + offset[parent]
         parent = parent[parent]
     return offset[:n_atoms]
+
+
+def _steps(
+    pairs: IntArray, vector: FloatArray, length: FloatArray, limit: FloatArray, cell: FloatArray
+) -> tuple[IntArray, BoolArray]:
+    """Lattice shift that makes each recorded bond short, and whether there is one.
+
+    Bonds between the same two atoms (an atom and two images of another, in small cells) have one
+    shift in common: the one that makes the longest of them shortest.
+
+    Returns
+    -------
+    step : (bond, 3), good : (bond,) bool
+    """
+    long = ~(length <= limit)
+    forward = np.where(pairs[:, 0] <= pairs[:, 1], 1, -1)
+    low, high = np.sort(pairs, axis=1).T
+    code = low * (int(pairs.max(initial=0)) + 1) + high
+    member = np.flatnonzero(np.isin(code, np.unique(code[long])))
+    member = member[np.lexsort([~long[member], code[member]])]  # a long one first in each group
+    first = np.unique(code[member], return_index=True)[1]
+    group = np.cumsum(np.isin(np.arange(len(member)), first)) - 1
+    across = vector[member] * forward[member][:, None]
+
+    periodic: BoolArray = np.any(
+        cell != 0, axis=1
+    )  # a slab or a wire has no vector along its free directions
+    near = -np.rint(across[first] @ np.linalg.inv(complete_cell(cell))).astype(np.int64)
+    near[:, ~periodic] = 0
+    # In a skewed cell the nearest image is among the neighbours of the rounded one.
+    nearby = [[-1, 0, 1] if along else [0] for along in list(periodic)]
+    around = np.stack(np.meshgrid(*nearby, indexing="ij"), axis=-1).reshape(-1, 3)
+    trial = near[:, None, :] + around[None, :, :]
+    ratio = np.linalg.norm(across[:, None, :] + (trial @ cell)[group], axis=2)
+    ratio /= limit[member][:, None]
+    best = np.maximum.reduceat(ratio, first, axis=0).argmin(axis=1)
+    step = np.zeros((len(pairs), 3), dtype=np.int64)
+    step[member] = trial[np.arange(len(first)), best][group] * forward[member][:, None]
+    good = ~long
+    good[member] = ratio[np.arange(len(member)), best[group]] <= 1.0
+    return step, good
 
 
 def describe_bond(

@@ -195,16 +195,33 @@ def test_cut__images_are_distinct_blocks_in_small_cells():
     assert len(np.unique(pieces, axis=0)) == 13
 
 
-def test_cut__block_bound_to_its_own_image():
-    """A chain of one block per cell: every neighbour is an image of the core."""
+def _chain(cell):
+    """A chain of one block per cell, C2H2: every neighbour of a block is an image of it."""
     x = np.array([[0.0, 0.0, 0.0], [1.2, 0.0, 0.0], [0.0, 1.1, 0.0], [1.2, 1.1, 0.0]])
-    ds = make_structures(
-        [6, 6, 1, 1], x, n_atoms=[4], cell=np.diag([2.6, 9.0, 9.0])[None], pbc=True, system="chain"
-    )
+    ds = make_structures([6, 6, 1, 1], x, n_atoms=[4], cell=np.diag(cell)[None], system="chain")
     none = (0, 0, 0)
     blocks = blocks_dataset(
         [[0, 1, 2, 3]], [(1, 0, (1, 0, 0))], bonds=[(0, 1, none), (0, 2, none), (1, 3, none)]
     )
+    return ds, blocks
+
+
+def test_cut__wrapped_wire_without_other_cell_vectors():
+    """Periodic along one direction only: there is no inverse of the cell to wrap with."""
+    ds, blocks = _chain([2.6, 0.0, 0.0])
+    assert ds["pbc"].values.tolist() == [[True, False, False]]
+    expected, _ = cut(ds, {"chain": blocks}, cores_of([0], [0]))
+    x = ds["positions"].values.copy()
+    x[[1, 3], 0] -= 2.6
+    wrapped = with_positions(ds, x)
+    assert check_bonds(wrapped, {"chain": blocks})["wrapped"].values.all()
+    clusters, refused = cut(wrapped, {"chain": blocks}, cores_of([0], [0]))
+    assert refused.sizes["core"] == 0
+    np.testing.assert_allclose(clusters["positions"].values, expected["positions"].values)
+
+
+def test_cut__block_bound_to_its_own_image():
+    ds, blocks = _chain([2.6, 9.0, 9.0])
     sizes = []
     for shells in (0, 1, 2, 3):
         clusters, refused = cut(ds, {"chain": blocks}, cores_of([0], [0]), shells=shells)
