@@ -145,8 +145,8 @@ def partition(
     """Cut the bonds of a rule and find what stays connected.
 
     A cut that separates nothing (both ends stay in one piece, in one image) is no cut; a ligand
-    that holds on by a single bond joins nothing (acetate, benzoate, a dangling acid) and stays
-    with its node.
+    on one node only joins nothing (acetate, benzoate, a dangling acid, a chelate) and stays with
+    that node.
 
     Returns
     -------
@@ -166,11 +166,11 @@ def partition(
         if closed.any():
             image = link_images(bonds, cuts, pieces)
             closed &= ~image.any(axis=1)
-        holds = np.bincount(end.ravel(), minlength=pieces.n)
         is_node = np.zeros(pieces.n, bool)
         is_node[end[cuts.node_end]] = True
         is_node[pieces.label[IS_METAL[z]]] = True
-        pendant = ((holds[end] == 1) & ~is_node[end]).any(axis=1)
+        reach = _neighbours(end, link_images(bonds, cuts, pieces), pieces.n)
+        pendant = ((reach[end] == 1) & ~is_node[end]).any(axis=1)
         drop = closed | pendant
         if not drop.any():
             return cuts, mask, pieces
@@ -320,12 +320,7 @@ def blocks_from_bonds(
     link_block = label[link_atom].astype(np.int64)
     image = link_images(bonds, cuts, pieces)
 
-    # Neighbours that several bonds lead to count once in the coordination.
-    both_ways = np.vstack(
-        [np.column_stack([link_block, image]), np.column_stack([link_block[:, ::-1], -image])]
-    )
-    coordination = np.bincount(_distinct_rows(both_ways)[:, 0], minlength=n_blocks)
-
+    coordination = _neighbours(link_block, image, n_blocks)
     has_metal = np.zeros(n_blocks, bool)
     has_metal[label[IS_METAL[z]]] = True
     node_side = np.zeros(n_blocks, bool)
@@ -385,6 +380,16 @@ def blocks_from_bonds(
         },
         attrs={"rule": rule, "system": system, "n_atoms": n, "n_nets": n_nets},
     )
+
+
+def _neighbours(
+    link_block: NDArray[np.integer], image: NDArray[np.integer], n_blocks: int
+) -> NDArray[np.int64]:
+    """How many blocks each block is linked to: (n_blocks,). Several bonds to one count once."""
+    both_ways = np.vstack(
+        [np.column_stack([link_block, image]), np.column_stack([link_block[:, ::-1], -image])]
+    )
+    return np.bincount(_distinct_rows(both_ways)[:, 0], minlength=n_blocks)
 
 
 def _distinct_rows(rows: NDArray[np.integer]) -> NDArray[np.integer]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -68,12 +68,12 @@ class Bonds:
         """The half-edges where `mask` holds."""
         return Bonds(self.n_atoms, self.i[mask], self.j[mask], self.shift[mask])
 
-    @property
+    @cached_property
     def degree(self) -> NDArray[np.int64]:
         """Number of bonds of each atom: (n_atoms,)."""
         return np.bincount(self.i, minlength=self.n_atoms)
 
-    @property
+    @cached_property
     def indptr(self) -> NDArray[np.int64]:
         """Where the half-edges of each atom start: (n_atoms + 1,)."""
         return np.concatenate([[0], np.cumsum(self.degree)])
@@ -158,8 +158,8 @@ def bonds_of(
 
     Two atoms are bonded when they are closer than the sum of their covalent radii plus 0.3 Å
     (0.22 Å among B, C, N, O and F, 0.4 Å to a metal, 0.2 Å metal to carbon, 0.1 Å metal to
-    hydrogen); metals never bond to each other; hydrogen keeps only its shortest bond, except
-    between boron and between metals.
+    hydrogen); metals never bond to each other, nor to a C, P or S whose own O or N holds them;
+    hydrogen keeps only its shortest bond, except between boron and between metals.
 
     Parameters
     ----------
@@ -192,8 +192,48 @@ def bonds_of(
     i, j, shift = neighbour_list(
         "ijS", positions=x - origin, cell=lattice, pbc=periodic, numbers=z, cutoff=cut
     )
-    bonds = Bonds(n, i, j, shift)
+    bonds = _no_bond_across(z, Bonds(n, i, j, shift))
     return _one_bond_per_hydrogen(z, x, lattice, bonds)
+
+
+def _no_bond_across(z: NDArray[np.integer], bonds: Bonds) -> Bonds:
+    """Drop bonds from a metal to C, P, S, ... whose own O or N holds that metal already.
+
+    The C of a chelating carboxylate sits as close to a large metal as a carbon that is bonded to
+    it; so does the P of a phosphonate.
+    """
+    metal = IS_METAL[z]
+    centre = ~metal & ~np.isin(z, [1, 7, 8, 9])
+    across = np.flatnonzero(metal[bonds.i] & centre[bonds.j])
+    if not len(across):
+        return bonds
+    indptr = bonds.indptr
+    drop = []
+    for edge in across.tolist():
+        m, c, s = int(bonds.i[edge]), int(bonds.j[edge]), bonds.shift[edge]
+        for hop in range(indptr[c], indptr[c + 1]):
+            donor = int(bonds.j[hop])
+            if z[donor] not in (7, 8, 16) or metal[donor]:
+                continue
+            there = slice(indptr[donor], indptr[donor + 1])
+            closes = (bonds.j[there] == m) & np.all(
+                bonds.shift[there] == -(s + bonds.shift[hop]), axis=1
+            )
+            if closes.any():
+                drop.append(edge)
+                break
+    return bonds.kept(~_both_ways(bonds, drop))
+
+
+def _both_ways(bonds: Bonds, edges: list[int]) -> NDArray[np.bool_]:
+    """Mask of some half-edges and of those that lead back."""
+    mask = np.zeros(len(bonds.i), bool)
+    for edge in edges:
+        i, j, s = bonds.i[edge], bonds.j[edge], bonds.shift[edge]
+        back = slice(bonds.indptr[j], bonds.indptr[j + 1])
+        mask[edge] = True
+        mask[back] |= (bonds.j[back] == i) & np.all(bonds.shift[back] == -s, axis=1)
+    return mask
 
 
 def _one_bond_per_hydrogen(
@@ -218,15 +258,7 @@ def _one_bond_per_hydrogen(
     drop = ~shortest & ~(can_bridge[j] & can_bridge[nearest[i]])
     if not drop.any():
         return bonds
-    # Both directions of a dropped bond go: found by their key (i, j, shift).
-    lost = np.column_stack([i[drop], j[drop], s[drop]])
-    lost = np.vstack([lost, np.column_stack([j[drop], i[drop], -s[drop]])])
-    everything = np.column_stack([bonds.i, bonds.j, bonds.shift])
-    touched = np.flatnonzero(crowded[bonds.i] | crowded[bonds.j])
-    keys = {tuple(row) for row in lost.tolist()}
-    keep = np.ones(len(bonds.i), bool)
-    keep[touched] = [tuple(row) not in keys for row in everything[touched].tolist()]
-    return bonds.kept(keep)
+    return bonds.kept(~_both_ways(bonds, from_h[drop].tolist()))
 
 
 def structure_arrays(

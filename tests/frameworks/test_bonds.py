@@ -22,6 +22,20 @@ def plain_bonds(z, x, cell, pbc, reach=3):
         d = np.linalg.norm(vector, axis=2)
         for i, j in np.argwhere((d < bond_cutoffs()[z[:, None], z[None]]) & (d > 1e-6)):
             found[(int(i), int(j), *shift.tolist())] = d[i, j]
+    # Zr...C is no bond where an O of that C is on the same Zr.
+    onward = {}
+    for a, b, *s in found:
+        onward.setdefault(a, []).append((b, np.array(s)))
+    for a, b, *s in list(found):
+        if z[a] == 40 and z[b] == 6:
+            via = any(
+                z[o] == 8
+                and any(m == a and np.array_equal(back, -(t + s)) for m, back in onward[o])
+                for o, t in onward[b]
+            )
+            if via:
+                found.pop((a, b, *s))
+                found.pop((b, a, *(-np.array(s)).tolist()))
     bridges = (z == 5) | IS_METAL[z]
     lost = set()
     for i in np.flatnonzero(z == 1):
@@ -135,3 +149,12 @@ def test_find_bonds__refuses_what_is_no_number():
     bad["numbers"].values[3] = 0
     with pytest.raises(StructureError, match="atom 3 has atomic number 0"):
         find_bonds(bad)
+
+
+def test_bonds_of__chelating_carboxylate():
+    # A chelate on Zr: C at 2.65 Å, closer than a Zr-C bond may be long; the O hold the metal.
+    z = np.array([40, 8, 8, 6, 1])
+    x = np.array([[0, 0, 0], [1.95, 1.08, 0], [1.95, -1.08, 0], [2.62, 0, 0], [3.72, 0, 0]])
+    bonds = bonds_of(z, x, np.zeros((3, 3)), np.zeros(3, bool))
+    assert bond_cutoffs()[40, 6] > 2.62
+    assert bonds.degree.tolist() == [2, 2, 2, 3, 1]
