@@ -150,6 +150,8 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("directory", help="a campaign, or a model directory")
     p.add_argument("-o", "--output", required=True, help="e.g. potential.nequip.pt2")
     p.add_argument("--energies", choices=["relative", "total"], default="relative")
+    p.add_argument("--target", choices=["ase", "lammps", "batch"], default="ase")
+    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
 
     p = _command(commands, "build", run_build, "build a framework and write it to a file")
     p.add_argument("name", help="S_pr, S_ld, S_reo, UiO-67, ...; `mofal build list` names all")
@@ -295,10 +297,16 @@ def run_export(args: argparse.Namespace) -> int:
 
     where = Path(args.directory)
     if (where / "campaign.yaml").is_file():
-        potential = mofal.open(where).potential()
-    else:
-        potential = load(where)
-    export(potential, args.output, energies=args.energies, progress=say)
+        site = mofal.open(where).site
+        where = site.path(f"cycle-{max(site.finished_cycles(), 0):03d}/model")
+    export(
+        load(where),
+        args.output,
+        energies=args.energies,
+        target=args.target,
+        device=args.device,
+        progress=say,
+    )
     say(f"wrote {args.output}")
     return 0
 

@@ -162,7 +162,7 @@ def plot_structure(
     limits
         Ends of the colour scale; by default the 2nd and the 98th percentile.
     """
-    figure = new_figure(5.6, 4.6)
+    figure = new_figure(5.0, 4.5)
     ax = figure.subplots()
     _structure_panel(
         figure,
@@ -205,7 +205,7 @@ def plot_atom_errors(
     """
     top = max(float(np.nanquantile(values, 0.99)) for values in errors.values())
     low = min(float(np.nanmin(values)) for values in errors.values())
-    figure = new_figure(3.3 * len(errors) + 0.7, 3.4)
+    figure = new_figure(2.35 * len(errors) + 0.9, 2.8)
     axes = figure.subplots(1, len(errors), squeeze=False)[0]
     view = None
     image = None

@@ -68,7 +68,7 @@ def plot_learning_curve(
     n_panels = bool(rows) + bool(curves)
     if n_panels == 0:
         raise DataError("no cycle has an error yet: there is no learning curve to draw")
-    figure = new_figure(3.6 * n_panels, 3.1)
+    figure = new_figure(3.6 * n_panels, 3.4)
     axes = list(np.atleast_1d(figure.subplots(1, n_panels)))
     if rows:
         ax = axes.pop(0)
@@ -128,7 +128,7 @@ def _finish_curve(ax: Axes, cycles: Sequence[int]) -> None:
         ax.set_xlim(cycles[0] - 1, cycles[0] + 1)
     ax.set_xlabel("cycle")
     ax.set_ylabel("force error (meV/Å)")
-    ax.legend(frameon=True, framealpha=0.8, edgecolor="none")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
 
 @styled

@@ -18,7 +18,6 @@ from mofal.analysis.data import HeldOut, ReportData
 from mofal.analysis.metrics import atom_errors, force_errors
 from mofal.analysis.tables import (
     attempt_rows,
-    cell,
     compose_lead,
     cycle_rows,
     held_out_table,
@@ -74,6 +73,7 @@ class Section:
     text: list[str] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
+    pictures_first: bool = False
 
     def draw(self, name: str, figure: Figure, caption: str, alt: str) -> None:
         """Render a figure and put it below."""
@@ -181,7 +181,7 @@ def _held_out_section(data: ReportData) -> Section | None:
             str(row["n_frames"]),
             row["metric"],
             *(_error(row["errors"].get(name)) for name in models),
-            *([cell(row["ratio"])] if ratios else []),
+            *([_ratio(row["ratio"])] if ratios else []),
         ]
         for row in rows
     ]
@@ -208,8 +208,12 @@ def _error(value: float | None) -> str:
     return "–" if value is None or not np.isfinite(value) else f"{value:.0f}"
 
 
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
 def _curve_section(data: ReportData) -> Section | None:
-    section = Section("learning-curve", "Learning curve")
+    section = Section("learning-curve", "Learning curve", pictures_first=True)
     try:
         figure = plots.plot_learning_curve(data.cycles, data.held_out)
     except DataError:
@@ -336,7 +340,7 @@ def _errors_by_atom(held: HeldOut) -> dict[str, np.ndarray]:
 
 
 def _walks_section(data: ReportData) -> Section | None:
-    section = Section("walks", "Walks")
+    section = Section("walks", "Walks", pictures_first=True)
     if data.walks is not None and data.walks.sizes.get("walk", 0):
         header, rows = walk_rows(data.walks)
         section.tables.append(Table(header, rows))

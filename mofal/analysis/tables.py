@@ -90,16 +90,19 @@ def compose_lead(held_out: Mapping[str, HeldOut]) -> str:
         ]
         errors = rows[0]["errors"]
         first, *_, last = errors
-        atoms = f"the {rows[0]['atoms']} atoms" if held.defect else "all atoms"
+        where = f"On {rows[0]['n_frames']} held-out frames of {system}"
+        if held.defect is None:
+            every = ", ".join(f"{value:.0f} ({name})" for name, value in errors.items())
+            sentences.append(f"{where} the mean force error over all atoms is {every} meV/Å.")
+            continue
         text = (
-            f"On {rows[0]['n_frames']} held-out frames of {system} that no model has seen, the "
-            f"mean force error on {atoms} went from {errors[first]:.0f} meV/Å ({first}) to "
-            f"{errors[last]:.0f} meV/Å ({last})"
+            f"{where} that no model has seen, the mean force error on the {rows[0]['atoms']} atoms "
+            f"went from {errors[first]:.0f} meV/Å ({first}) to {errors[last]:.0f} meV/Å ({last})"
         )
         if rows[0]["ratio"] is not None:
             text += (
                 f". The control, trained as long without the new clusters, is at "
-                f"{errors[held.control]:.0f} meV/Å: {rows[0]['ratio']:.1f} times the error"
+                f"{errors[held.control]:.0f} meV/Å, {rows[0]['ratio']:.1f} times as much"
             )
         sentences.append(text + ".")
     return " ".join(sentences)

@@ -40,6 +40,17 @@ Strain = Annotated[float, Field(gt=-0.3, lt=0.3)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.^-]*$", max_length=60)]
 
 
+class DisorderSettings(Section):
+    """Disorder drawn into a system (`mofal.frameworks.disorder`); its seed is the system's."""
+
+    hf: Annotated[float, Field(ge=0, le=1)] = 0.0
+    linker: Annotated[float, Field(ge=0, le=1)] = 0.0
+    brick: Annotated[float, Field(ge=0, le=1)] = 0.0
+    exact: bool = Field(False, description="fractions are exact numbers, not probabilities")
+    pattern: Literal["independent", "reo", "bcu"] = "independent"
+    domain_size: Positive | None = Field(None, description="diameter of nanodomains, Å")
+
+
 class SystemSettings(Section):
     """A system: built by name, or read from a file."""
 
@@ -47,7 +58,8 @@ class SystemSettings(Section):
     file: Path | None = Field(None, description="CIF, extended XYZ, or anything ASE reads")
     cell: Literal["primitive", "conventional"] = "conventional"
     repeat: tuple[Count, Count, Count] | None = None
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of the disorder of S_sup, S_sup*")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="of the disorder")
+    disorder: DisorderSettings | None = None
     rule: str = Field("carboxylate", description="rule that cuts the framework into blocks")
     explore: bool = Field(True, description="false: serves seed data and hold-out only")
 

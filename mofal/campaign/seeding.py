@@ -31,7 +31,7 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
     ConfigError, StructureError
         No such framework, or a file that cannot be what it says.
     """
-    from mofal.frameworks import build, find_blocks, read_framework, supercell
+    from mofal.frameworks import build, disorder, find_blocks, read_framework, supercell
 
     if settings.build is not None:
         structure = build(
@@ -42,6 +42,9 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
         structure = read_framework(settings.file, rule=settings.rule)
         if settings.repeat is not None:
             structure = supercell(structure, settings.repeat)
+    if settings.disorder is not None:
+        options = settings.disorder.model_dump()
+        structure = disorder(structure, **options, seed=settings.seed, rule=settings.rule)
     structure["system"] = ("structure", np.array([name], _TEXT))
     return structure, find_blocks(structure, rule=settings.rule)
 

@@ -150,7 +150,9 @@ class PerElementDensity(BaseEstimator):
         overview = rows.get(rows.apply(_overview, surveyed))
         overview = {label: entry for label, entry in overview.items() if entry[0] > 0}
         if not overview:
-            raise DataError("found no rows that count, expected at least one")
+            raise DataError(
+                "there is no row, or the weight of every row is zero; expected at least one"
+            )
         self.n_features_in_ = rows.n_features
         self.projection_ = self._project(overview)
         if self.projection_ is not None:

@@ -129,6 +129,10 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         size = max(survey.SAMPLE, 256 * self.n_components)
         surveyed = survey.take(rows, int(seeds[0]), size)
         count = rows.get(rows.apply(survey.counts, surveyed)).get(0, (0, 0.0))[0]
+        if count == 0:
+            raise DataError(
+                "the weight of every row is zero; expected at least one row that counts"
+            )
         if count < self.n_components:
             raise DataError(
                 f"Expected n_samples >= n_components but got n_components = {self.n_components}, "

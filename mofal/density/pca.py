@@ -39,9 +39,27 @@ def eigen(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Variances (d,), descending, and directions as rows (d, d); largest entry positive."""
     values, vectors = np.linalg.eigh(covariance)
     values, directions = np.maximum(values[::-1], 0.0), vectors.T[::-1].copy()
+    flat = values <= 1e-14 * values[0]
+    if flat.any():
+        # Any basis of what does not vary is right; this one depends on the subspace alone.
+        directions[flat] = _canonical_basis(directions[flat])
     largest = np.abs(directions).argmax(axis=1)
     directions *= np.sign(directions[np.arange(directions.shape[0]), largest])[:, None]
     return values, directions
+
+
+def _canonical_basis(rows: np.ndarray) -> np.ndarray:
+    """Orthonormal basis of the span of orthonormal rows: unit vectors projected on it, in turn."""
+    projector, out = rows.T @ rows, np.empty_like(rows)
+    found = 0
+    for vector in projector:
+        for _ in range(2):
+            vector = vector - out[:found].T @ (out[:found] @ vector)
+        length = np.linalg.norm(vector)
+        if length > 0.1 / np.sqrt(rows.shape[1]) and found < rows.shape[0]:
+            out[found] = vector / length
+            found += 1
+    return out if found == rows.shape[0] else rows
 
 
 def count_directions(variances: np.ndarray, wanted: int | float | None) -> int:
@@ -116,7 +134,7 @@ class PCA(TransformerMixin, BaseEstimator):
                 "x = x[numpy.isfinite(x).all(axis=1)]"
             )
         if total <= 1:
-            raise DataError(f"found rows of total weight {total:g}, expected more than 1")
+            raise DataError(f"the weight of all rows is {total:g} (zero or one row), expected more")
         self._set(mean, scatter / (total - 1.0))
         return self
 

@@ -233,13 +233,15 @@ class DaskRows:
         for name, other in (("sample_weight", weights), ("labels", labels)):
             if other is None:
                 continue
-            column = other if is_dask(other) else da.from_array(np.asarray(other), chunks=(rows,))
-            if np.isnan(column.shape[0]):
+            column = other if is_dask(other) else np.asarray(other)
+            if is_dask(column) and np.isnan(column.shape[0]):
                 column = column.compute_chunk_sizes()
             if column.shape != (self.n_rows,):
                 raise DataError(
                     f"{name} has shape {column.shape}, expected ({self.n_rows},): one per row"
                 )
+            if not is_dask(column):
+                column = da.from_array(column, chunks=(rows,))
             self._inputs.append(column.rechunk((rows,)))
         self._first = np.concatenate([[0], np.cumsum(rows)])[:-1]
         self._read: dict[Any, Any] | None = None
@@ -288,8 +290,9 @@ def tree(
 ) -> Any:
     """A Delayed that reduces the chunks of aligned arrays: one task each, and a tree.
 
-    What makes a chunk is fused into its task (Dask by itself leaves it outside, because the task
-    depends on the shared object too), so that a chunk never lies in memory between two tasks.
+    The task that makes a chunk is nested in the task that uses it (Dask by itself leaves it
+    outside, because the latter depends on the shared object too), so that a chunk never lies in
+    memory between two tasks.
 
     Parameters
     ----------
@@ -308,18 +311,16 @@ def tree(
     """
     from dask.delayed import Delayed
     from dask.highlevelgraph import HighLevelGraph
-    from dask.optimization import fuse
 
     token = uuid.uuid4().hex[:16]
     name = name.strip("_").replace("_", "-")
-    layer: dict[Any, Any] = {}
+    graph, keys = dict(read), []
     for i, rows in enumerate(arrays[0].chunks[0]):
         if rows:
             blocks = [(a.name, i, 0) if a.ndim == 2 else (a.name, i) for a in arrays]
-            layer[f"{name}-{token}", i] = (*call, int(first_rows[i]), shared.key, *blocks)
-    keys = list(layer)
-    fused, _ = fuse({**read, **layer}, keys, ave_width=16, max_width=16, rename_keys=False)
-    graph = dict(fused)
+            nested = [graph.pop(block) if block in graph else block for block in blocks]
+            graph[f"{name}-{token}", i] = (*call, int(first_rows[i]), shared.key, *nested)
+            keys.append((f"{name}-{token}", i))
     level = 0
     while len(keys) > 1 or level == 0:
         groups = [keys[i : i + FAN_IN] for i in range(0, len(keys), FAN_IN)]

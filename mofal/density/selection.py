@@ -107,7 +107,8 @@ def search(
     best: dict[int, Run] = {}
     curves = {label: Curve(settings.criterion) for label in makers}
     queues = {
-        label: [k for k in settings.counts if k <= limits[label][0]] or [1] for label in makers
+        label: [k for k in settings.counts if k <= limits[label][0]] or [limits[label][0]]
+        for label in makers
     }
     while queues:
         asked = {label: queue[: settings.batch] for label, queue in queues.items()}
@@ -204,7 +205,7 @@ def select_components(
     survey = surveys.take(rows, int(seeds[0]), max(surveys.SAMPLE, 256 * wanted[-1]))
     count, weight = rows.get(rows.apply(surveys.counts, survey)).get(0, (0, 0.0))
     if not count:
-        raise DataError("every row has weight 0; expected at least one row that counts")
+        raise DataError("the weight of every row is zero; expected at least one row that counts")
     reg = np.broadcast_to(np.asarray(model.reg_covar, np.float64), (rows.n_features,)).copy()
 
     def specs(k: int) -> list[Spec]:

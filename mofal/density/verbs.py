@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mofal.density.elements import PerElementDensity
+from mofal.density.rows import is_dask
 from mofal.errors import DataError
 
 if TYPE_CHECKING:
@@ -70,6 +71,12 @@ def score(ds: xr.Dataset, density: PerElementDensity) -> xr.Dataset:
         )
     values = density.score_samples(features, numbers)
     kept = {name: ds[name] for name in _KEPT if name in ds}
+    if is_dask(values):
+        # One chunking along atoms, so that the result can be written and reduced as it is.
+        kept = {
+            name: v.chunk(atom=values.chunks[0]) if "atom" in v.dims else v
+            for name, v in kept.items()
+        }
     return xr.Dataset(
         {**kept, "log_likelihood": ("atom", values)},
         attrs={

@@ -99,7 +99,6 @@ class Dispatcher:
         self._ended: Counter[str] = Counter()
         self._known: Counter[str] = Counter()
         self._last_progress = time.monotonic()
-        self._fatal: MofalError | None = None
         self._thread: threading.Thread | None = None
         self._backend: Backend | None = None
         self._handover = Handover(settings, directory=directory, say=self._say)
@@ -427,7 +426,6 @@ class Dispatcher:
 
     def _fail_all(self, error: MofalError) -> None:
         self._events.write("error", reason=one_line(error))
-        self._fatal = error
         for pool in self._pools:
             self._dead.setdefault(pool, error)
         for entry in list(self._entries.values()):
