@@ -6,16 +6,19 @@ system as long as the bonds hold.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from mofal.clusters.graph import BlockGraph, BoolArray, FloatArray, IntArray, ragged_take
 from mofal.clusters.graph import block_graph as _block_graph
 from mofal.errors import DataError
 
+Shells = int | Mapping[str, npt.ArrayLike]
+"""Shells of neighbouring blocks: one number, or for each system one number per block."""
 CORE, MANTLE, TERMINATION = 0, 1, 2
 LARGEST_KEY = 2**62
 CLOSING = 6
@@ -184,6 +187,43 @@ def join(plans: list[Plan]) -> Plan:
     return Plan(**merged)
 
 
+def take(plan: Plan, which: IntArray) -> Plan:
+    """Some blueprints of a plan, in the order asked for, repeats allowed."""
+
+    def begin(count: IntArray) -> IntArray:
+        return np.cumsum(count) - count
+
+    piece, _ = ragged_take(begin(plan.n_pieces), plan.n_pieces, which)
+    atom, _ = ragged_take(begin(plan.n_atoms), plan.n_atoms, which)
+    cap, _ = ragged_take(begin(plan.n_caps), plan.n_caps, which)
+    region = plan.region[atom]
+    return Plan(
+        core=plan.core[which],
+        n_pieces=plan.n_pieces[which],
+        n_atoms=plan.n_atoms[which],
+        n_caps=plan.n_caps[which],
+        charge=plan.charge[which],
+        cap_atom=np.flatnonzero(region == TERMINATION),
+        region=region,
+        **{n: getattr(plan, n)[piece] for n in ("piece_block", "piece_shift", "piece_shell")},
+        **{n: getattr(plan, n)[atom] for n in ("parent_atom", "inner_atom", "shift")},
+        **{
+            n: getattr(plan, n)[cap]
+            for n in ("cap_outer", "cap_outer_shift", "cap_link", "cap_number", "cap_length")
+        },
+    )
+
+
+def expand_each(graph: BlockGraph, cores: IntArray, depth: IntArray) -> Plan:
+    """`expand` with a number of shells for each core: (core,)."""
+    depths = np.unique(depth).tolist()
+    if len(depths) <= 1:
+        return expand(graph, cores, depths[0] if depths else 0)
+    rows = [np.flatnonzero(depth == d) for d in depths]
+    plan = join([expand(graph, cores[row], d) for row, d in zip(rows, depths)])
+    return take(plan, np.argsort(np.concatenate(rows), kind="stable"))
+
+
 def blueprint(
     blocks: xr.Dataset,
     core: int | Sequence[int] | IntArray,
@@ -237,9 +277,32 @@ def check_cores(graph: BlockGraph, cores: IntArray) -> IntArray:
 
 def check_shells(shells: int) -> int:
     """Number of shells as given, or a `DataError`."""
-    if int(shells) != shells or shells < 0:
+    if isinstance(shells, str) or int(shells) != shells or shells < 0:
         raise DataError(f"shells={shells!r}: expected 0 (core and caps), 1 (paper), 2, ...")
     return int(shells)
+
+
+def shells_of(shells: Shells, system: str, graph: BlockGraph) -> IntArray:
+    """Shells of the cluster around every block of a system: (block,).
+
+    Raises
+    ------
+    DataError
+        If the numbers do not fit the blocks.
+    """
+    if not isinstance(shells, Mapping):
+        return np.full(graph.n_blocks, check_shells(shells))
+    if system not in shells:
+        raise DataError(f"no shells for system {system!r}; known: {', '.join(sorted(shells))}")
+    given = np.asarray(shells[system])
+    if given.shape != (graph.n_blocks,):
+        raise DataError(
+            f"shells of system {system!r} have shape {given.shape}, expected one number for each "
+            f"of its {graph.n_blocks} blocks"
+        )
+    for value in np.unique(given).tolist():
+        check_shells(value)
+    return given.astype(np.int64)
 
 
 def _links_to_keep(graph: BlockGraph, cores: IntArray, links: Sequence[int]) -> BoolArray:

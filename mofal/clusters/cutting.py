@@ -12,11 +12,13 @@ import xarray as xr
 from mofal.clusters.blueprints import (
     TERMINATION,
     Plan,
+    Shells,
     check_cores,
-    check_shells,
     dataset_plan,
-    expand,
+    expand_each,
     join,
+    shells_of,
+    take,
 )
 from mofal.clusters.electrons import HOW, count_electrons, electron_reasons, open_atoms
 from mofal.clusters.frames import STRETCH, check_frame, graph_of
@@ -81,7 +83,7 @@ def cut(
     blocks_by_system: Mapping[str, xr.Dataset],
     cores: xr.Dataset,
     *,
-    shells: int = 1,
+    shells: Shells = 1,
     blueprints: Mapping[str, xr.Dataset] | None = None,
     unpaired: Mapping[str, int] | None = None,
     stretch: float = STRETCH,
@@ -103,6 +105,7 @@ def cut(
     cores : Dataset with `core_structure` and `core_block` (core), from `select` or `random_cores`
         With `core_blueprint` (core), that one of the system's blueprints is used.
     shells : shells of neighbouring blocks in the mantle
+        One number, or for each system one number per block.
     blueprints : for each system a Dataset of `blueprint`, optional
         Made once and reused; a core without one in it, or no entry, uses `shells`.
     unpaired : unpaired electrons per atom of an open-shell element, e.g. ``{"Cu": 1}``
@@ -128,7 +131,6 @@ def cut(
     DataError
         If cores, blocks and structures do not belong together.
     """
-    check_shells(shells)
     structure, block = _core_arrays(structures, cores)
     graphs = {name: block_graph(blocks) for name, blocks in blocks_by_system.items()}
     which = None
@@ -148,7 +150,11 @@ def cut(
         own = check_cores(graph, block[rows])
         ready = None if blueprints is None or name not in blueprints else blueprints[name]
         plan, number = _blueprints_of(
-            graph, own, shells, ready, None if which is None else which[rows]
+            graph,
+            own,
+            shells_of(shells, name, graph)[own],
+            ready,
+            None if which is None else which[rows],
         )
         order = np.argsort(structure[rows], kind="stable")
         frames, first = np.unique(structure[rows][order], return_index=True)
@@ -288,7 +294,7 @@ def _core_arrays(structures: xr.Dataset, cores: xr.Dataset) -> tuple[IntArray, I
 def _blueprints_of(
     graph: BlockGraph,
     cores: IntArray,
-    shells: int,
+    depth: IntArray,
     ready: xr.Dataset | None,
     which: IntArray | None,
 ) -> tuple[Plan, IntArray]:
@@ -296,6 +302,7 @@ def _blueprints_of(
 
     Parameters
     ----------
+    depth : (core,) shells of each
     ready : blueprints made before, or None
     which : (core,) blueprint of each core in `ready`, or None: found by the core's block
     """
@@ -310,39 +317,15 @@ def _blueprints_of(
         if not np.array_equal(plan.core[which], cores):
             raise DataError("core_blueprint names a blueprint of another core")
         return plan, which
-    plan = expand(graph, np.unique(cores), shells) if ready is None else dataset_plan(ready)
-    missing = np.setdiff1d(cores, plan.core)
-    if len(missing):
-        plan = join([plan, expand(graph, missing, shells)])
+    known = [] if ready is None else [dataset_plan(ready)]
+    have = known[0].core if known else np.zeros(0, dtype=np.int64)
+    own, first = np.unique(cores, return_index=True)
+    new = ~np.isin(own, have)
+    if new.any() or not known:
+        known.append(expand_each(graph, own[new], depth[first][new]))
+    plan = join(known)
     order = np.argsort(plan.core, kind="stable")
     return plan, order[np.searchsorted(plan.core[order], cores)]
-
-
-def take(plan: Plan, which: IntArray) -> Plan:
-    """Some blueprints of a plan, in the order asked for, repeats allowed."""
-
-    def begin(count: IntArray) -> IntArray:
-        return np.cumsum(count) - count
-
-    piece, _ = ragged_take(begin(plan.n_pieces), plan.n_pieces, which)
-    atom, _ = ragged_take(begin(plan.n_atoms), plan.n_atoms, which)
-    cap, _ = ragged_take(begin(plan.n_caps), plan.n_caps, which)
-    region = plan.region[atom]
-    return Plan(
-        core=plan.core[which],
-        n_pieces=plan.n_pieces[which],
-        n_atoms=plan.n_atoms[which],
-        n_caps=plan.n_caps[which],
-        charge=plan.charge[which],
-        cap_atom=np.flatnonzero(region == TERMINATION),
-        region=region,
-        **{n: getattr(plan, n)[piece] for n in ("piece_block", "piece_shift", "piece_shell")},
-        **{n: getattr(plan, n)[atom] for n in ("parent_atom", "inner_atom", "shift")},
-        **{
-            n: getattr(plan, n)[cap]
-            for n in ("cap_outer", "cap_outer_shift", "cap_link", "cap_number", "cap_length")
-        },
-    )
 
 
 def _collect(

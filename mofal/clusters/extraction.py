@@ -7,6 +7,7 @@ from typing import Any
 
 import xarray as xr
 
+from mofal.clusters.blueprints import Shells
 from mofal.clusters.cutting import cut
 from mofal.clusters.selection import select
 from mofal.data import concat
@@ -20,7 +21,7 @@ def extract(
     blocks_by_system: Mapping[str, xr.Dataset],
     *,
     n: int,
-    shells: int = 1,
+    shells: Shells = 1,
     progress: Callable[[str], None] | None = None,
     **options: Any,
 ) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:

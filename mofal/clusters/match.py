@@ -76,7 +76,8 @@ def compare_forces(
         atoms) and `rmse_element_all` (candidate, element); `rmse_distance` (candidate, distance)
         over all atoms; `rmse_group` (candidate, group). `cut_distance` (atom): distance to the
         nearest cap in Å, mean over frames. `n_frames`, `n_atoms` with caps, `n_electrons`, `cost`
-        (mean wall time where labels carry it, else electrons), `larger_than_parent` (candidate).
+        (mean `wall_time` of the labels in its own unit, else electrons), `larger_than_parent`
+        (candidate).
         ``attrs["compared_with"]`` is ``"parent"`` or the name of the largest candidate.
 
     Raises
@@ -116,7 +117,10 @@ def compare_forces(
         if parents is None and name == largest:
             one.squared[:], one.count[:] = 0.0, 0
         matched.append(one)
-    table = _table(matched, groups or {}, bin_width)
+    unit = "s"
+    if "wall_time" in clusters:
+        unit = str(clusters["wall_time"].attrs.get("units", unit))
+    table = _table(matched, groups or {}, bin_width, unit)
     table.attrs["compared_with"] = "parent" if parents is not None else largest
     return table
 
@@ -238,7 +242,7 @@ def _rmse(one: _Matched, mask: np.ndarray) -> float:
 
 
 def _table(
-    matched: list[_Matched], groups: Mapping[str, npt.ArrayLike], bin_width: float
+    matched: list[_Matched], groups: Mapping[str, npt.ArrayLike], bin_width: float, unit: str
 ) -> xr.Dataset:
     elements = np.unique(
         np.concatenate([one.numbers[one.region != TERMINATION] for one in matched])
@@ -281,7 +285,7 @@ def _table(
         "cost": (
             "candidate",
             wall if timed else electrons.astype(float),
-            {"units": "s" if timed else "electrons"},
+            {"units": unit if timed else "electrons"},
         ),
         "rmse_core": ("candidate", grid([[c] for c in core])[:, 0], units),
         "rmse_all": ("candidate", grid([[a] for a in everything])[:, 0], units),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mofal.clusters.blueprints import expand
+from mofal.clusters.blueprints import expand_each
 from mofal.clusters.graph import (
     BlockGraph,
     BoolArray,
@@ -228,17 +228,20 @@ def gather(array: Any, index: IntArray) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------- costs
-def cluster_sizes(graph: BlockGraph, numbers: IntArray, shells: int) -> tuple[IntArray, IntArray]:
+def cluster_sizes(
+    graph: BlockGraph, numbers: IntArray, depth: IntArray
+) -> tuple[IntArray, IntArray]:
     """Atoms and electrons (caps included) of the cluster of every block: (block,) each.
 
     Parameters
     ----------
     numbers : (atom,) atomic numbers of a structure of the system
+    depth : (block,) shells of each cluster
     """
     n_atoms, n_electrons = [], []
     for first in range(0, graph.n_blocks, 2000):  # 2000 clusters of 200 atoms: 60 MB
         cores = np.arange(first, min(first + 2000, graph.n_blocks))
-        plan = expand(graph, cores, shells)
+        plan = expand_each(graph, cores, depth[cores])
         z = np.asarray(numbers)[plan.inner_atom].astype(np.int64)
         z[plan.cap_atom] = plan.cap_number
         owner = np.repeat(np.arange(len(cores)), plan.n_atoms)
@@ -258,9 +261,14 @@ COSTS: dict[str, CostModel] = {
 
 
 def pool_costs(
-    pool: Pool, structures: xr.Dataset, cost: str | CostModel, shells: int
+    pool: Pool, structures: xr.Dataset, cost: str | CostModel, depths: Sequence[IntArray]
 ) -> FloatArray:
-    """Estimated cost of the label of every candidate: (candidate,)."""
+    """Estimated cost of the label of every candidate: (candidate,).
+
+    Parameters
+    ----------
+    depths : for each system (block,) shells of each cluster
+    """
     if isinstance(cost, str) and cost not in COSTS:
         raise ConfigError(
             f"unknown cost {cost!r}; known: {', '.join(COSTS)}, or a function of "
@@ -271,7 +279,8 @@ def pool_costs(
     for system, graph in enumerate(pool.graphs):
         first = int(np.flatnonzero(pool.system_of == system)[0])
         span = slice(pool.atom_start[first], pool.atom_start[first + 1])
-        sizes = cluster_sizes(graph, np.asarray(structures["numbers"][span].values), shells)
+        numbers = np.asarray(structures["numbers"][span].values)
+        sizes = cluster_sizes(graph, numbers, depths[system])
         value = np.asarray(model(*(size.astype(float) for size in sizes)), dtype=float)
         if value.shape != (graph.n_blocks,) or not np.all(value > 0):
             raise ConfigError("a cost must be one positive number for every cluster")

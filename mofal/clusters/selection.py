@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mofal.clusters.blueprints import check_shells
+from mofal.clusters.blueprints import Shells, shells_of
 from mofal.clusters.coverage import (
     ElementMoments,
     FeatureCoverage,
@@ -78,12 +78,12 @@ class _Ranked:
         ranking: str | Ranking,
         seed: int,
         cost: str | CostModel | None,
-        shells: int,
+        shells: Shells,
         roles: Sequence[str] | None,
     ) -> None:
-        check_shells(shells)
         self.ranking = get_ranking(ranking)
         self.pool = make_pool(structures, blocks_by_system)
+        depths = [shells_of(shells, n, g) for n, g in zip(self.pool.names, self.pool.graphs)]
         if "numbers" not in scores.variables:
             scores = scores.assign(numbers=structures["numbers"])
         self.scores = scores
@@ -98,7 +98,7 @@ class _Ranked:
         weight = cost if cost is not None else self.ranking.cost
         self.cost: FloatArray | None = None
         if weight is not None:
-            absolute = pool_costs(self.pool, structures, weight, shells)
+            absolute = pool_costs(self.pool, structures, weight, depths)
             self.cost = absolute / np.median(absolute[self.may])
         finite = self.raw[self.may & np.isfinite(self.raw)]
         self.typical = float(np.median(finite)) if len(finite) else 0.0
@@ -144,7 +144,7 @@ def rank(
     ranking: str | Ranking = "least_likely_atom",
     seed: int = 0,
     cost: str | CostModel | None = None,
-    shells: int = 1,
+    shells: Shells = 1,
     roles: Sequence[str] | None = None,
 ) -> xr.Dataset:
     """Order all blocks of all structures by how much they are wanted as cores.
@@ -183,7 +183,7 @@ def select(
     features: xr.Dataset | None = None,
     coverage: str | None = None,
     bandwidth: float = 1.0,
-    shells: int = 1,
+    shells: Shells = 1,
     roles: Sequence[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> xr.Dataset:
@@ -264,6 +264,15 @@ def _rounds(ranked: _Ranked, structures: xr.Dataset) -> IntArray:
     return ordered[np.lexsort([np.arange(len(ordered)), turn, familiar])]
 
 
+def _best(value: FloatArray, unseen: FloatArray, tie: IntArray, among: IntArray) -> int:
+    """First of `order_of` among some candidates, without sorting; -1 if there is none."""
+    if not len(among):
+        return -1
+    among = among[value[among] == value[among].max()]
+    among = among[unseen[among] == unseen[among].max()]
+    return int(among[tie[among].argmin()])
+
+
 def _moments(features: Any, numbers: Any) -> ElementMoments:
     """Moments per element of a NumPy or Dask array of features: one task per chunk."""
     width = features.shape[1]
@@ -305,7 +314,12 @@ def _greedy(
         )
     matrix = features["features"].data
     score, numbers = score_arrays(pool, ranking, ranked.scores)
-    has_density = "log_likelihood" in ranked.scores.variables
+    if "log_likelihood" not in ranked.scores.variables:
+        raise DataError(
+            f"coverage by features needs log_likelihood beside {ranking.variable} in the scores; "
+            "or use coverage='blocks'"
+        )
+    density = ranked.scores["log_likelihood"].data
     kernel = Kernel(_moments(matrix, numbers), bandwidth)
     picked: list[int] = []
     at_pick: list[float] = []
@@ -314,7 +328,6 @@ def _greedy(
     atoms, owner = pool.atoms_of(front)
 
     def load() -> tuple[FeatureCoverage, FloatArray, FloatArray]:
-        density = ranked.scores["log_likelihood"].data if has_density else score
         x = gather(matrix, atoms)
         held = FeatureCoverage(kernel, x, gather(numbers, atoms), gather(density, atoms))
         return held, gather(score, atoms), x
@@ -331,8 +344,7 @@ def _greedy(
         raw = np.asarray(ranking.wanted(terms), dtype=float)
         cost = None if ranked.cost is None else ranked.cost[front]
         value, unseen_value = weigh(raw, unseen, cost, ranked.typical)
-        order = order_of(value, unseen_value, ranked.tie[front])
-        best = int(order[~done[order]][0]) if not done.all() else -1
+        best = _best(value, unseen_value, ranked.tie[front], np.flatnonzero(~done))
         behind = ranked.ordered[len(front)] if len(front) < len(ranked.ordered) else None
         if behind is not None and (best < 0 or value[best] <= ranked.value[behind]):
             front = ranked.ordered[: 2 * len(front)]

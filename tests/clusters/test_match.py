@@ -244,6 +244,9 @@ def test_compare_forces__wall_time_is_the_cost_where_there_is_one():
     table = compare_forces(frames, clusters.assign(wall_time=("structure", wall)))
     assert table["cost"].values.tolist() == [3.0, 40.0]
     assert table["cost"].attrs["units"] == "s"
+    of_atoms = ("structure", wall, {"units": "atoms"})
+    table = compare_forces(frames, clusters.assign(wall_time=of_atoms))
+    assert "cost 3 atoms" in verdict(table, tolerance_meV=1e6).text
 
 
 def test_compare_forces__growing_clusters_where_the_parent_is_too_large():

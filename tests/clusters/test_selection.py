@@ -176,7 +176,8 @@ def test_cluster_sizes__equal_what_is_cut():
     blocks = by_system["S_ld"]
     n = blocks.sizes["block"]
     for shells in (0, 1, 2):
-        atoms, electrons = cluster_sizes(block_graph(blocks), frames["numbers"].values, shells)
+        depth = np.full(n, shells)
+        atoms, electrons = cluster_sizes(block_graph(blocks), frames["numbers"].values, depth)
         clusters, _ = cut(frames, by_system, cores_of([0] * n, range(n)), shells=shells)
         assert atoms.tolist() == clusters["n_atoms"].values.tolist()
         assert electrons.tolist() == clusters["n_electrons"].values.tolist()
@@ -269,6 +270,21 @@ def test_check_ranking__finds_what_is_wrong():
 
 
 # ------------------------------------------------------------------------- extraction
+def test_extract__shells_of_each_block():
+    frames, by_system = _frames(n=2)
+    scores = scores_of(frames, _noise(frames))
+    depth = np.array([1, 0, 0, 0, 1, 0])
+    clusters, _, _ = extract(frames, scores, by_system, n=12, shells={"S_ld": depth})
+    sizes = {0: (66, 166), 1: (12, 140)}
+    found = {}
+    for block, n_atoms in zip(clusters["parent_block"].values, clusters["n_atoms"].values):
+        found.setdefault(int(block), set()).add(int(n_atoms))
+    assert found == {b: {sizes[int(b > 0)][depth[b]]} for b in range(6)}
+    ranked = rank(frames, scores, by_system, cost="atoms", shells={"S_ld": depth})
+    relative = {b: c for (_, b), c in zip(_pairs(ranked), ranked["relative_cost"].values)}
+    assert relative[4] / relative[1] == pytest.approx(140 / 12)
+
+
 def test_select__more_cores_begin_with_the_same():
     frames, by_system = _frames()
     scores = scores_of(frames, _noise(frames))
@@ -642,6 +658,16 @@ def test_select__errors_name_what_is_wrong():
         (lambda: rank(frames, scores, by_system, cost=lambda a, e: -a), ConfigError, "positive"),
         (lambda: rank(frames, scores, by_system, roles=["brick"]), ConfigError, "'brick'"),
         (lambda: rank(frames, scores, by_system, shells=-1), DataError, "shells=-1"),
+        (
+            lambda: rank(frames, scores, by_system, shells={"S_ld": [1, 2]}),
+            DataError,
+            "each of its 6 blocks",
+        ),
+        (
+            lambda: rank(frames, scores, by_system, shells={"S_pr": [1]}),
+            DataError,
+            "no shells for system 'S_ld'",
+        ),
         (lambda: rank(frames, scores, {}), DataError, "no blocks for system 'S_ld'"),
         (lambda: rank(frames, nan, by_system), DataError, "atom 130 is NaN"),
         (lambda: rank(frames, short, by_system), DataError, "100.*212 atoms"),
@@ -654,6 +680,18 @@ def test_select__errors_name_what_is_wrong():
             lambda: select(frames, scores, by_system, n=1, features=x.isel(atom=slice(9))),
             DataError,
             "212 rows",
+        ),
+        (
+            lambda: select(
+                frames,
+                scores.rename(log_likelihood="calibrated_score"),
+                by_system,
+                n=1,
+                features=x,
+                ranking="calibrated_score",
+            ),
+            DataError,
+            "needs log_likelihood beside calibrated_score",
         ),
         (lambda: rank(guest, guest_scores, all_guests), DataError, "guest"),
         (lambda: random_cores(frames, by_system, n=0, seed=0), ConfigError, "n=0"),
