@@ -128,7 +128,7 @@ def _write_checkpoint(potential: NequIPPotential, work: Path, shifts: dict[str, 
     from nequip.train import NequIPLightningModule
     from nequip.utils import get_current_code_versions
 
-    from mofal.potential.network import builder_config, put_weights, quiet, weights_of
+    from mofal.potential.network import BUILDING, builder_config, put_weights, quiet, weights_of
 
     frame = work / "example.xyz"
     _write_example(potential, frame)
@@ -153,7 +153,7 @@ def _write_checkpoint(potential: NequIPPotential, work: Path, shifts: dict[str, 
         "val_file_path": str(frame),
         "transforms": transforms,
     }
-    with quiet():
+    with BUILDING, quiet():
         module = NequIPLightningModule(
             model={"_target_": "nequip.model.NequIPGNNModel", **config},
             num_datasets={"train": 1, "val": 0, "test": 0},

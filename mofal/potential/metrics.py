@@ -26,8 +26,8 @@ class WeightedForceMSE(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("sum", default=torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("count", default=torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("sum", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, preds: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> None:
         """Add one batch."""

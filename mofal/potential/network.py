@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,21 +24,51 @@ _NOISY = ("lightning", "lightning.pytorch", "lightning.fabric", "nequip", "torch
 
 
 # ---------------------------------------------------------------------------------- environment
+BUILDING = threading.RLock()
+"""Held while a network is built: NequIP changes torch's default dtype and random state for that
+time, which two threads that build (or make metrics) at once would take from each other."""
+
+
+class _Quiet:
+    """Counts who wants silence: threads come and go in any order, the first and the last act."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._levels: dict[str, int] = {}
+        self._filters = contextlib.ExitStack()
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._depth == 0:
+                named = [n for n in logging.root.manager.loggerDict if n.startswith("nequip.")]
+                self._levels = {n: logging.getLogger(n).level for n in (*_NOISY, *named)}
+                for name in self._levels:
+                    logging.getLogger(name).setLevel(logging.ERROR)
+                self._filters.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+            self._depth += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                self._filters.close()
+                for name, level in self._levels.items():
+                    logging.getLogger(name).setLevel(level)
+
+
+_silence = _Quiet()
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Silence the INFO lines and hints of Lightning and NequIP; errors still come through."""
-    levels = {name: logging.getLogger(name).level for name in _NOISY}
-    named = [n for n in logging.root.manager.loggerDict if n.startswith("nequip.")]
-    levels.update({n: logging.getLogger(n).level for n in named})
+    _silence.enter()
     try:
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        _silence.leave()
 
 
 _prepared = False
@@ -49,6 +80,11 @@ def prepare() -> None:
     NequIP's set-up seeds the global generators; their state is put back, since a library that is
     merely used must not change anyone's random numbers.
     """
+    with BUILDING:
+        _prepare()
+
+
+def _prepare() -> None:
     global _prepared
     if _prepared:
         return
@@ -127,7 +163,7 @@ def build_network(config: Mapping[str, Any]) -> torch.nn.Module:
     prepare()
     from nequip.model import NequIPGNNModel
 
-    with quiet():
+    with BUILDING, quiet():
         network = NequIPGNNModel(**config)
     network.eval()
     return network

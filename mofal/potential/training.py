@@ -258,7 +258,13 @@ def _fit(
     from mofal.potential.loop import Batches, Clock, make_module, run, set_weights
     from mofal.potential.metrics import FORCE_WEIGHT_KEY
     from mofal.potential.model import NequIPPotential
-    from mofal.potential.network import build_network, builder_config, put_weights, weights_of
+    from mofal.potential.network import (
+        BUILDING,
+        build_network,
+        builder_config,
+        put_weights,
+        weights_of,
+    )
 
     register_fields(node_fields=[FORCE_WEIGHT_KEY])
     architecture = origin.architecture if origin else settings.architecture
@@ -290,7 +296,8 @@ def _fit(
         scales=scale,
         shifts=shift,
     )
-    module = make_module(config, settings)
+    with BUILDING:
+        module = make_module(config, settings)
     if origin:
         set_weights(module, weights_of(origin.network))
     batches = Batches(training, settings.batch_size, seed=seed)

@@ -2,6 +2,8 @@ import logging
 import random
 import subprocess
 import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -127,3 +129,31 @@ def test_quiet_and_threads__put_back():
         assert logger.level == logging.ERROR
         assert torch.get_num_threads() == 1
     assert (logger.level, torch.get_num_threads()) == (level, n)
+
+
+def test_quiet__threads_leave_in_any_order():
+    logger = logging.getLogger("lightning.pytorch")
+    level, filters = logger.level, list(warnings.filters)
+    first, second = quiet(), quiet()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert logger.level == logging.ERROR
+    second.__exit__(None, None, None)
+    assert logger.level == level
+    assert list(warnings.filters) == filters
+
+
+def test_build_network__threads_do_not_disturb_each_other():
+    seeds = [1, 2, 3] * 4
+
+    def build(seed):
+        config = builder_config(SMALL, ["H", "O"], avg_num_neighbors=5.0, seed=seed)
+        return weights_of(build_network(config))
+
+    alone = {seed: build(seed) for seed in set(seeds)}
+    with ThreadPoolExecutor(6) as pool:
+        for seed, found in zip(seeds, pool.map(build, seeds)):
+            for name, value in alone[seed].items():
+                assert found[name].dtype == value.dtype, name
+                assert torch.equal(found[name], value), name
