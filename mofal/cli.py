@@ -21,7 +21,7 @@ your own:
   mofal run campaign.yaml --dry-run      see what would run, and where
   mofal run campaign.yaml                run it, or go on with it after anything
   mofal status DIR --watch               look at it from another terminal
-  mofal report DIR                       tables and plots, DIR/report/index.html
+  mofal report DIR                       tables and plots, DIR/report/report.html
 pieces of the method:
   mofal build S_ld -o ld.extxyz          a framework of the UiO-66 family
   mofal label x.extxyz --reference ...   labels, stoppable and resumable
@@ -143,7 +143,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("directory")
     p.add_argument("--watch", action="store_true", help="look again every few seconds")
 
-    p = _command(commands, "report", run_report, "tables and plots: DIRECTORY/report/index.html")
+    p = _command(commands, "report", run_report, "tables and plots: DIRECTORY/report/report.html")
     p.add_argument("directory")
 
     p = _command(commands, "export", run_export, "the potential for ASE and LAMMPS, without mofal")

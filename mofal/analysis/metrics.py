@@ -164,12 +164,13 @@ def force_errors(reference: xr.Dataset, predicted: xr.Dataset) -> xr.DataArray:
         What `Potential.evaluate` returns for the same structures (`forces`), or a stored
         prediction (`predicted_forces`).
     """
-    error = _values(predicted, "forces") - _values(reference, "forces")
-    if error.shape != reference["forces"].shape:
+    found, expected = _values(predicted, "forces"), _values(reference, "forces")
+    if found.shape != expected.shape:
         raise DataError(
-            f"{predicted.sizes.get('atom')} atoms predicted, {reference.sizes['atom']} labelled: "
+            f"{found.shape[0]} atoms predicted, {expected.shape[0]} labelled: "
             "evaluate the very structures that the labels belong to"
         )
+    error = found - expected
     return _data_array(error, ("atom", "xyz"), "eV/Å", "force error, predicted minus reference")
 
 

@@ -488,7 +488,7 @@ def plot_traces(traces: Sequence[xr.Dataset], walks: xr.Dataset | None = None) -
     failed = np.zeros(len(traces), bool)
     if walks is not None and walks.sizes["walk"] == len(traces):
         pressures = np.asarray(walks["pressure_GPa"].values, dtype=float)
-        failed = walks["walk_status"].values.astype(str) != "finished"
+        failed = walks["walk_status"].values.astype(object).astype(str) != "finished"
     coloured = bool(np.isfinite(pressures).any())
     low, high = (np.nanmin(pressures), np.nanmax(pressures)) if coloured else (0.0, 1.0)
     norm = Normalize(low, high if high > low else low + 1e-6)

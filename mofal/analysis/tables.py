@@ -124,8 +124,8 @@ def plain_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[
 
 def walk_rows(walks: xr.Dataset) -> tuple[list[str], list[list[str]]]:
     """How the walks of each system ended."""
-    systems = walks["walk_system"].values.astype(str)
-    statuses = walks["walk_status"].values.astype(str)
+    systems = walks["walk_system"].values.astype(object).astype(str)
+    statuses = walks["walk_status"].values.astype(object).astype(str)
     kinds = [s for s in ("finished", "exploded", "crashed") if (statuses == s).any()]
     rows = []
     for system in dict.fromkeys(systems.tolist()):
@@ -145,7 +145,7 @@ def walk_rows(walks: xr.Dataset) -> tuple[list[str], list[list[str]]]:
 
 def attempt_rows(attempts: xr.Dataset) -> tuple[list[str], list[list[str]]]:
     """Attempts at labels by status: how many, how large, how long."""
-    statuses = attempts["status"].values.astype(str)
+    statuses = attempts["status"].values.astype(object).astype(str)
     rows = []
     for status in dict.fromkeys(statuses.tolist()):
         mine = statuses == status

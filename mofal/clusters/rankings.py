@@ -178,9 +178,35 @@ class CalibratedScore:
         return reduced["largest"]
 
 
+class LowestQuantile:
+    """The block with the lowest quantile among familiar atoms of its element.
+
+    Reads `quantile` (atom) from 0, as unfamiliar as can be, to 1, as
+    `mofal.density.PerElementDensity.quantile` gives it: elements are on one footing even where
+    their densities are not.
+    """
+
+    variable = "quantile"
+    reductions: Mapping[str, str] = {"least": "min"}
+    cost: str | None = None
+    sample = 0
+
+    def fit(self, score: FloatArray) -> None:
+        """Nothing to learn."""
+
+    def terms(self, score: FloatArray, numbers: IntArray) -> Mapping[str, FloatArray]:
+        """The quantile itself."""
+        return {"least": score}
+
+    def wanted(self, reduced: Mapping[str, FloatArray]) -> FloatArray:
+        """One minus the lowest quantile; zero where no atom counts any more."""
+        return 1.0 - np.minimum(reduced["least"], 1.0)
+
+
 _BUILT_IN: dict[str, Callable[[], Ranking]] = {
     "least_likely_atom": LeastLikelyAtom,
     "calibrated_score": CalibratedScore,
+    "lowest_quantile": LowestQuantile,
     "sum_below_threshold": SumBelowThreshold,
     "mean_without_hydrogen": MeanWithoutHydrogen,
     "per_cost": PerCost,

@@ -6,6 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+Projection = tuple[np.ndarray, np.ndarray] | None
+"""Mean (d,) and directions (d, k) that rows are projected on before anything else."""
+
+
+def project(projection: Projection, x: np.ndarray) -> np.ndarray:
+    """Rows (n, d) along the directions of a projection (n, k), float64; or as they are."""
+    if projection is None:
+        return x
+    mean, directions = projection
+    return (x - mean) @ directions
+
 
 @dataclass(frozen=True)
 class Basis:

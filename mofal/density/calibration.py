@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mofal.density.rows import group_rows, is_dask
+from mofal.density.graphs import is_dask
+from mofal.density.rows import group_rows
 from mofal.errors import DataError
 
 KNOTS = 1024

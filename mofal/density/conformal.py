@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mofal.density.rows import is_dask
+from mofal.density.graphs import is_dask
 from mofal.errors import DataError
 
 _BINS = 64

@@ -11,13 +11,15 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
 from mofal.density import survey as surveys
+from mofal.density.basis import Projection, project
 from mofal.density.calibration import QuantileScale
 from mofal.density.em import Progress, Run
+from mofal.density.graphs import is_dask, one_column_chunk
 from mofal.density.kernels import Evaluator
 from mofal.density.mixture import GaussianMixture, check_settings, open_rows
 from mofal.density.parameters import Parameters
-from mofal.density.pca import count_directions, eigen, project_rows
-from mofal.density.rows import group_rows, is_dask, one_column_chunk, walk
+from mofal.density.pca import count_directions, eigen
+from mofal.density.rows import group_rows, walk
 from mofal.density.scoring import (
     evaluator_of,
     log_likelihood_rows,
@@ -26,10 +28,8 @@ from mofal.density.scoring import (
 )
 from mofal.density.selection import CRITERIA, Curve, Search, candidate_counts, search
 from mofal.density.start import Spec
-from mofal.density.survey import Sample, Survey
+from mofal.density.survey import Survey
 from mofal.errors import DataError
-
-Projection = tuple[np.ndarray, np.ndarray]
 
 
 class PerElementDensity(BaseEstimator):
@@ -156,8 +156,6 @@ class PerElementDensity(BaseEstimator):
         self.n_features_in_ = rows.n_features
         self.projection_ = self._project(overview)
         if self.projection_ is not None:
-            projected = self._projected(features)
-            rows = open_rows(projected, sample_weight, labels)
             surveyed = rows.keep(rows.apply(_project_survey, surveyed, rows.put(self.projection_)))
         reg = self._regularisation(overview)
         d = next(iter(reg.values())).size
@@ -183,6 +181,7 @@ class PerElementDensity(BaseEstimator):
             Search(wanted, str(criterion), self.patience),
             tolerance=self.tol,
             max_iter=self.max_iter,
+            projection=self.projection_,
             progress=progress,
         )
         self._adopt(found, reg)
@@ -246,7 +245,7 @@ class PerElementDensity(BaseEstimator):
             raise DataError(f"found n_components={n!r}, expected 'bic', 'aic' or a number >= 1")
         return (int(n),)
 
-    def _project(self, overview: dict[int, Any]) -> Projection | None:
+    def _project(self, overview: dict[int, Any]) -> Projection:
         if self.pca is None:
             return None
         within = np.mean([entry[2][1] for entry in overview.values()], axis=0)
@@ -254,15 +253,6 @@ class PerElementDensity(BaseEstimator):
         variances, directions = eigen(within)
         k = count_directions(variances, self.pca)
         return mean, np.ascontiguousarray(directions[:k].T)
-
-    def _projected(self, features: Any) -> Any:
-        assert self.projection_ is not None
-        if is_dask(features):
-            width = self.projection_[1].shape[1]
-            return on_chunks(
-                project_rows, self.projection_, features, width=width, dtype=np.float64
-            )
-        return project_rows(self.projection_, features)
 
     def _regularisation(self, overview: dict[int, Any]) -> dict[int, np.ndarray]:
         covariances = [entry[2][1] for entry in overview.values()]
@@ -386,7 +376,7 @@ class PerElementDensity(BaseEstimator):
 class Scorer:
     """What a chunk needs to be scored: projection and evaluators."""
 
-    def __init__(self, projection: Projection | None, evaluators: dict[int, Evaluator]) -> None:
+    def __init__(self, projection: Projection, evaluators: dict[int, Evaluator]) -> None:
         self.projection, self.evaluators = projection, evaluators
 
 
@@ -398,9 +388,7 @@ def _score_rows(shared: Scorer, x: np.ndarray, labels: np.ndarray) -> np.ndarray
     out = np.full(x.shape[0], -np.inf)
     for label, rows in group_rows(labels):
         if label in shared.evaluators:
-            part = (
-                x[rows] if shared.projection is None else project_rows(shared.projection, x[rows])
-            )
+            part = project(shared.projection, x[rows])
             score = np.empty((1, rows.size))
             shared.evaluators[label].evaluate(part, out=score, numbers=rows)
             out[rows] = score[0]
@@ -424,9 +412,7 @@ def _predict_rows(shared: Scorer, x: np.ndarray, labels: np.ndarray) -> np.ndarr
     out = np.full(x.shape[0], -1, np.int64)
     for label, rows in group_rows(labels):
         if label in shared.evaluators:
-            part = (
-                x[rows] if shared.projection is None else project_rows(shared.projection, x[rows])
-            )
+            part = project(shared.projection, x[rows])
             out[rows] = component_rows(shared.evaluators[label], part)
     return out
 
@@ -441,10 +427,9 @@ def _overview(survey: Survey) -> dict[int, tuple[int, float, tuple[np.ndarray, n
 
 
 def _project_survey(survey: Survey, projection: Projection) -> Survey:
-    def project(sample: Sample) -> Sample:
-        return replace(sample, x=project_rows(projection, sample.x))
-
-    return {label: project(sample) for label, sample in survey.items()}
+    return {
+        label: replace(sample, x=project(projection, sample.x)) for label, sample in survey.items()
+    }
 
 
 def _score_survey(

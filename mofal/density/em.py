@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mofal.density.basis import Basis, make_basis
+from mofal.density.basis import Basis, Projection, make_basis, project
 from mofal.density.kernels import FIT_TOLERANCE, Evaluator, Statistics
 from mofal.density.parameters import Parameters
 from mofal.density.rows import Chunk, Rows
@@ -37,12 +37,16 @@ class Run:
 
 @dataclass(frozen=True)
 class State:
-    """All fits, by label, and the evaluators of those that still run."""
+    """All fits, by label, and the evaluators of those that still run.
+
+    Where there is a projection, it is done in the task of each chunk, never stored.
+    """
 
     runs: dict[int, list[Run]]
     bases: dict[int, Basis]
     tolerance: float
     max_iter: int
+    projection: Projection = None
     active: dict[int, list[int]] = field(default_factory=dict)
     evaluators: dict[int, Evaluator] = field(default_factory=dict)
 
@@ -69,9 +73,13 @@ class State:
 
 
 def start_state(
-    survey: Survey, plan: dict[int, list[Spec]], tolerance: float, max_iter: int
+    survey: Survey,
+    plan: dict[int, list[Spec]],
+    tolerance: float,
+    max_iter: int,
+    projection: Projection = None,
 ) -> State:
-    """Starts of every fit of the plan."""
+    """Starts of every fit of the plan; the sample of the survey is projected already."""
     runs = {
         label: [Run(spec, begin(spec, survey[label])) for spec in specs]
         for label, specs in plan.items()
@@ -80,7 +88,7 @@ def start_state(
         label: make_basis(*survey[label].moments(), specs[0].covariance_type)
         for label, specs in plan.items()
     }
-    return State(runs, bases, tolerance, max_iter).prepared()
+    return State(runs, bases, tolerance, max_iter, projection).prepared()
 
 
 def em_chunk(chunk: Chunk, state: State) -> dict[int, Statistics]:
@@ -92,7 +100,10 @@ def em_chunk(chunk: Chunk, state: State) -> dict[int, Statistics]:
             continue
         statistics = evaluator.new_statistics()
         evaluator.evaluate(
-            part.x, weights=part.weights, statistics=statistics, numbers=part.numbers
+            project(state.projection, part.x),
+            weights=part.weights,
+            statistics=statistics,
+            numbers=part.numbers,
         )
         out[label] = statistics
     return out
@@ -219,7 +230,8 @@ def score_chunk(chunk: Chunk, state: State) -> dict[int, np.ndarray]:
         if evaluator is None:
             continue
         scores = np.empty((len(evaluator.models), part.x.shape[0]))
-        evaluator.evaluate(part.x, out=scores, numbers=part.numbers)
+        x = project(state.projection, part.x)
+        evaluator.evaluate(x, out=scores, numbers=part.numbers)
         out[label] = scores.sum(1) if part.weights is None else scores @ part.weights
     return out
 
@@ -250,6 +262,7 @@ def fit_runs(
     *,
     tolerance: float,
     max_iter: int,
+    projection: Projection = None,
     settle: bool = False,
     progress: Progress = None,
 ) -> dict[int, list[Run]]:
@@ -266,14 +279,15 @@ def fit_runs(
         A fit has converged when its lower bound changes by less.
     max_iter : int
         Iterations at most.
+    projection : tuple of ndarray, optional
+        What rows are projected on.
     settle : bool
         Add one pass that gives the log-likelihood of all rows under the final parameters.
     progress : callable, optional
         Is given one line per pass.
     """
-    state = rows.keep(
-        rows.apply(start_state, survey, rows.put(plan), rows.put(tolerance), rows.put(max_iter))
-    )
+    settings = (plan, tolerance, max_iter, projection)
+    state = rows.keep(rows.apply(start_state, survey, *map(rows.put, settings)))
     for _ in range(max_iter):
         statistics = rows.reduce(em_chunk, em_combine, state)
         state = rows.keep(rows.apply(em_step, state, statistics))

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mofal.density.pca import PCA, project_rows
-from mofal.density.rows import is_dask, low_level, tree
+from mofal.density.basis import project
+from mofal.density.graphs import Blocks, column_of, is_dask, one_column_chunk, tree
+from mofal.density.pca import PCA
 from mofal.errors import DataError
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ class _Map:
     def __call__(self, first: int, shared: None, *columns: np.ndarray) -> np.ndarray:
         of = dict(zip(self.names, columns))
         keep: Any = slice(None) if self.label is None else of["numbers"] == self.label
-        x = project_rows((self.mean, self.matrix), of["features"][keep])
+        x = project((self.mean, self.matrix), of["features"][keep])
         scaled = np.floor((x / self.width + 1.0) * (0.5 * self.bins))
         inside = ((scaled >= 0) & (scaled < self.bins)).all(axis=1)
         size = self.bins * self.bins
@@ -300,24 +301,26 @@ def _reduce(
     if not lazy and not any(is_dask(c) for c in columns):
         return chunk(0, shared, *(np.asarray(c) for c in columns))
     import dask
-    import dask.array as da
     from dask.delayed import Delayed
 
     # The widest column (features) decides the chunks: it is what costs memory.
-    lead = max((c for c in columns if is_dask(c)), key=lambda c: (c.ndim, c.numblocks[0]))
-    rows = lead.chunks[0]
-    arrays = []
-    for c in columns:
-        c = c if is_dask(c) else da.from_array(np.asarray(c), chunks=(rows, *np.shape(c)[1:]))
-        arrays.append(c.rechunk((rows,) if c.ndim == 1 else (rows, -1)))
-    first = np.concatenate([[0], np.cumsum(rows)])[:-1]
+    order = sorted(range(len(columns)), key=lambda i: -_rank(columns[i]))
+    lead = columns[order[0]]
+    lead = one_column_chunk(lead) if lead.ndim == 2 else lead
+    arrays = [lead, *(column_of(columns[i], lead, "a variable") for i in order[1:])]
     handle = shared if isinstance(shared, Delayed) else dask.delayed(shared, traverse=False)
-    name = chunk.__name__
-    return tree(arrays, low_level(arrays), (_call, chunk), name, combine, handle, first)
+    return tree(Blocks(arrays), (_call, chunk, order), chunk.__name__, combine, handle)
 
 
-def _call(chunk: Callable[..., Any], first: int, shared: Any, *columns: np.ndarray) -> Any:
-    return chunk(first, shared, *(np.asarray(c) for c in columns))
+def _rank(column: Any) -> float:
+    return -1.0 if not is_dask(column) else 1e9 * column.ndim + column.numblocks[0]
+
+
+def _call(
+    chunk: Callable[..., Any], order: list[int], first: int, shared: Any, *columns: np.ndarray
+) -> Any:
+    in_order = [np.asarray(column) for _, column in sorted(zip(order, columns), key=lambda p: p[0])]
+    return chunk(first, shared, *in_order)
 
 
 def _whole(result: Any, which: None, shape: tuple[int, ...], dtype: Any) -> np.ndarray:

@@ -13,9 +13,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mofal.density import survey
 from mofal.density.em import Progress, Run, fit_runs
+from mofal.density.graphs import is_dask
 from mofal.density.kernels import Evaluator
 from mofal.density.parameters import COVARIANCE_TYPES, Parameters, free_parameters, precisions
-from mofal.density.rows import DaskRows, LocalRows, Rows, is_dask
+from mofal.density.rows import DaskRows, LocalRows, Rows
 from mofal.density.scoring import (
     component_rows,
     evaluator_of,

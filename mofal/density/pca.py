@@ -8,7 +8,9 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from mofal.density.rows import Chunk, is_dask
+from mofal.density.basis import project
+from mofal.density.graphs import is_dask
+from mofal.density.rows import Chunk
 from mofal.density.scoring import on_chunks
 from mofal.errors import DataError
 
@@ -173,10 +175,8 @@ class PCA(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         X = self._check_rows(X, reset=False)
         if is_dask(X):
-            return on_chunks(
-                project_rows, self._matrix(), X, width=self.n_components_, dtype=np.float64
-            )
-        return project_rows(self._matrix(), X)
+            return on_chunks(project, self._matrix(), X, width=self.n_components_, dtype=np.float64)
+        return project(self._matrix(), X)
 
     def inverse_transform(self, X: Any) -> Any:
         """Rows of shape (n, d) from coordinates (n, k)."""
@@ -187,9 +187,3 @@ class PCA(TransformerMixin, BaseEstimator):
     @property
     def _n_features_out(self) -> int:
         return self.n_components_
-
-
-def project_rows(shared: tuple[np.ndarray, np.ndarray], x: np.ndarray) -> np.ndarray:
-    """(x - mean) times the directions, float64."""
-    mean, matrix = shared
-    return (x - mean) @ matrix

@@ -88,7 +88,11 @@ def plot_minima(ds: xr.Dataset, *, ax: Any = None) -> Any:
     """
     ds, ax = ds.compute(), _axes(ax)
     values = ds["min_log_likelihood"].values
-    systems = ds["system"].values.astype(str) if "system" in ds else np.full(values.size, "")
+    systems = (
+        ds["system"].values.astype(object).astype(str)
+        if "system" in ds
+        else np.full(values.size, "")
+    )
     for system in np.unique(systems):
         own = np.sort(values[systems == system])
         shown = np.where(np.isfinite(own), own, np.nan)

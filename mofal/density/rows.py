@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,12 +17,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mofal.errors import DataError
+from mofal.density.graphs import Blocks, column_of, one_column_chunk, tree
 
 CHUNK = 32768
 """Rows per task in memory. Fixed, so that results do not depend on the number of threads."""
-FAN_IN = 16
-"""Partial results that one task of the tree combines."""
 
 
 class Chunk:
@@ -204,18 +201,6 @@ class LocalRows:
 
 
 # ---------------------------------------------------------------------------------- Dask
-def is_dask(x: Any) -> bool:
-    """Whether x is a Dask array, without importing Dask."""
-    return type(x).__module__.startswith("dask.") and hasattr(x, "dask")
-
-
-def one_column_chunk(x: Any) -> Any:
-    """A Dask array (n, d) whose chunks hold whole rows, with known sizes."""
-    if np.isnan(x.shape[0]):
-        x = x.compute_chunk_sizes()
-    return x.rechunk({1: -1}) if x.numblocks[1] > 1 else x
-
-
 class DaskRows:
     """Rows in the chunks of Dask arrays, on whatever scheduler is set.
 
@@ -223,28 +208,16 @@ class DaskRows:
     """
 
     def __init__(self, x: Any, *, weights: Any = None, labels: Any = None) -> None:
-        import dask.array as da
-
         x = one_column_chunk(x)
         self.n_rows, self.n_features = map(int, x.shape)
-        rows = x.chunks[0]
-        self._inputs = [x]
         self._has = (weights is not None, labels is not None)
-        for name, other in (("sample_weight", weights), ("labels", labels)):
-            if other is None:
-                continue
-            column = other if is_dask(other) else np.asarray(other)
-            if is_dask(column) and np.isnan(column.shape[0]):
-                column = column.compute_chunk_sizes()
-            if column.shape != (self.n_rows,):
-                raise DataError(
-                    f"{name} has shape {column.shape}, expected ({self.n_rows},): one per row"
-                )
-            if not is_dask(column):
-                column = da.from_array(column, chunks=(rows,))
-            self._inputs.append(column.rechunk((rows,)))
-        self._first = np.concatenate([[0], np.cumsum(rows)])[:-1]
-        self._read: dict[Any, Any] | None = None
+        columns = [
+            column_of(other, x, name)
+            for name, other in (("sample_weight", weights), ("labels", labels))
+            if other is not None
+        ]
+        self._arrays = [x, *columns]
+        self._blocks: Blocks | None = None
 
     def put(self, value: Any) -> Any:
         import dask
@@ -252,10 +225,10 @@ class DaskRows:
         return dask.delayed(value, traverse=False)
 
     def reduce(self, chunk: ChunkFunction, combine: CombineFunction, shared: Any) -> Any:
-        if self._read is None:
-            self._read = low_level(self._inputs)
+        if self._blocks is None:
+            self._blocks = Blocks(self._arrays)
         call = (_run_chunk, chunk, self._has)
-        return tree(self._inputs, self._read, call, chunk.__name__, combine, shared, self._first)
+        return tree(self._blocks, call, chunk.__name__, combine, shared)
 
     def apply(self, function: Callable[..., Any], *handles: Any) -> Any:
         import dask
@@ -267,69 +240,6 @@ class DaskRows:
 
     def get(self, handle: Any) -> Any:
         return handle.compute()
-
-
-def low_level(arrays: list[Any]) -> dict[Any, Any]:
-    """The graph that makes the chunks of several arrays, optimised together."""
-    import dask
-
-    graph: dict[Any, Any] = {}
-    for array in dask.optimize(*arrays):
-        graph.update(array.__dask_graph__())
-    return graph
-
-
-def tree(
-    arrays: list[Any],
-    read: dict[Any, Any],
-    call: tuple[Any, ...],
-    name: str,
-    combine: CombineFunction,
-    shared: Any,
-    first_rows: np.ndarray,
-) -> Any:
-    """A Delayed that reduces the chunks of aligned arrays: one task each, and a tree.
-
-    The task that makes a chunk is nested in the task that uses it (Dask by itself leaves it
-    outside, because the latter depends on the shared object too), so that a chunk never lies in
-    memory between two tasks.
-
-    Parameters
-    ----------
-    arrays : list of dask.array.Array
-        Chunked alike along rows; one chunk along columns.
-    read : dict
-        Their graph, from `low_level`.
-    call : tuple
-        Head of each task: it is called with the first row, the shared object, and the blocks.
-    name : str
-        For the dashboard.
-    shared : Delayed
-        One object for all tasks.
-    first_rows : ndarray
-        Global number of the first row of each chunk.
-    """
-    from dask.delayed import Delayed
-    from dask.highlevelgraph import HighLevelGraph
-
-    token = uuid.uuid4().hex[:16]
-    name = name.strip("_").replace("_", "-")
-    graph, keys = dict(read), []
-    for i, rows in enumerate(arrays[0].chunks[0]):
-        if rows:
-            blocks = [(a.name, i, 0) if a.ndim == 2 else (a.name, i) for a in arrays]
-            nested = [graph.pop(block) if block in graph else block for block in blocks]
-            graph[f"{name}-{token}", i] = (*call, int(first_rows[i]), shared.key, *nested)
-            keys.append((f"{name}-{token}", i))
-    level = 0
-    while len(keys) > 1 or level == 0:
-        groups = [keys[i : i + FAN_IN] for i in range(0, len(keys), FAN_IN)]
-        keys = [(f"{name}-combine-{token}", level, i) for i in range(len(groups))]
-        graph.update({k: (_combine_all, combine, g) for k, g in zip(keys, groups)})
-        level += 1
-    final = f"{name}-all-{token}"
-    graph[final] = keys[0]
-    return Delayed(final, HighLevelGraph.from_collections(final, graph, dependencies=[shared]))
 
 
 def _run_chunk(
@@ -345,10 +255,3 @@ def _run_chunk(
     labels = np.asarray(rest.pop(0)) if has[1] else None
     with one_blas_thread():
         return function(Chunk(np.asarray(x), weights, labels, first_row), shared)
-
-
-def _combine_all(combine: CombineFunction, parts: list[Any]) -> Any:
-    result = parts[0]
-    for part in parts[1:]:
-        result = combine(result, part)
-    return result

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from mofal.density.basis import make_basis
+from mofal.density.graphs import is_dask, one_column_chunk
 from mofal.density.kernels import SCORE_TOLERANCE, Evaluator
 from mofal.density.parameters import Parameters, total_moments
-from mofal.density.rows import CHUNK, is_dask, one_blas_thread, one_column_chunk, walk
+from mofal.density.rows import CHUNK, one_blas_thread, walk
 
 
 def evaluator_of(parameters: Parameters, *, form: str = "auto") -> Evaluator:

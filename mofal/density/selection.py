@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 
 from mofal.density import survey as surveys
+from mofal.density.basis import Projection
 from mofal.density.em import Progress, Run, fit_runs
 from mofal.density.mixture import GaussianMixture, check_settings, open_rows
 from mofal.density.parameters import free_parameters
@@ -93,6 +94,7 @@ def search(
     *,
     tolerance: float,
     max_iter: int,
+    projection: Projection = None,
     progress: Progress = None,
 ) -> dict[int, tuple[Run, Curve]]:
     """Search for several labels at once; each stops when its own answer is clear.
@@ -122,6 +124,7 @@ def search(
             plan,
             tolerance=tolerance,
             max_iter=max_iter,
+            projection=projection,
             settle=True,
             progress=progress,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mofal.density.elements import PerElementDensity
-from mofal.density.rows import is_dask
+from mofal.density.graphs import is_dask
 from mofal.errors import DataError
 
 if TYPE_CHECKING:

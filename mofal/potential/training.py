@@ -115,7 +115,7 @@ def prepare_graphs(
             types=types,
             r_max=r_max,
         )
-        graph["total_energy"] = torch.tensor([[energy[i]]])
+        graph["total_energy"] = torch.tensor([[energy[i]]], dtype=torch.float64)
         graph["forces"] = torch.from_numpy(forces[a:b].copy())
         if settings.regions == "weighted":
             graph[FORCE_WEIGHT_KEY] = torch.from_numpy(weight[a:b].copy())

@@ -28,8 +28,9 @@ PER_ATOM_AND_RANK = 0.5e6
 ARRAYS_FINE = 26.0
 ARRAYS_AUXILIARY = 3.0
 ARRAYS_LARGE = 8.0
-ARRAYS_BANDS = 3.0
+ARRAYS_BANDS = 3.5
 BAND_BUFFER = 200e6
+BASIS_VOLUME = 45e3  # basis functions of an average atom on the grid, bytes times Å³ per point
 MARGIN = 1.15
 
 
@@ -287,7 +288,7 @@ def estimate_cost(
         work = psi * (bands + 100.0)
     else:
         functions = basis_factor * sum(a.default_bands for a in atoms)
-        buffer = 8.0 * len(atoms) * 60 * 20**3
+        buffer = BASIS_VOLUME * len(atoms) * points / abs(np.linalg.det(box.cell))
         matrices = 8.0 * (8 * functions**2 + 2 * functions * projectors)
         work = float(points * functions) + float(functions) ** 3 / 10
     total = (

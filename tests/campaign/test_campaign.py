@@ -136,7 +136,7 @@ def test_status_and_report__show_the_campaign(
     text = capsys.readouterr().out
     assert "finished" in text
     assert "label" in text
-    page = finished / "report" / "index.html"
+    page = finished / "report" / "report.html"
     html = page.read_text()
     assert "data:image/png;base64," in html
     assert "http://" not in html.replace("http://www.w3.org", "")

@@ -139,6 +139,15 @@ def test_rank__calibrated_score():
     assert _pairs(ranked) == sorted(largest, key=lambda p: -largest[p])
 
 
+def test_rank__lowest_quantile():
+    frames, by_system = _frames()
+    quantile = np.random.default_rng(0).uniform(size=frames.sizes["atom"])
+    scores = scores_of(frames, _noise(frames, 1)).assign(quantile=("atom", quantile))
+    ranked = rank(frames, scores, by_system, ranking="lowest_quantile")
+    lowest = _block_values(frames, by_system, quantile, lambda atoms, v: v[atoms].min())
+    assert _pairs(ranked) == sorted(lowest, key=lowest.__getitem__)
+
+
 def test_rank__per_cost_weighs_atoms():
     frames, by_system = _frames()
     value = _noise(frames)

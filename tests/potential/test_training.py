@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -472,3 +473,17 @@ def test_train__labels_without_isolated_atoms(labelled, settings, tmp_path):
     del bare.attrs["isolated_atom_energies"]
     with pytest.raises(DataError, match="isolated_atom_energies"):
         train(bare, settings, out=tmp_path / "m", seed=1)
+
+
+def test_train__two_at_once_are_what_each_is_alone(labelled, settings, tmp_path):
+    """In threads of one process, as a backend of threads runs tasks."""
+    plan = vary(settings, max_steps=6)
+
+    def one(name: str) -> str:
+        seed = int(name[-1])
+        return train(labelled, plan, out=tmp_path / name, seed=seed).model_hash
+
+    alone = [one("alone1"), one("alone2")]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(one, ["both1", "both2"]))
+    assert together == alone

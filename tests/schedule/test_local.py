@@ -18,7 +18,7 @@ from mofal.schedule.files import Layout, read_json
 
 from . import tasks
 
-TESTS = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def _labels(folder, number, *, start=0, **kwargs):
@@ -236,7 +236,7 @@ def test_local__a_pool_that_dies_on_arrival_is_given_up(tmp_path):
 _DRIVER = """
 import sys
 from pathlib import Path
-from schedule import tasks
+from tests.schedule import tasks
 from mofal.schedule import Pools, ScheduleSettings, Task
 folder = Path(sys.argv[1])
 program = folder / "program"
@@ -257,7 +257,7 @@ def driver(tmp_path):
     """A driver in a process of its own, in the middle of its work."""
     script = tmp_path / "driver.py"
     script.write_text(_DRIVER)
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, str(script), str(tmp_path)],
         env=environment,

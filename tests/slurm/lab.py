@@ -175,6 +175,8 @@ class SlurmLab:
     # -- all of it
     def start(self, *, timeout: float = 60.0) -> None:
         """Write the configuration, start everything, wait until the nodes are idle."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.root.chmod(0o755)
         for folder in ("etc", "run", "log", "state", "spool", "dev"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
             (self.root / folder).chmod(0o755)
@@ -286,6 +288,35 @@ PartitionName=gpu Nodes=g1 MaxTime=01:00:00 DefaultTime=00:10:00 State=UP
             deadline = time.monotonic() + timeout
             while self.jobs() and time.monotonic() < deadline:
                 time.sleep(0.1)
+
+    def restore(self) -> None:
+        """All daemons up, all nodes and partitions in service, no jobs."""
+        self.start_daemon("munged")
+        self.start_daemon("slurmctld")
+        for name, partition, *_ in NODES:
+            self.start_daemon(name)
+            self.run("scontrol", "update", f"PartitionName={partition}", "State=UP", check=False)
+        self.cancel_all()
+        with suppress(RuntimeError):
+            self.wait_for_nodes(timeout=3)
+            return
+        for name, *_ in NODES:
+            self.run("scontrol", "update", f"NodeName={name}", "State=RESUME", check=False)
+        self.wait_for_nodes()
+
+    def kill_node(self, name: str) -> None:
+        """Have a node vanish: its daemon and all processes of its jobs at once."""
+        victims = []
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError):
+                environment = (entry / "environ").read_bytes().split(b"\0")
+                mine = f"SLURM_CONF={self.conf}".encode() in environment
+                if mine and f"SLURMD_NODENAME={name}".encode() in environment:
+                    victims.append(int(entry.name))
+        self.signal_daemon(name)
+        for pid in victims:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def stop(self) -> None:
         """Cancel all jobs and end exactly what was started here."""
