@@ -245,11 +245,10 @@ def error_table(
     table["n_atoms"] = ("subset", [int(mask.sum()) for mask in masks.values()])
     has_energy = "isolated_atom_energies" in reference.attrs and "energy" in reference
     if has_energy and any(name in predicted for name in ("energy", "predicted_energy")):
-        per_atom = energy_errors(reference, predicted).data
-        per_atom = per_atom[_converged(reference) & np.isfinite(per_atom)]
-        known = len(per_atom) > 0
-        table["energy_avg"] = ((), per_atom.mean() if known else np.nan, {"units": "eV"})
-        table["energy_std"] = ((), per_atom.std() if known else np.nan, {"units": "eV"})
+        per_atom = _masked(energy_errors(reference, predicted).data, _converged(reference))
+        average = _mean(per_atom)
+        table["energy_avg"] = ((), average, {"units": "eV"})
+        table["energy_std"] = ((), np.sqrt(_mean((per_atom - average) ** 2)), {"units": "eV"})
     return table
 
 
