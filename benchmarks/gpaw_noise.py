@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 SIZES: dict[str, tuple[list[str], list[str], int]] = {
     "tiny": (["H2O"], ["gpaw:lcao?h=0.3&vacuum=3&poisson_extension=3"], 1),
-    "small": (["HCOOH"], ["gpaw:lcao?ranks=2", "gpaw:coarse?ranks=2", "gpaw:paper?ranks=2"], 3),
+    "small": (["HCOOH"], ["gpaw:lcao", "gpaw:coarse", "gpaw:paper?ranks=2"], 3),
     "large": (["HCOOH", "C6H6", "H2O"], ["gpaw:paper?ranks=2"], 4),
 }
 

@@ -203,19 +203,19 @@ class GpawReference:
             "method": "PBE-D3(BJ)",
             "program": "gpaw",
             "mode": p.mode,
-            "h_A": p.h,
+            "h": p.h,
             "stencil": p.stencil if p.mode == "fd" else None,
             "basis": p.basis,
             "interpolation": p.interpolation,
             "sampling": "gamma point",
             "spin": "paired",
             "symmetry": "off",
-            "occupations": {"name": "fermi-dirac", "width_eV": 0.0},
+            "occupations": {"name": "fermi-dirac", "width": 0.0},
             "convergence": dict(CONVERGENCE),
             "cluster": {
                 "walls": "zero value",
-                "vacuum_A": p.vacuum,
-                "poisson_extension_A": p.poisson_extension,
+                "vacuum": p.vacuum,
+                "poisson_extension": p.poisson_extension,
                 "poisson_coarsenings": p.coarsenings if p.poisson_extension > 0 else 0,
                 "grid": "exact, fixed in space",
             },
@@ -223,6 +223,7 @@ class GpawReference:
             "dispersion": {"damping": "d3bj", **D3BJ_PBE},
             "paw_data_sha256": self.paw_data.sha256,
             "energy_zero": "the program's reference atoms",
+            "units": "Å, eV",
         }
 
     @cached_property

@@ -307,7 +307,7 @@ def measure_noise(
     from mofal.reference.registry import get_reference
 
     method = get_reference(reference)
-    spacing = method.level_of_theory.get("h_A")
+    spacing = method.level_of_theory.get("h")
     variants = noise_variants(
         structures, spacing=spacing, factors=factors, repeats=repeats, seed=seed
     )

@@ -40,7 +40,7 @@ def crystal():
 def test_level_of_theory__one_set_of_parameters(preset):
     reference = get_reference(f"gpaw:{preset}")
     level = reference.level_of_theory
-    assert level["occupations"]["width_eV"] == 0.0
+    assert level["occupations"]["width"] == 0.0
     assert level["symmetry"] == "off"
     assert len(level["paw_data_sha256"]) == 64
     assert level["dispersion"]["s9"] == 0.0
@@ -56,10 +56,10 @@ def test_level_of_theory__one_set_of_parameters(preset):
 
 def test_level_of_theory__paper():
     level = get_reference("gpaw:paper").level_of_theory
-    assert (level["mode"], level["h_A"], level["stencil"]) == ("fd", 0.175, 6)
+    assert (level["mode"], level["h"], level["stencil"]) == ("fd", 0.175, 6)
     assert level["interpolation"] == 4  # heptic
-    assert level["cluster"]["vacuum_A"] == 4.0
-    assert level["cluster"]["poisson_extension_A"] == 8.0
+    assert level["cluster"]["vacuum"] == 4.0
+    assert level["cluster"]["poisson_extension"] == 8.0
     assert level["method"] == "PBE-D3(BJ)"
 
 
