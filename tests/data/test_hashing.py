@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import struct
 import subprocess
 import sys
 
@@ -24,6 +26,15 @@ def test_hashes__pinned():
         == "64a573e4d385f24c37d4"
     )
     assert hash_arrays(np.arange(4, dtype=np.int64), np.float32([[1.5]])) == "8600454bdbd269a9db81"
+
+
+def test_structure_hash__as_docs_format_specifies_it():
+    digest = hashlib.sha256()
+    digest.update(b"<i4(3,)" + struct.pack("<3i", *NUMBERS))
+    digest.update(b"<f8(3, 3)" + struct.pack("<9d", *POSITIONS.ravel()))
+    digest.update(b"<f8(3, 3)" + struct.pack("<9d", *CELL.ravel()))
+    digest.update(b"|b1(3,)" + bytes(PBC.tolist()))
+    assert structure_hash(NUMBERS, POSITIONS, CELL, PBC) == digest.hexdigest()[:20]
 
 
 def test_hash_json__same_in_another_process():
