@@ -1,9 +1,10 @@
 """The training loop: NequIP's Lightning module, a clock that stops it, checkpoints that resume it.
 
 Lightning's own checkpoints are not used: one that is written at the end of an epoch lacks that
-epoch's step of the plateau scheduler, and none of them carries random states, so a resumed training
-would not be the training that would have been. Ours is written before an epoch begins, when all of
-the one before is done.
+epoch's step of the plateau scheduler, so a resumed training would not be the training that would
+have been. Ours is written before an epoch begins, when all of the one before is done. Nothing here
+draws from torch's global generator (which threads share): the only random thing, the order of an
+epoch, follows from the seed and the number of that epoch, so these two are the whole random state.
 """
 
 from __future__ import annotations
@@ -331,7 +332,6 @@ class Clock(lightning.Callback):
             "module": module.state_dict(),
             "optimizer": trainer.optimizers[0].state_dict(),
             "scheduler": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
-            "random": torch.get_rng_state(),
             "best_weights": self.best_weights,
             "history": self.history,
             "counters": {name: getattr(self, name) for name in _COUNTERS},
@@ -356,7 +356,6 @@ class Clock(lightning.Callback):
         module.load_state_dict(content["module"])
         trainer.optimizers[0].load_state_dict(content["optimizer"])
         trainer.lr_scheduler_configs[0].scheduler.load_state_dict(content["scheduler"])
-        torch.set_rng_state(content["random"].cpu())
         self.best_weights = {k: v.cpu() for k, v in content["best_weights"].items()}
         self.history = content["history"]
         for name in _COUNTERS:

@@ -316,9 +316,7 @@ def _fit(
             f"{len(validation)}, {len(batches)} steps per epoch"
             + (f", from model {origin.model_hash}" if origin else "")
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        run(module, clock, validation, settings=settings)
+    run(module, clock, validation, settings=settings)
     network = build_network(config)
     put_weights(network, clock.best_weights)
     return NequIPPotential(
