@@ -16,7 +16,13 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from scipy.sparse import csgraph
 
-from mofal.frameworks.bonds import IS_METAL, Bonds, bonds_of, structure_arrays
+from mofal.frameworks.bonds import (
+    IS_METAL,
+    Bonds,
+    bonds_of,
+    half_edge_keys,
+    structure_arrays,
+)
 from mofal.frameworks.caps import cap_length
 from mofal.frameworks.charges import (
     formula,
@@ -78,23 +84,12 @@ class Cuts:
 
 def reverse_edges(bonds: Bonds, edges: NDArray[np.integer]) -> NDArray[np.int64]:
     """Index of the half-edge that leads back, for each of `edges`."""
-    low = bonds.shift.min(axis=0).astype(np.int64) if len(bonds.i) else np.zeros(3, np.int64)
-    low = np.minimum(low, -bonds.shift.max(axis=0).astype(np.int64)) if len(bonds.i) else low
-    span = 1 - 2 * low
-
-    def key(i: NDArray, j: NDArray, s: NDArray) -> NDArray[np.int64]:
-        code = (s[:, 0] - low[0]) * span[1] + (s[:, 1] - low[1])
-        code = code * span[2] + (s[:, 2] - low[2])
-        return (i.astype(np.int64) * bonds.n_atoms + j) * int(span.prod()) + code
-
-    # Only half-edges that start where the wanted ones end can lead back.
-    starts = np.zeros(bonds.n_atoms, bool)
-    starts[bonds.j[edges]] = True
-    near = np.flatnonzero(starts[bonds.i])
-    keys = key(bonds.i[near], bonds.j[near], bonds.shift[near])
-    order = np.argsort(keys)
-    wanted = key(bonds.j[edges], bonds.i[edges], -bonds.shift[edges])
-    return near[order[np.searchsorted(keys, wanted, sorter=order)]]
+    reach = int(np.abs(bonds.shift).max(initial=0))
+    keys = half_edge_keys(bonds.n_atoms, bonds.i, bonds.j, bonds.shift, reach)
+    wanted = half_edge_keys(
+        bonds.n_atoms, bonds.j[edges], bonds.i[edges], -bonds.shift[edges], reach
+    )
+    return np.searchsorted(keys, wanted)
 
 
 def _collect(z: NDArray[np.integer], bonds: Bonds, cuts: list[Cut]) -> Cuts:

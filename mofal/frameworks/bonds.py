@@ -43,7 +43,7 @@ class Bonds:
     ----------
     n_atoms : int
     i, j : (2 n_bonds,) int32 arrays
-        From atom, to atom.
+        From atom, to atom; sorted by `i`, then `j`, then `shift`.
     shift : (2 n_bonds, 3) int32 array
         The bond vector is ``positions[j] + shift @ cell - positions[i]``.
     """
@@ -192,8 +192,36 @@ def bonds_of(
     i, j, shift = neighbour_list(
         "ijS", positions=x - origin, cell=lattice, pbc=periodic, numbers=z, cutoff=cut
     )
-    bonds = _no_bond_across(z, Bonds(n, i, j, shift))
+    # The search lists neighbours in the order of its own boxes: with the order fixed here, a frame
+    # that only vibrates gives the same arrays.
+    order = np.argsort(half_edge_keys(n, i, j, shift), kind="stable")
+    bonds = _no_bond_across(z, Bonds(n, i[order], j[order], shift[order]))
     return _one_bond_per_hydrogen(z, x, lattice, bonds)
+
+
+def half_edge_keys(
+    n_atoms: int,
+    i: NDArray[np.integer],
+    j: NDArray[np.integer],
+    shift: NDArray[np.integer],
+    reach: int | None = None,
+) -> NDArray[np.int64]:
+    """One integer per half-edge that sorts by atom, then neighbour, then shift: (n,).
+
+    Parameters
+    ----------
+    n_atoms : int
+    i, j : (n,) int
+    shift : (n, 3) int
+    reach : int, optional
+        Largest shift to make room for, where keys of several calls are to be compared.
+    """
+    size = reach if reach is not None else int(np.abs(shift).max(initial=0))
+    span = 2 * size + 1
+    key = i.astype(np.int64) * n_atoms + j
+    for axis in range(3):
+        key = key * span + (shift[:, axis].astype(np.int64) + size)
+    return key
 
 
 def _no_bond_across(z: NDArray[np.integer], bonds: Bonds) -> Bonds:

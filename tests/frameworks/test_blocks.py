@@ -9,7 +9,7 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 
-from mofal.data import from_atoms
+from mofal.data import from_atoms, to_atoms
 from mofal.errors import ConfigError, StructureError
 from mofal.frameworks import (
     build,
@@ -202,6 +202,61 @@ def test_find_blocks__kinds_tell_defects_apart():
     one = find_blocks(build("S_pr"))["kind_hash"].values
     other = find_blocks(build("S_pr", cell="primitive", repeat=(2, 1, 1)))["kind_hash"].values
     assert set(one.tolist()) == set(other.tolist())
+
+
+WARM = [
+    (lambda: published.hkust1(), "carboxylate"),
+    (lambda: published.mof5(), "carboxylate"),
+    (lambda: published.mil88b(), "carboxylate"),
+    (lambda: published.dmof(), "pillar"),
+    (lambda: published.cobdp(), "azolate"),
+]
+
+
+@pytest.mark.parametrize(("make", "rule"), WARM)
+def test_find_blocks__warm_frames_keep_their_blocks(make, rule):
+    # 0.04 Å on every coordinate stretches bonds by about as much as 600 K does.
+    ds = dataset(make())
+    still = find_blocks(ds, rule=rule)
+    for seed in range(3):
+        warm = ds.copy(deep=True)
+        warm["positions"].values[:] += np.random.default_rng(seed).normal(
+            0, 0.04, warm["positions"].shape
+        )
+        blocks = find_blocks(warm, rule=rule)
+        for name in ("kind_hash", "member_atom", "link_atom", "charge"):
+            assert np.array_equal(blocks[name].values, still[name].values), name
+
+
+def test_find_blocks__hydroxide_and_water_in_place_of_formate():
+    # NU-1000, MOF-808 and many defects: OH on one metal, H2O on the next.
+    ds = build("S_ld", cell="primitive")
+    blocks = find_blocks(ds)
+    x, cell = ds["positions"].values, ds["cell"].values[0]
+    bonds = find_bonds(ds)
+    pair, shift = bonds["bond_atom"].values, bonds["bond_shift"].values
+    pair = np.vstack([pair, pair[:, ::-1]])
+    shift = np.vstack([shift, -shift])
+    vector = x[pair[:, 1]] + shift @ cell - x[pair[:, 0]]
+    atoms = to_atoms(ds, 0)
+    new, gone = [], []
+    for carbon, hydrogen in zip(
+        blocks["defect_atom"].values.tolist(), blocks["defect_hydrogen"].values.tolist()
+    ):
+        gone += [carbon, hydrogen]
+        mine = np.flatnonzero((pair[:, 0] == carbon) & (atoms.numbers[pair[:, 1]] == 8))
+        for count, edge in zip((1, 2), mine):
+            oxygen = int(pair[edge, 1])
+            away = -vector[edge] / np.linalg.norm(vector[edge])
+            # Out of the plane of the two O, which are only 2.3 Å apart.
+            side = np.cross(away, vector[mine[0]] - vector[mine[1]])
+            side /= np.linalg.norm(side)
+            for sign in (1, -1)[:count]:
+                new.append(x[oxygen] + 0.97 * (0.6 * away + sign * 0.8 * side))
+    atoms += Atoms(["H"] * len(new), positions=new)
+    del atoms[gone]
+    found = kinds(check_structure(dataset(atoms)))
+    assert found[0] == (1, "C10H10O32Zr6", "node", 0, 10)
 
 
 def test_find_blocks__isomers_are_different_kinds():

@@ -71,7 +71,7 @@ def test_remove_blocks__refuses_what_cannot_be_capped():
     ds = from_atoms(published.zif(), system="ZIF-8")
     blocks = find_blocks(ds, rule="azolate")
     linker = np.flatnonzero(blocks["role"].values == "linker")[:1]
-    with pytest.raises(StructureError, match="no cap for a bond.*node's side"):
+    with pytest.raises(StructureError, match=r"no cap for a bond.*node's side"):
         remove_blocks(ds, blocks, linker)
     # The metal may go: each azolate that held it gets a proton.
     node = np.flatnonzero(blocks["role"].values == "node")[:1]
@@ -103,7 +103,7 @@ def test_verbs__want_one_structure():
         lambda: substitute(two, [0], "Hf"),
         lambda: supercell(two, (1, 1, 2)),
     ):
-        with pytest.raises(StructureError, match="2 structures, expected one.*select"):
+        with pytest.raises(StructureError, match=r"2 structures, expected one.*select"):
             verb()
     with pytest.raises(StructureError, match="unknown element"):
         substitute(build("S_pr", cell="primitive"), [0], "Qq")
