@@ -112,6 +112,11 @@ def main(argv: list[str] | None = None) -> None:
     STATE.name, STATE.job, STATE.ends_at = options.name, spec["name"], options.ends_at
     # A task may hold Python's global lock for as long as it likes: no warnings about slow ticks.
     dask.config.set({"distributed.admin.tick.limit": "1h"})
+    # Lazy data that a task loads is computed here, in its own threads: Dask would send it to the
+    # scheduler, where it waits behind the very tasks that wait for it.
+    threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
+    name = "synchronous" if threads == 1 else "threads"
+    dask.config.set({"scheduler": name, "num_workers": threads})
     status = asyncio.run(_work(spec, options))
     sys.stdout.flush()
     os._exit(status)
