@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from contextlib import suppress
@@ -45,4 +46,6 @@ def run_attempt(payload: dict[str, Any]) -> None:
         claim.unlink(missing_ok=True)
     finally:
         STATE.busy.clear()
-    worker.log_event(TOPIC, {"type": "finished", "attempt": payload["attempt"], "result": result})
+    # As JSON: Dask's own packing of messages turns lists into tuples.
+    message = {"type": "finished", "attempt": payload["attempt"], "result": json.dumps(result)}
+    worker.log_event(TOPIC, message)

@@ -6,6 +6,7 @@ how many jobs there are is the policy's, and what became of a job is read from i
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
@@ -175,7 +176,7 @@ class ClusterBackend:
         message = event[1]
         match message["type"]:
             case "finished":
-                self._post(("finished", message["attempt"], message["result"]))
+                self._post(("finished", message["attempt"], json.loads(message["result"])))
             case "worker":
                 self._post(("call", lambda: self._arrived(message)))
             case "gone":

@@ -24,6 +24,7 @@ from mofal.errors import MofalError, ScheduleError
 from mofal.schedule.backend import Attempt, Backend, Loss, ThreadsBackend, WorkerInfo
 from mofal.schedule.events import EventLog, schedule_directory
 from mofal.schedule.execution import Result, one_line
+from mofal.schedule.files import Layout
 from mofal.schedule.handover import HandedOver, Handover
 from mofal.schedule.policy import Estimator, PoolView, TaskQueue, look_ahead
 from mofal.schedule.settings import ScheduleSettings
@@ -158,6 +159,11 @@ class Dispatcher:
             self._inbox.put(("stop",))
             self._thread.join()
             self._thread = None
+        elif not self.inline and any(pool.backend == "slurm" for pool in self._pools.values()):
+            # Everything was found, and jobs that a driver before left have nothing to do.
+            from mofal.schedule.jobs import cancel_leftovers
+
+            cancel_leftovers(Layout(schedule_directory(self._directory).resolve()))
 
     def step_inline(self, execute: Callable[[Task], Result]) -> None:
         """Run the next task in the caller's thread (backend inline)."""

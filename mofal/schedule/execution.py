@@ -76,15 +76,15 @@ def _execute(call: Callable[[], Any], *, output: str | Path | None) -> Result:
 
 
 def _checked_summary(summary: Any) -> Any:
+    """A summary as JSON gives it back, so that it is the same whichever way it came."""
     if summary is None:
         return {}
     try:
-        json.dumps(summary)
+        return json.loads(json.dumps(summary))
     except (TypeError, ValueError) as error:
         raise ScheduleError(
             f"found a summary that JSON cannot hold ({error}); expected numbers, strings, lists"
         ) from error
-    return summary
 
 
 def one_line(error: BaseException) -> str:

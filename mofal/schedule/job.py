@@ -39,6 +39,8 @@ LOOK, BEAT, MEMORY = 0.1, 5.0, 1.0
 CRASHES = 3
 #: Seconds until a worker that lost its scheduler looks whether the same one answers again.
 RETRY = 5.0
+#: Seconds that a job's first connection may take at least (a busy file system imports slowly).
+START = 180.0
 
 
 def session_members(session: int) -> dict[int, int]:
@@ -219,6 +221,7 @@ class Job:
         signal.signal(signal.SIGHUP, self._stop)
         next_beat = next_memory = next_file = 0.0
         scheduler = ""
+        served = False
         waiting: float | None = None  # since when no worker of this job is connected
         while not self.stop_reason:
             now = time.time()
@@ -236,11 +239,12 @@ class Job:
                 self._look_at_memory()
                 next_memory = now + MEMORY
             if any(child.process is not None and child.connected for child in self.children):
-                waiting = None
+                waiting, served = None, True
             else:
                 waiting = waiting or now
-                if now - waiting > self.spec["linger"]:
-                    self.stop_reason = f"no driver for {self.spec['linger']:.0f} s"
+                patience = self.spec["linger"] if served else max(self.spec["linger"], START)
+                if now - waiting > patience:
+                    self.stop_reason = f"no driver for {patience:.0f} s"
             if changed or now >= next_beat:
                 self._beat()
                 next_beat = now + BEAT

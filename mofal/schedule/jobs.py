@@ -26,6 +26,7 @@ from mofal.schedule.policy import stagger
 from mofal.schedule.settings import PoolSettings, ScheduleSettings
 from mofal.schedule.slurm import (
     ENDED_STATES,
+    HOPELESS,
     Commands,
     QueuedJob,
     SlurmCommands,
@@ -92,9 +93,8 @@ class Jobs:
         self._indices = dict.fromkeys(self._pools, 0)
         self._thread: SlurmThread | None = None
         self._quiet_errors: set[str] = set()
-        identity = hashlib.sha256(str(layout.root).encode()).hexdigest()[:8]
         #: Jobs of this campaign are known by their names, also to the next driver.
-        self.prefix = f"mofal-{identity}-"
+        self.prefix = job_prefix(layout)
 
     def start(self, wake: Callable[[], None]) -> None:
         """Look for what a driver before left, and begin."""
@@ -314,9 +314,9 @@ class Jobs:
             )
         if len(refusals) >= limit and not self.of(pool):
             return ScheduleError(
-                f"pool {pool}: sbatch refused {limit} times: {refusals[-1]}; expected a job that "
-                f"this cluster takes: see pools: {pool}: in the campaign file (`mofal doctor "
-                "--slurm` checks it)"
+                f"pool {pool}: SLURM refused its jobs {len(refusals)} times: {refusals[-1]}; "
+                f"expected jobs that this cluster takes: see pools: {pool}: in the campaign file "
+                "(`mofal doctor --slurm` checks it)"
             )
         return None
 
@@ -365,13 +365,17 @@ class Jobs:
         record = self._records.pop(name, None)
         if record is None:
             return
-        refusals = self._refusals[record.pool]
-        if not error.transient:
-            refusals.append(str(error))
-        wait = min(self._settings.poll_interval * 2 ** len(refusals), 300.0)
-        self._next_submit[record.pool] = time.monotonic() + wait
         self._events.write("refused", job=name, pool=record.pool, reason=str(error))
-        self._say_once(f"sbatch ({record.pool}): {error}")
+        self._refuse(record.pool, f"sbatch: {error}", counts=not error.transient)
+
+    def _refuse(self, pool: str, reason: str, *, counts: bool = True) -> None:
+        """Remember that SLURM did not take a job, and wait a little before the next."""
+        refusals = self._refusals[pool]
+        if counts:
+            refusals.append(reason)
+        wait = min(self._settings.poll_interval * 2 ** len(refusals), 300.0)
+        self._next_submit[pool] = time.monotonic() + wait
+        self._say_once(f"pool {pool}: {reason}")
 
     def _listed(self, jobs: list[QueuedJob], began: float) -> None:
         mine = {job.name: job for job in jobs if job.name.startswith(self.prefix)}
@@ -390,6 +394,14 @@ class Jobs:
                 self._over(record, "it is gone from the queue")
             elif queued.state in ENDED_STATES:
                 self._over(record, queued.state)
+            elif queued.state == "PENDING" and HOPELESS.search(queued.reason):
+                self._hopeless(record, queued.reason)
+
+    def _hopeless(self, record: JobRecord, reason: str) -> None:
+        """A job that will never start is as good as refused."""
+        if record.ending is None:
+            self.end(record)
+            self._refuse(record.pool, f"job {record.slurm_id} would never start ({reason})")
 
     def _adopt(self, name: str, job: QueuedJob, *, first: bool) -> None:
         """A job of this campaign that this driver did not submit, or thought it had not."""
@@ -469,9 +481,9 @@ class Jobs:
             if record.process is not None or not leave:
                 self.end(record)
         if self._thread is not None:
-            # Work is over: running jobs need not find out by themselves.
             if not leave:
-                self._thread.cancel([r.slurm_id for r in self._records.values() if r.slurm_id])
+                # Work is over: running jobs need not find out by themselves.
+                self._thread.sweep(self.prefix)
             self._thread.stop()
         for record in self._records.values():
             if record.process is None:
@@ -486,6 +498,20 @@ class Jobs:
                     record.process.stdin.close()
             self._put_away(record.name, "the driver ended")
         self._records.clear()
+
+
+def job_prefix(layout: Layout) -> str:
+    """How the names of a campaign's jobs begin in SLURM's queue."""
+    return f"mofal-{hashlib.sha256(str(layout.root).encode()).hexdigest()[:8]}-"
+
+
+def cancel_leftovers(layout: Layout, commands: Commands | None = None) -> None:
+    """Cancel what a driver before left in the queue, for a driver that has no use for it."""
+    if any(layout.jobs.glob("*.json")):
+        thread = SlurmThread(commands or SlurmCommands(), interval=1e9, wake=lambda: None)
+        thread.start()
+        thread.sweep(job_prefix(layout))
+        thread.stop()
 
 
 def extra_paths() -> list[str]:

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,11 @@ TRANSIENT = re.compile(
     r"communication|temporarily|try again|slurm_load|submit.*limit|limit.*submit|"
     r"MaxSubmitJob|controller",
     re.IGNORECASE,
+)
+#: Reasons for which a pending job will never start, whatever time goes by.
+HOPELESS = re.compile(
+    r"PartitionTimeLimit|PartitionNodeLimit|BadConstraints|NotAllowed|InvalidAccount|InvalidQOS|"
+    r"MaxWall|PerJob|AssociationJobLimit",
 )
 
 
@@ -197,6 +203,10 @@ class SlurmThread:
         """Order a look at the queue before the next one is due."""
         self._orders.put(("look", None))
 
+    def sweep(self, prefix: str) -> None:
+        """Order that every job whose name begins so is cancelled."""
+        self._orders.put(("sweep", prefix))
+
     def stop(self, *, timeout: float = 30.0) -> None:
         """Carry out what was ordered and end."""
         self._orders.put(None)
@@ -216,6 +226,8 @@ class SlurmThread:
                 self._submit(*argument)
             elif what == "cancel":
                 self._cancel(argument)
+            elif what == "sweep":
+                self._sweep(argument)
             else:
                 self._look()
             self._wake()
@@ -232,6 +244,11 @@ class SlurmThread:
         except SlurmError as error:
             if error.transient:  # the controller is away: once more, later
                 self.answers.put(("uncancelled", identities))
+
+    def _sweep(self, prefix: str) -> None:
+        with suppress(SlurmError):  # a controller that is away: the jobs end by themselves
+            jobs = [job for job in self._commands.list() if job.name.startswith(prefix)]
+            self._commands.cancel([job.identity for job in jobs if job.state not in ENDED_STATES])
 
     def _look(self) -> None:
         began = time.monotonic()

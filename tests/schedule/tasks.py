@@ -62,6 +62,11 @@ def silent() -> None:
     """Return without writing what was promised."""
 
 
+def summary() -> dict[str, Any]:
+    """A summary with lists and tuples in it."""
+    return {"list": (1, [2, 3]), "number": 0.1}
+
+
 def unprintable() -> dict[str, Any]:
     """A summary that JSON cannot hold."""
     return {"data": object()}

@@ -97,6 +97,11 @@ def test_local__torch_and_blas_use_the_pools_threads(pools):
     assert set(outcome.summary["pools"]) == {1}
 
 
+def test_local__summary_is_what_json_gives_back(pools):
+    (outcome,) = pools.run([Task("walk", "summary", tasks.summary)])
+    assert outcome.summary == {"list": [1, [2, 3]], "number": 0.1}
+
+
 def test_local__failure_is_an_outcome(pools):
     (outcome,) = pools.run([Task("walk", "bad", tasks.fail)])
     assert (outcome.status, outcome.reason) == ("failed", "ValueError: no luck")

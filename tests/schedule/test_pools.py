@@ -42,6 +42,11 @@ def test_run__all_are_done_and_durable(pools, tmp_path):
     assert {o.task.key: o.summary["value"] for o in outcomes}["0003"] == 9
 
 
+def test_run__summary_is_what_json_gives_back(pools):
+    (outcome,) = pools.run([Task("walk", "x", tasks.summary)])
+    assert outcome.summary == {"list": [1, [2, 3]], "number": 0.1}
+
+
 def test_run__nothing_is_nothing(pools):
     assert list(pools.run([])) == []
 

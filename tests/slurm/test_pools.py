@@ -1,0 +1,346 @@
+"""Pools on a real SLURM: what they get, how they grow and shrink, what they survive."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mofal.errors import ScheduleError
+from mofal.schedule import (
+    Pools,
+    ScheduleSettings,
+    Task,
+    doctor_slurm,
+    format_status,
+    read_events,
+    read_status,
+)
+from mofal.schedule.files import read_json
+
+from . import tasks
+from .driver import work
+
+ROOT = Path(__file__).parent.parent.parent
+CPU = {"kinds": ["*"], "partition": "cpu", "workers": 3, "memory": "400MB", "walltime": "10m"}
+
+
+def _content(**more):
+    """A `schedule` section with one pool, at the pace of a test."""
+    pools = more.pop("pools", None) or {"cpu": {**CPU, **more.pop("cpu", {})}}
+    return {
+        "backend": "slurm",
+        "interface": "lo",
+        "poll_interval": 1.0,
+        "idle_time": 2.0,
+        "linger": 30.0,
+        "pools": pools,
+        **more,
+    }
+
+
+def _settings(**more):
+    return ScheduleSettings.model_validate(_content(**more))
+
+
+def _events(folder, name):
+    return [event for event in read_events(folder) if event["event"] == name]
+
+
+def test_pools__kinds_go_where_they_belong(lab, tmp_path, until):
+    pools = {
+        "cpu": CPU,
+        "dft": {
+            "kinds": ["label"],
+            "partition": "dft",
+            "workers": 2,
+            "mpi_ranks": 3,
+            "memory": "900MB",
+            "walltime": "10m",
+        },
+        "gpu": {**CPU, "kinds": ["train"], "partition": "gpu", "workers": 2, "gpus": 1},
+    }
+    with Pools.from_settings(_settings(pools=pools), directory=tmp_path) as made:
+        batch = []
+        for kind in ("label", "train", "walk"):
+            for index in range(4):
+                path = tmp_path / f"{kind}{index}.json"
+                arguments = {"output": str(path), "seconds": 0.7, "trace": str(tmp_path / "trace")}
+                batch.append(Task(kind, f"{index:04d}", tasks.label, arguments, path))
+        batch.append(Task("label", "mpi", tasks.parallel, {"ranks": 3}))
+        outcomes = {o.task.name: o for o in made.run(batch)}
+        assert {o.status for o in outcomes.values()} == {"done"}
+
+        def seen(kind, name):
+            return {outcomes[f"{kind}-{i:04d}"].summary[name] for i in range(4)}
+
+        assert seen("label", "SLURMD_NODENAME") == {"d1"}
+        assert seen("train", "SLURMD_NODENAME") == {"g1"}
+        assert seen("walk", "SLURMD_NODENAME") <= {"c1", "c2"}
+        # One GPU per worker, and an MPI task has the whole allocation to itself.
+        assert seen("train", "CUDA_VISIBLE_DEVICES") == {"0", "1"}
+        assert seen("label", "SLURM_NTASKS") == {"3"}
+        assert outcomes["label-mpi"].summary["ranks"] == ["0", "1", "2"], outcomes["label-mpi"]
+        # Keys are the owner's alone, scripts hold paths only, connections are encrypted.
+        for path in (tmp_path / "schedule" / "tls").iterdir():
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "schedule" / "tls").stat().st_mode) == 0o700
+        facts = read_json(tmp_path / "schedule" / "scheduler.json")
+        assert facts["address"].startswith("tls://127.0.0.1:")
+        _refuses_strangers(facts["address"])
+        # Idle jobs are given back, and end as completed, not as cancelled.
+        until(lambda: not lab.jobs(), timeout=20)
+        states = lab.run("squeue", "--noheader", "--states=all", "--format=%j %T").splitlines()
+        mine = [line.split()[1] for line in states if line.startswith("mofal-")]
+        assert len(mine) >= 4
+        assert mine.count("COMPLETED") >= len(mine) - 1
+    status = read_status(tmp_path)
+    assert status["kinds"]["train"]["done"] == 4
+    assert status["node_hours"] > 0
+    assert "dft" in format_status(status)
+
+
+def _refuses_strangers(address):
+    """Neither plain connections nor keys of somebody else get in."""
+    from distributed import Client
+    from distributed.security import Security
+
+    for security, there in (
+        (None, address.replace("tls:", "tcp:")),
+        (Security.temporary(), address),
+    ):
+        with pytest.raises(OSError):
+            Client(there, security=security, timeout=2)
+
+
+def test_pools__lost_workers_and_jobs_are_replaced(lab, tmp_path, until):
+    """A worker killed, a job cancelled, a pending job cancelled: nothing is computed twice but
+    what they had in hand."""
+    batch = work(tmp_path, 18, 1.0)
+    with Pools.from_settings(_settings(), directory=tmp_path) as pools:
+        interrupted = 0
+        for number, _ in enumerate(pools.run(batch), start=1):
+            running = [job for job in lab.jobs() if job[2] == "RUNNING"]
+            if number == 3:
+                os.kill(_a_worker(tmp_path), signal.SIGKILL)
+                interrupted += 1
+            elif number == 6:
+                lab.run("scancel", running[0][0])
+                interrupted += 1
+            elif number == 9:
+                # The next job has to wait; it is cancelled while it does.
+                lab.run("scontrol", "update", "PartitionName=cpu", "State=DOWN")
+                lab.run("scancel", running[-1][0])
+                interrupted += 1
+                pending = until(lambda: [job for job in lab.jobs() if job[2] == "PENDING"])
+                lab.run("scancel", pending[0][0])
+                lab.run("scontrol", "update", "PartitionName=cpu", "State=UP")
+    assert set(tasks.durables(tmp_path / "trace").values()) == {1}
+    assert len(tasks.durables(tmp_path / "trace")) == 18
+    assert sum(tasks.starts(tmp_path / "trace").values()) <= 18 + interrupted
+
+
+def _a_worker(folder):
+    """A worker process of this campaign."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"mofal.schedule.worker" in command and str(folder).encode() in command:
+                return int(entry.name)
+    raise AssertionError("no worker there")
+
+
+def _driver(folder, number, seconds, content):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.slurm.driver", str(folder), str(number), str(seconds)]
+    return subprocess.Popen(
+        [*command, json.dumps(content)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_driver__killed_and_its_jobs_serve_the_next(lab, tmp_path):
+    first = _driver(tmp_path, 14, 1.5, _content())
+    for _ in range(3):
+        assert first.stdout.readline().startswith("done")
+    jobs = {job[0] for job in lab.jobs()}
+    first.kill()
+    first.wait()
+    first.stdout.close()
+    second = _driver(tmp_path, 14, 1.5, _content())
+    out, _ = second.communicate(timeout=60)
+    assert out.splitlines()[-1] == "FINISHED"
+    # Nobody did anything twice: what the workers had in hand, they finished without a driver.
+    assert set(tasks.starts(tmp_path / "trace").values()) == {1}
+    assert len(tasks.durables(tmp_path / "trace")) == 14
+    assert {event["slurm_id"] for event in _events(tmp_path, "adopted")} == jobs
+    assert not _events(tmp_path, "submitted")[3:]  # the three of the first driver served both
+    assert out.count("found") >= 3
+
+
+def test_driver__killed_for_good_and_its_jobs_end_by_themselves(lab, tmp_path, until):
+    driver = _driver(tmp_path, 3, 1.0, _content(linger=2.0))
+    assert driver.stdout.readline().startswith("done")
+    driver.kill()
+    driver.wait()
+    driver.stdout.close()
+    until(lambda: not lab.jobs(), timeout=30)
+
+
+def test_controller__killed_and_restarted(lab, tmp_path):
+    """Without a controller work goes on, and sbatch that fails is tried again."""
+    batch = work(tmp_path, 12, 1.0)
+    said = []
+    with Pools.from_settings(
+        _settings(cpu={"workers": 2}), directory=tmp_path, progress=said.append
+    ) as pools:
+        for number, _ in enumerate(pools.run(batch), start=1):
+            if number == 2:
+                lab.signal_daemon("slurmctld")
+                os.kill(_a_worker(tmp_path), signal.SIGKILL)
+            elif number == 6:
+                lab.start_daemon("slurmctld")
+    assert len(tasks.durables(tmp_path / "trace")) == 12
+    assert sum(tasks.starts(tmp_path / "trace").values()) <= 13
+
+
+def test_sbatch__controller_away_at_the_start(lab, tmp_path):
+    lab.signal_daemon("slurmctld", signal.SIGTERM)
+    said = []
+    with Pools.from_settings(_settings(), directory=tmp_path, progress=said.append) as pools:
+        handles = [pools.submit(task) for task in work(tmp_path, 2, 0.1)]
+        assert list(pools.as_completed(handles, timeout=8)) == []
+        lab.start_daemon("slurmctld")
+        assert [outcome.status for outcome in pools.as_completed(handles)] == ["done", "done"]
+    assert any("squeue" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [({"partition": "nowhere"}, "[Ii]nvalid partition"), ({"walltime": "3h"}, "TimeLimit")],
+)
+def test_sbatch__request_that_this_cluster_never_takes(lab, tmp_path, pool, words):
+    settings = _settings(cpu=pool, poll_interval=0.2)
+    with (
+        Pools.from_settings(settings, directory=tmp_path) as pools,
+        pytest.raises(ScheduleError, match=rf"SLURM refused its jobs \d times: .*{words}"),
+    ):
+        list(pools.run(work(tmp_path, 2, 0.1)))
+
+
+def test_pools__jobs_that_die_on_arrival_are_not_submitted_for_ever(lab, tmp_path):
+    settings = _settings(cpu={"prologue": ["echo the module is not there >&2", "exit 3"]})
+    with (
+        Pools.from_settings(settings, directory=tmp_path) as pools,
+        pytest.raises(ScheduleError, match="before a worker connected") as caught,
+    ):
+        list(pools.run(work(tmp_path, 3, 0.1)))
+    assert "the module is not there" in str(caught.value)
+    assert len(_events(tmp_path, "submitted")) <= 6
+
+
+def test_node__lost_with_everything_on_it(lab, tmp_path, until):
+    lab.run("scontrol", "update", "NodeName=c2", "State=DRAIN", "Reason=test")
+    batch = work(tmp_path, 10, 1.0)
+    with Pools.from_settings(_settings(cpu={"workers": 2}), directory=tmp_path) as pools:
+        for number, _ in enumerate(pools.run(batch), start=1):
+            if number == 3:
+                assert {job[3] for job in lab.jobs("%i|%j|%T|%N")} == {"c1"}
+                lab.run("scontrol", "update", "NodeName=c2", "State=RESUME")
+                lab.kill_node("c1")
+    assert len(tasks.durables(tmp_path / "trace")) == 10
+    assert sum(tasks.starts(tmp_path / "trace").values()) <= 12
+
+
+def test_walltime__nothing_is_started_that_would_not_end(lab, tmp_path):
+    """Five generations of jobs, and not one task is cut: each worker drains before its end."""
+    settings = _settings(cpu={"walltime": "16s", "workers": 2}, idle_time=1.0)
+    with Pools.from_settings(settings, directory=tmp_path) as pools:
+        outcomes = list(pools.run(work(tmp_path, 24, 1.5)))
+    assert len(outcomes) == 24
+    assert set(tasks.starts(tmp_path / "trace").values()) == {1}
+    assert len(_events(tmp_path, "submitted")) >= 3
+    assert not _events(tmp_path, "lost")
+
+
+def test_handover__driver_in_a_job_passes_the_campaign_on(lab, tmp_path, until):
+    content = _content(
+        cpu={"workers": 2},
+        driver={"partition": "dft", "memory": "500MB", "walltime": "60s", "margin": "45s"},
+    )
+    from mofal.schedule import submit_driver
+
+    command = [sys.executable, "-m", "tests.slurm.driver", str(tmp_path), "22", "1.0"]
+    command.append(json.dumps(content))
+    os.environ["PYTHONPATH"] = str(ROOT)
+    try:
+        submit_driver(ScheduleSettings.model_validate(content), directory=tmp_path, command=command)
+    finally:
+        del os.environ["PYTHONPATH"]
+    log = tmp_path / "schedule" / "logs" / "driver-job.log"
+    until(lambda: log.exists() and "FINISHED" in log.read_text(), timeout=90)
+    assert "LEFT handed over to another driver" in log.read_text()
+    assert len(_events(tmp_path, "driver-start")) >= 2
+    # The workers stayed, and what they had in hand was not lost.
+    assert set(tasks.starts(tmp_path / "trace").values()) == {1}
+    assert len(tasks.durables(tmp_path / "trace")) == 22
+    until(lambda: not [job for job in lab.jobs() if "driver" not in job[1]], timeout=20)
+
+
+def test_doctor_slurm__pools_that_work(lab, tmp_path):
+    findings = list(doctor_slurm(_settings(), folder=tmp_path, timeout=30))
+    assert [finding[0] for finding in findings] == [
+        "slurm commands",
+        "slurm controller",
+        "pool cpu",
+        "way back from cpu",
+    ]
+    assert all(finding[1] for finding in findings), findings
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("pool", "words"),
+    [
+        ({"partition": "nowhere"}, "no partition 'nowhere'"),
+        ({"walltime": "3h"}, "walltime beyond"),
+        ({"threads": 64}, "64 cores on nodes of 4"),
+        ({"memory": "1TB"}, "more memory than a node has"),
+        ({"gpus": 1}, "GPUs where the partition has none"),
+    ],
+)
+def test_doctor_slurm__pools_that_cannot_be_had(lab, tmp_path, pool, words):
+    findings = list(doctor_slurm(_settings(cpu=pool), folder=tmp_path))
+    name, ok, detail, mend = findings[-1]
+    assert (name, ok) == ("pool cpu", False)
+    assert words in detail
+    assert mend
+
+
+def test_doctor_slurm__worker_that_cannot_come_back(lab, tmp_path):
+    settings = _settings(cpu={"python": "/nowhere/python"})
+    *_, (name, ok, detail, mend) = doctor_slurm(settings, folder=tmp_path, timeout=30)
+    assert (name, ok) == ("way back from cpu", False)
+    assert "/nowhere/python" in detail
+    assert "python:" in mend
+
+
+def test_doctor_slurm__no_controller(lab, tmp_path):
+    lab.signal_daemon("slurmctld", signal.SIGTERM)
+    start = time.monotonic()
+    *_, (name, ok, detail, _) = doctor_slurm(_settings(), folder=tmp_path)
+    assert (name, ok) == ("slurm controller", False)
+    assert detail
+    assert time.monotonic() - start < 45
