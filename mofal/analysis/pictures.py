@@ -138,6 +138,8 @@ def plot_structure(
     high_is_bad: bool = True,
     rings: NDArray | None = None,
     ring_label: str = "",
+    outlined: NDArray | None = None,
+    outline_label: str = "",
     title: str = "",
     limits: tuple[float, float] | None = None,
 ) -> Figure:
@@ -159,6 +161,8 @@ def plot_structure(
         Mask (atoms of the structure,): atoms with a ring.
     ring_label
         What the rings mean.
+    outlined, outline_label
+        Mask (atoms of the structure,): atoms with a bold outline, and what it means.
     limits
         Ends of the colour scale; by default the 2nd and the 98th percentile.
     """
@@ -173,6 +177,7 @@ def plot_structure(
         label=label,
         high_is_bad=high_is_bad,
         rings=rings,
+        outlined=outlined,
         limits=limits,
     )
     if title:
@@ -180,6 +185,8 @@ def plot_structure(
     handles = [] if values is not None else _element_handles(structures, i)
     if rings is not None and np.any(rings) and ring_label:
         handles.append(_ring_handle(ring_label))
+    if outlined is not None and np.any(outlined) and outline_label:
+        handles.append(_outline_handle(outline_label))
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
@@ -282,6 +289,7 @@ def _structure_panel(
     label: str = "",
     high_is_bad: bool = True,
     rings: NDArray | None = None,
+    outlined: NDArray | None = None,
     limits: tuple[float, float] | None = None,
     view: NDArray | None = None,
     colour_bar: bool = True,
@@ -295,7 +303,7 @@ def _structure_panel(
     span = atom_slice(structures, i)
     numbers = structures["numbers"].values[span]
     positions = structures["positions"].values[span]
-    for what in (values, rings):
+    for what in (values, rings, outlined):
         if what is not None and len(what) != len(numbers):
             raise DataError(
                 f"{len(what)} values for a structure of {len(numbers)} atoms: give one per atom "
@@ -332,7 +340,9 @@ def _structure_panel(
     ring = None if rings is None else np.asarray(rings, dtype=bool)[kept]
     if ring is not None:
         weights = np.where(ring, 6.0, weights)
-    return _draw(ax, scene, _radii(numbers[kept]), colours, ring, weights=weights, view=view), image
+    bold = None if outlined is None else np.asarray(outlined, dtype=bool)[kept]
+    radii = _radii(numbers[kept])
+    return _draw(ax, scene, radii, colours, ring, bold, weights=weights, view=view), image
 
 
 def _colour_limits(values: NDArray) -> tuple[float, float]:
@@ -365,6 +375,7 @@ def _draw(
     radii: NDArray,
     colours: NDArray,
     rings: NDArray | None,
+    bold: NDArray | None = None,
     *,
     weights: NDArray,
     view: NDArray | None = None,
@@ -396,7 +407,10 @@ def _draw(
         items.append((0.5 * (start[2] + end[2]), stick, (tone,) * 3, (tone,) * 3, 0.0))
     for k in range(len(flat)):
         circle = Circle(flat[k, :2], size[k])
-        items.append((depth[k], circle, face[k], (float(edge[k, 0]),) * 3, 0.6))
+        outline: tuple[Any, float] = (float(edge[k, 0]),) * 3, 0.6
+        if bold is not None and bold[scene.atom[k]] and not scene.is_image[k]:
+            outline = DARK, 1.7
+        items.append((depth[k], circle, face[k], *outline))
         if rings is not None and rings[scene.atom[k]] and not scene.is_image[k]:
             # Rings lie above everything: what they point at may be behind other atoms.
             ring = Circle(flat[k, :2], size[k] + 0.2)
@@ -462,6 +476,12 @@ def _element_handles(structures: xr.Dataset, i: int) -> list[Any]:
                color=ELEMENT_COLOURS.get(chemical_symbols[number], OTHER_ELEMENT))
         for number in present
     ]  # fmt: skip
+
+
+def _outline_handle(label: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], marker="o", ls="", ms=7, mfc="#F7E3A1", mec=DARK, mew=1.7, label=label)
 
 
 def _ring_handle(label: str) -> Any:

@@ -351,14 +351,17 @@ def _principal_plane(known: NDArray, fresh: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def _smooth_density(points: NDArray, low: NDArray, high: NDArray) -> tuple[NDArray, ...]:
-    """Histogram on a fine grid, blurred by Scott's rule: (nx, ny), x (nx,), y (ny,)."""
+    """Histogram on a fine grid, blurred by half of Scott's rule: (nx, ny), x (nx,), y (ny,).
+
+    The rule is meant for one hump; features have several, each narrower than the whole.
+    """
     from scipy.ndimage import gaussian_filter
 
     size = 160
     counts, x, y = np.histogram2d(
         points[:, 0], points[:, 1], bins=size, range=np.column_stack([low, high])
     )
-    spread = points.std(axis=0) * len(points) ** (-1.0 / 6.0)
+    spread = 0.5 * points.std(axis=0) * len(points) ** (-1.0 / 6.0)
     width = np.clip(spread / ((high - low) / size), 1.2, 12.0)
     return gaussian_filter(counts, width), 0.5 * (x[1:] + x[:-1]), 0.5 * (y[1:] + y[:-1])
 

@@ -6,12 +6,13 @@ import base64
 import io
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mofal.analysis import pictures, plots
 from mofal.analysis.data import HeldOut, ReportData
@@ -121,6 +122,9 @@ def write_report(
         ) from None
     from mofal import __version__
 
+    # What the campaign is about comes first: systems with a defect.
+    order = sorted(data.held_out, key=lambda name: data.held_out[name].defect is None)
+    data = replace(data, held_out={name: data.held_out[name] for name in order})
     sections = []
     for make in _SECTIONS:
         section = make(data)
@@ -236,25 +240,27 @@ def _unfamiliar_section(data: ReportData) -> Section | None:
     section = Section("unfamiliar", "What was unfamiliar")
     if data.frame is not None and data.frame_scores is not None:
         n = int(data.frame["n_atoms"].values[0])
+        numbers = data.frame["numbers"].values[:n]
         likelihood = np.asarray(data.frame_scores["log_likelihood"].values[:n], dtype=float)
-        rings, words = data.frame_cores, "atoms of the chosen core"
-        if rings is None:
-            rings = np.zeros(n, bool)
-            rings[np.argsort(likelihood, kind="stable")[:SUSPECTS]] = True
-            words = f"the {SUSPECTS} least likely atoms"
+        below = _below_median(likelihood, numbers)
+        rings = np.zeros(n, bool)
+        rings[np.argsort(below, kind="stable")[:SUSPECTS]] = True
         section.draw(
             "suspects",
             pictures.plot_structure(
                 data.frame,
-                values=likelihood,
-                label="log-likelihood",
+                values=below,
+                label="log-likelihood above the element's median",
                 high_is_bad=False,
-                rings=np.asarray(rings, dtype=bool),
-                ring_label=words,
+                rings=rings,
+                ring_label=f"{SUSPECTS} least familiar atoms",
+                outlined=data.frame_cores,
+                outline_label="core of a cluster",
             ),
-            f"One frame of {data.frame['system'].values[0]}. Red atoms have environments that the "
-            "training data do not hold; black ones are of an element never seen. Pale discs are "
-            "neighbours across the cell's boundary.",
+            f"One frame of {data.frame['system'].values[0]}. Colours say how far the "
+            "log-likelihood of an atom lies from the median of its element in this frame: red "
+            "atoms have environments that the training data do not hold, black ones are of an "
+            "element never seen. Pale discs are neighbours across the cell's boundary.",
             "Structure with atoms coloured by log-likelihood",
         )
     if data.clusters is not None and data.clusters.sizes.get("structure", 0):
@@ -274,6 +280,19 @@ def _unfamiliar_section(data: ReportData) -> Section | None:
             "Maps of atomic features per element",
         )
     return section
+
+
+def _below_median(likelihood: NDArray, numbers: NDArray) -> NDArray:
+    """Log-likelihoods minus the median of the element: elements differ by what is usual for them.
+
+    Atoms of an element whose median is not finite (never seen) stay at -inf.
+    """
+    out = np.array(likelihood, dtype=float)
+    for number in np.unique(numbers):
+        mine = numbers == number
+        usual = np.median(out[mine])
+        out[mine] = out[mine] - usual if np.isfinite(usual) else -np.inf
+    return out
 
 
 def _likelihood_section(data: ReportData) -> Section | None:
