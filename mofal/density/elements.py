@@ -77,8 +77,9 @@ class PerElementDensity(BaseEstimator):
     Notes
     -----
     Repairs, so that no covariance is ever singular. The scale of a feature is its variance within
-    labels, averaged over labels; a feature that hardly varies is given 1e-6 of the mean scale. A
-    label with n rows of d features gets ``max(reg_covar, min(1, ((d + 1)/n)²))`` times that scale
+    labels, averaged over labels, and at least 1e-6 of its mean square (so that a constant feature
+    is known to 1e-6 of its size, a few roundings of float32); a feature that is zero everywhere is
+    given 1e-6 of the mean scale. A label with n rows of d features gets ``max(reg_covar, min(1, ((d + 1)/n)²))`` times that scale
     on its diagonal: with plenty of rows reg_covar, with a handful as much as all labels vary. A
     label gets at most ``n // (2 (d + 1))`` components, and at least one.
     """
@@ -151,7 +152,7 @@ class PerElementDensity(BaseEstimator):
         overview = {label: entry for label, entry in overview.items() if entry[0] > 0}
         if not overview:
             raise DataError(
-                "there is no row, or the weight of every row is zero; expected at least one"
+                "the weight of every row is zero; expected at least one row that counts"
             )
         self.n_features_in_ = rows.n_features
         self.projection_ = self._project(overview)
@@ -255,13 +256,18 @@ class PerElementDensity(BaseEstimator):
         return mean, np.ascontiguousarray(directions[:k].T)
 
     def _regularisation(self, overview: dict[int, Any]) -> dict[int, np.ndarray]:
+        means = [entry[2][0] for entry in overview.values()]
         covariances = [entry[2][1] for entry in overview.values()]
         if self.projection_ is not None:
             matrix = self.projection_[1]
+            means = [project(self.projection_, m) for m in means]
             covariances = [matrix.T @ c @ matrix for c in covariances]
-        scale = np.mean([np.diagonal(c) for c in covariances], axis=0)
-        mean = float(scale.mean())
-        scale = np.maximum(scale, 1e-6 * mean) if mean > 0 else np.ones_like(scale)
+        variance = np.mean([np.diagonal(c) for c in covariances], axis=0)
+        square = variance + np.mean(np.square(means), axis=0)
+        scale = np.maximum(variance, 1e-6 * square)
+        if not scale.any():
+            scale = np.ones_like(scale)
+        scale = np.where(scale > 0, scale, 1e-6 * scale.mean())
         d = scale.size
         return {
             label: scale * max(self.reg_covar, min(1.0, ((d + 1) / count) ** 2))

@@ -45,7 +45,9 @@ def eigen(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if flat.any():
         # Any basis of what does not vary is right; this one depends on the subspace alone.
         directions[flat] = _canonical_basis(directions[flat])
-    largest = np.abs(directions).argmax(axis=1)
+    size = np.abs(directions)
+    # The first of those that are largest but for rounding.
+    largest = (size >= (1.0 - 1e-6) * size.max(axis=1, keepdims=True)).argmax(axis=1)
     directions *= np.sign(directions[np.arange(directions.shape[0]), largest])[:, None]
     return values, directions
 

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mofal.density.graphs import Blocks, column_of, one_column_chunk, tree
+from mofal.errors import DataError
 
 CHUNK = 32768
 """Rows per task in memory. Fixed, so that results do not depend on the number of threads."""
@@ -100,17 +101,24 @@ _limiter: Any = None
 _controller: Any = None
 
 
+def _blas() -> Any:
+    """Controller of the BLAS libraries of NumPy and SciPy; finding them takes 10 ms, once."""
+    global _controller
+    if _controller is None:
+        import scipy.linalg  # noqa: F401
+        from threadpoolctl import ThreadpoolController
+
+        _controller = ThreadpoolController()
+    return _controller
+
+
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
     """One BLAS thread per caller while anyone is inside; safe to enter from many threads."""
-    global _limit_users, _limiter, _controller
+    global _limit_users, _limiter
     with _limit_lock:
         if _limit_users == 0:
-            if _controller is None:
-                from threadpoolctl import ThreadpoolController
-
-                _controller = ThreadpoolController()
-            _limiter = _controller.limit(limits=1)
+            _limiter = _blas().limit(limits=1)
             _limiter.__enter__()
         _limit_users += 1
     try:
@@ -127,9 +135,7 @@ def threads() -> int:
     with _limit_lock:
         if _limit_users:
             return 1
-    from threadpoolctl import threadpool_info
-
-    found = [p["num_threads"] for p in threadpool_info() if p["user_api"] == "blas"]
+        found = [lib["num_threads"] for lib in _blas().info() if lib["user_api"] == "blas"]
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:
@@ -150,6 +156,11 @@ def walk(pieces: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[Any]:
 
 
 # ---------------------------------------------------------------------------------- in memory
+def _refuse_none(n_rows: int) -> None:
+    if n_rows == 0:
+        raise DataError("there is no row; expected at least one")
+
+
 class LocalRows:
     """Rows in memory."""
 
@@ -161,6 +172,7 @@ class LocalRows:
         labels: np.ndarray | None = None,
     ) -> None:
         self.n_rows, self.n_features = x.shape
+        _refuse_none(self.n_rows)
         self._pieces: list[Chunk] = []
         if labels is None:
             self._cut(x, weights, None, None)
@@ -210,6 +222,7 @@ class DaskRows:
     def __init__(self, x: Any, *, weights: Any = None, labels: Any = None) -> None:
         x = one_column_chunk(x)
         self.n_rows, self.n_features = map(int, x.shape)
+        _refuse_none(self.n_rows)
         self._has = (weights is not None, labels is not None)
         columns = [
             column_of(other, x, name)

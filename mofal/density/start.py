@@ -14,7 +14,6 @@ from mofal.density.parameters import (
     covariances_from_cholesky,
     make,
 )
-from mofal.density.rows import one_blas_thread
 from mofal.density.survey import Sample
 
 INIT_PARAMS = ("kmeans", "k-means++", "random", "random_from_data")
@@ -103,10 +102,11 @@ def _partition(
     how: str, x: np.ndarray, w: np.ndarray, k: int, rng: np.random.Generator
 ) -> np.ndarray:
     from sklearn.cluster import KMeans, kmeans_plusplus
+    from threadpoolctl import threadpool_limits
 
     seed = int(rng.integers(2**31 - 1))
     # One thread: sums of several threads differ in their last digits from run to run.
-    with one_blas_thread(), warnings.catch_warnings():
+    with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if how == "kmeans":
             k = min(k, x.shape[0])
