@@ -180,11 +180,12 @@ def link_images(bonds: Bonds, cuts: Cuts, pieces: Components) -> NDArray[np.int3
 
 def net_labels(
     n_blocks: int, link_block: NDArray[np.integer], image: NDArray[np.integer]
-) -> tuple[NDArray[np.int32], int]:
-    """Nets of a block graph: label of each block (-1 without links), and how many nets there are.
+) -> tuple[NDArray[np.int32], int, int]:
+    """Nets of a block graph: label of each block (-1 without links), how many, of what dimension.
 
     Pieces that only meet through lattice vectors of a sublattice count as often as that
-    sublattice has cosets: a framework interwoven with its own translate is two nets.
+    sublattice has cosets: a framework interwoven with its own translate is two nets. The dimension
+    is that of the net that goes on in most directions: 3 for a framework, 2 for layers.
     """
     start = np.concatenate([link_block[:, 0], link_block[:, 1]])
     end = np.concatenate([link_block[:, 1], link_block[:, 0]])
@@ -197,14 +198,15 @@ def net_labels(
     linked = graph.degree > 0
     label = np.full(n_blocks, -1, np.int32)
     names, label[linked] = np.unique(pieces.label[linked], return_inverse=True)
-    total = 0
+    total, dimension = 0, 0
     loops = pieces.loops
     of_edge = pieces.label[graph.i]
     for name in names:
         vectors = loops[of_edge == name]
         basis = integer_basis(np.unique(vectors, axis=0))
         total += abs(round(np.linalg.det(basis))) if len(basis) == 3 else 1
-    return label, total
+        dimension = max(dimension, len(basis))
+    return label, total, dimension
 
 
 def _sum_by(label: NDArray[np.integer], values: NDArray[np.integer], n: int) -> NDArray[np.int64]:
@@ -347,7 +349,7 @@ def blocks_from_bonds(
     rank = np.empty(len(unique), np.int32)
     rank[order] = np.arange(len(unique), dtype=np.int32)
     charge, is_open, unusual = block_charges(z, bonds, cuts, mask, pieces)
-    net, n_nets = net_labels(n_blocks, link_block, image)
+    net, n_nets, dimension = net_labels(n_blocks, link_block, image)
     once = bonds.kept(bonds.forward)
     return xr.Dataset(
         {
@@ -373,7 +375,13 @@ def blocks_from_bonds(
             "link_cap_length": (("link", "end"), cuts.length),
             "link_cap_charge": (("link", "end"), cuts.cap_charge),
         },
-        attrs={"rule": rule, "system": system, "n_atoms": n, "n_nets": n_nets},
+        attrs={
+            "rule": rule,
+            "system": system,
+            "n_atoms": n,
+            "n_nets": n_nets,
+            "net_dimension": dimension,
+        },
     )
 
 

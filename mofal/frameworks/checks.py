@@ -239,7 +239,8 @@ def notes_on(blocks: xr.Dataset, numbers: NDArray[np.integer]) -> list[str]:
             out.append("dehydroxylated")
             break
     if blocks.attrs["n_nets"] > 1:
-        out.append(f"{blocks.attrs['n_nets']} interpenetrated nets")
+        shape = {3: "interpenetrated nets", 2: "layers", 1: "chains", 0: "molecules"}
+        out.append(f"{blocks.attrs['n_nets']} {shape[blocks.attrs['net_dimension']]}")
     guests = int((role == "guest").sum())
     if guests:
         out.append(f"{guests} guest molecules")

@@ -332,11 +332,21 @@ def test_find_blocks__interpenetrated_nets():
 def test_net_labels__net_interwoven_with_its_own_translate():
     # One block per cell, linked to itself along vectors that span only half of the lattice.
     pair = np.zeros((3, 2), int)
-    assert net_labels(1, pair, np.array([[1, 1, 0], [1, -1, 0], [0, 0, 1]]))[1] == 2
-    assert net_labels(1, pair, np.eye(3, dtype=int))[1] == 1
-    label, n = net_labels(3, np.array([[0, 1]]), np.zeros((1, 3), int))
+    assert net_labels(1, pair, np.array([[1, 1, 0], [1, -1, 0], [0, 0, 1]]))[1:] == (2, 3)
+    assert net_labels(1, pair, np.eye(3, dtype=int))[1:] == (1, 3)
+    assert net_labels(1, pair[:2], np.array([[1, 0, 0], [0, 1, 0]]))[1:] == (1, 2)
+    label, n, dimension = net_labels(3, np.array([[0, 1]]), np.zeros((1, 3), int))
     assert label.tolist() == [0, 0, -1]
-    assert n == 1
+    assert (n, dimension) == (1, 0)
+
+
+def test_check_structure__layers_are_not_interpenetrated():
+    # The paddlewheel sheets of DMOF-1 without their pillars, two of them stacked.
+    sheet = published.dmof()[:34]
+    assert "N" not in sheet.get_chemical_symbols()
+    blocks = check_structure(dataset(sheet * (1, 1, 2)))
+    assert blocks.attrs["net_dimension"] == 2
+    assert "2 layers" in blocks.attrs["notes"]
 
 
 def test_find_blocks__pendant_ligands_stay_with_their_node():
