@@ -148,9 +148,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             print(
                 f"  {atoms[-1]:9d} atoms {seconds[-1]:8.3f} s  {memory[-1] / atoms[-1]:6.0f} B/atom"
             )
-        tail = len(atoms) // 2
-        out["exponent"] = exponent(atoms[-(tail + 1) :], seconds[-(tail + 1) :])
-        out["memory_exponent"] = exponent(atoms[-(tail + 1) :], memory[-(tail + 1) :])
+        # Below some 20,000 atoms what does not grow (calls, a Dataset made) weighs in.
+        tail = [k for k, n in enumerate(atoms) if n > 20_000] or range(len(atoms))
+        sizes = [atoms[k] for k in tail]
+        out["exponent"] = exponent(sizes, [seconds[k] for k in tail])
+        out["memory_exponent"] = exponent(sizes, [memory[k] for k in tail])
         print(f"  exponent of time {out['exponent']:.2f}, of memory {out['memory_exponent']:.2f}")
 
         out["s_sup_s"], wall = timed(lambda: build("S_sup", repeat=size["super"], seed=1))
