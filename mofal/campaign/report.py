@@ -138,6 +138,9 @@ def _cycles(view: CampaignView) -> list[dict[str, Any]]:
             row["refused"] = sum(reasons)
         if site.exists(plan.place(c, "proposal.zarr")):
             attrs = view.proposal(c).attrs
+        else:
+            attrs = {}
+        if "mae_meV_per_A" in attrs:
             row["proposal_mae"] = float(attrs["mae_meV_per_A"])
             row["proposal_mae_p95"] = float(attrs["mae_p95_meV_per_A"])
         if site.exists(plan.model(c)):

@@ -149,7 +149,9 @@ def _line(step: Step, summary: Mapping[str, Any]) -> str:
         return f"{summary['steps']} steps, {summary['atoms_seen']:,} atoms seen" + (
             f", stopped by {summary['stopped_by']}" if summary.get("stopped_by") else ""
         )
-    if "mae_p95_meV_per_A" in summary:
+    if summary.get("structures") == 0 and step.stage == "propose":
+        return "no cluster could be labelled; the model goes on with what there is"
+    if summary.get("mae_p95_meV_per_A") is not None:
         what = "error before learning from them" if step.stage == "propose" else step.needs[0]
         return (
             f"{what}: MAE {summary['mae_meV_per_A']:.0f}, "

@@ -63,6 +63,9 @@ def cycle_rows(site: Site) -> list[str]:
         proposal = plan.place(c, "proposal.zarr")
         if site.exists(proposal):
             attrs = site.group(proposal).attrs
+        else:
+            attrs = {}
+        if "mae_meV_per_A" in attrs:
             mae, p95 = f"{attrs['mae_meV_per_A']:.0f}", f"{attrs['mae_p95_meV_per_A']:.0f}"
         steps = model = "-"
         if site.exists(plan.model(c)):

@@ -293,7 +293,6 @@ def shells_of(site: Site, blocks: xr.Dataset) -> np.ndarray:
 def propose(root: str, cycle: int) -> Summary:
     """Test the model that proposed a cycle's clusters on their labels, before it learns them."""
     from mofal.data import concat, select, write_group
-    from mofal.errors import DataError
 
     site = Site(root)
     parts = []
@@ -303,12 +302,19 @@ def propose(root: str, cycle: int) -> Summary:
             usable = np.flatnonzero(ds["status"].values == "converged")
             if len(usable):
                 parts.append(select(ds[[v for v in COMMON if v in ds]], usable))
+    target = site.path(plan.place(cycle, "proposal.zarr"))
     if not parts:
-        raise DataError(f"no label of cycle {cycle} converged, so there is nothing to learn from")
+        # A cycle whose clusters were all refused, or whose labels all failed, teaches nothing, but
+        # is no reason to end: the model goes on learning from what there is.
+        import xarray as xr
+
+        empty = {"structures": 0, "mae_meV_per_A": None, "mae_p95_meV_per_A": None}
+        write_group(xr.Dataset(attrs={"structures": 0}), target, kind="table")
+        return empty
     labels = concat(parts)
     predicted, attrs = predict(site, plan.model(cycle - 1), labels)
     predicted.attrs.update(attrs)
-    write_group(predicted, site.path(plan.place(cycle, "proposal.zarr")), kind="table")
+    write_group(predicted, target, kind="table")
     return attrs
 
 
