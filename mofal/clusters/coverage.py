@@ -2,87 +2,86 @@
 
 With features, a pick is treated as what it will become, training data: the log-likelihood of every
 other atom is raised to what a density that also holds the atoms of the picked cores would give it.
-Without features, a pick covers the blocks of its own class (same kind, same neighbours) in its own
-walk.
+Without features, a pick halves the weight of the blocks of its own class (same kind, same kinds of
+neighbours) in its own walk.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from mofal.clusters.graph import BlockGraph, FloatArray, IntArray
 
 RIDGE = 1e-6
 """Smallest variance that counts, relative to the mean variance of an element's features."""
+QUERIES, HAYSTACK = 1000, 4000
+"""Atoms of each element whose most similar atom is looked for, and among how many."""
+TRIMMED = 0.9
+"""Share of those pairs that counts: the rest are atoms that nothing is similar to."""
 
 
-class ElementMoments:
-    """Number, sum and outer products of features per element, combined over chunks."""
-
-    def __init__(self, width: int) -> None:
-        self.n = np.zeros(119)
-        self.sum = np.zeros((119, width))
-        self.outer = np.zeros((119, width, width))
-
-    def add(self, features: FloatArray, numbers: IntArray) -> ElementMoments:
-        """Take in a chunk: features (atom, feature), numbers (atom,)."""
-        for z in np.unique(numbers).tolist():
-            x = np.asarray(features[numbers == z], dtype=np.float64)
-            self.n[z] += len(x)
-            self.sum[z] += x.sum(axis=0)
-            self.outer[z] += x.T @ x
-        return self
-
-    def merge(self, other: ElementMoments) -> ElementMoments:
-        """Take in the moments of another chunk."""
-        self.n += other.n
-        self.sum += other.sum
-        self.outer += other.outer
-        return self
-
-    def covariance(self, z: int) -> FloatArray:
-        """Covariance of the features of an element, never singular: (feature, feature)."""
-        width = self.sum.shape[1]
-        n = max(self.n[z], 1.0)
-        mean = self.sum[z] / n
-        sigma = self.outer[z] / n - np.outer(mean, mean)
-        level = np.trace(sigma) / width
-        if not level > RIDGE * (np.trace(self.outer[z]) / n / width + 1e-300):
-            # All atoms of this element are alike: borrow the spread of all elements together.
-            total = max(self.n.sum(), 1.0)
-            mean = self.sum.sum(axis=0) / total
-            sigma = self.outer.sum(axis=0) / total - np.outer(mean, mean)
-            level = max(np.trace(sigma) / width, 1e-12)
-        return sigma + RIDGE * level * np.eye(width)
+def sample_stride(n_atoms: int) -> int:
+    """Every how many-th atom of a pool is looked at to learn how much alike atoms are."""
+    return max(1, n_atoms // 200_000)
 
 
 class Kernel:
-    """The density that picked atoms add, per element: a Gaussian around each of them.
+    """The density that a picked atom adds, per element: a Gaussian as wide as atoms are alike.
 
-    Its covariance is the pool's covariance of that element times the square of Scott's factor
-    ``n ** (-1 / (d + 4))`` (Scott, Multivariate Density Estimation, 1992), its weight one in
-    ``n + 1``, where n counts the atoms of the element in the pool.
+    Its covariance is half that of the difference between an atom and the one most similar to it
+    in a sample of the pool: the scatter within one environment, whatever the number of
+    environments. Its weight is one in ``n + 1``, where n counts the atoms of the element.
 
     Parameters
     ----------
-    moments : of the features of the pool
-    bandwidth : multiplies Scott's factor; larger covers more
+    features, numbers : (sample, feature), (sample,) a sample of the pool, evenly spaced
+    stride : one in so many atoms of the pool is in the sample
+    bandwidth : multiplies the width; larger covers more
     """
 
-    def __init__(self, moments: ElementMoments, bandwidth: float = 1.0) -> None:
-        self.moments, self.bandwidth = moments, bandwidth
+    def __init__(
+        self, features: FloatArray, numbers: IntArray, *, stride: int = 1, bandwidth: float = 1.0
+    ) -> None:
+        self.features = np.asarray(features, dtype=np.float64)
+        self.numbers, self.stride, self.bandwidth = numbers, stride, bandwidth
         self._cache: dict[int, tuple[FloatArray, float]] = {}
 
     def of(self, z: int) -> tuple[FloatArray, float]:
         """Whitening matrix (feature, feature) and log-density at zero distance of an element."""
         if z not in self._cache:
-            n = max(self.moments.n[z], 1.0)
-            width = self.moments.sum.shape[1]
-            scale = self.bandwidth * n ** (-1.0 / (width + 4))
-            lower = np.linalg.cholesky(self.moments.covariance(z)) * scale
-            top = -0.5 * width * np.log(2 * np.pi) - np.log(np.diag(lower)).sum() - np.log(n + 1.0)
+            x = self.features[self.numbers == z]
+            width = self.features.shape[1]
+            lower = np.linalg.cholesky(self._scatter(x)) * self.bandwidth
+            top = (
+                -0.5 * width * np.log(2 * np.pi)
+                - np.log(np.diag(lower)).sum()
+                - np.log(len(x) * self.stride + 1.0)
+            )
             self._cache[z] = (np.linalg.inv(lower).T, float(top))
         return self._cache[z]
+
+    def _scatter(self, x: FloatArray) -> FloatArray:
+        """Covariance within one environment, never singular: (feature, feature)."""
+        width = self.features.shape[1]
+        # All elements together stand in where one has too few atoms, or atoms that are all alike.
+        whole = np.atleast_2d(np.cov(self.features.T, bias=True))
+        whole += max(RIDGE * np.trace(whole) / width, 1e-12) * np.eye(width)
+        if len(x) <= width + 1:
+            return whole
+        spread = np.atleast_2d(np.cov(x.T, bias=True))
+        if not np.trace(spread) > RIDGE * np.trace(whole):
+            return whole
+        spread += RIDGE * np.trace(spread) / width * np.eye(width)
+        root = np.linalg.cholesky(spread)
+        hay = (x - x.mean(axis=0))[:: max(1, len(x) // HAYSTACK)] @ np.linalg.inv(root).T
+        asked = hay[:: max(1, len(hay) // QUERIES)]
+        away, at = cKDTree(hay).query(asked, k=2)
+        kept = away[:, 1] <= np.quantile(away[:, 1], TRIMMED)
+        step = (asked - hay[at[:, 1]])[kept]
+        near = 0.5 * step.T @ step / max(len(step), 1)
+        near += max(RIDGE * np.trace(near) / width, RIDGE) * np.eye(width)
+        return root @ near @ root.T
 
 
 class FeatureCoverage:
@@ -110,7 +109,7 @@ class FeatureCoverage:
     def pick(self, features: FloatArray, numbers: IntArray) -> None:
         """Let picked atoms, features (atom, feature) and numbers (atom,), cover what is like them.
 
-        The sum over the Gaussians of all picks is replaced by its largest term.
+        Picks add up; within one pick only the atom that is most alike counts.
         """
         for z in np.unique(numbers).tolist():
             if z not in self._of:
@@ -121,12 +120,12 @@ class FeatureCoverage:
             squared = picked @ minus_twice
             squared += (picked**2).sum(axis=1)[:, None]
             density = top - 0.5 * np.maximum(squared.min(axis=0) + norm, 0.0)
-            self.raised[rows] = np.maximum(self.raised[rows], density)
+            self.raised[rows] = np.logaddexp(self.raised[rows], density)
 
     @property
     def effective(self) -> FloatArray:
         """(atom,) log-likelihood with the picks taken as training data."""
-        return np.maximum(self.log_likelihood, self.raised)
+        return np.logaddexp(self.log_likelihood, self.raised)
 
     @property
     def counts(self) -> np.ndarray:
@@ -135,18 +134,15 @@ class FeatureCoverage:
 
 
 def block_classes(graph: BlockGraph) -> IntArray:
-    """Class of every block: equal kind and equal kinds of neighbours: (block,).
-
-    Two rounds of neighbours are looked at: what a cluster with one shell holds and where it ends.
-    """
+    """Class of every block: equal kind and equal kinds of neighbours: (block,)."""
     label: IntArray = np.unique(graph.kind, return_inverse=True)[1].reshape(-1)
     near = np.repeat(np.arange(graph.n_blocks), np.diff(graph.half_start))
-    rng = np.random.default_rng(0)
-    for _ in range(2):
-        # The multiset of neighbours as a sum of random 64-bit numbers, one per label.
-        word = rng.integers(0, 2**63, size=int(label.max(initial=0)) + 1, dtype=np.uint64)
-        around = np.zeros(graph.n_blocks, dtype=np.uint64)
-        np.add.at(around, near, word[label[graph.half_block]])
-        code = word[label] * np.uint64(0x9E3779B97F4A7C15) + around
-        label = np.unique(code, return_inverse=True)[1].reshape(-1)
+    # The multiset of neighbours as a sum of random 64-bit numbers, one per kind.
+    word = np.random.default_rng(0).integers(
+        0, 2**63, size=int(label.max(initial=0)) + 1, dtype=np.uint64
+    )
+    around = np.zeros(graph.n_blocks, dtype=np.uint64)
+    np.add.at(around, near, word[label[graph.half_block]])
+    code = word[label] * np.uint64(0x9E3779B97F4A7C15) + around
+    label = np.unique(code, return_inverse=True)[1].reshape(-1)
     return label

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from mofal.clusters.blueprints import Shells, shells_of
-from mofal.clusters.coverage import (
-    ElementMoments,
-    FeatureCoverage,
-    Kernel,
-    block_classes,
-)
+from mofal.clusters.coverage import FeatureCoverage, Kernel, block_classes, sample_stride
 from mofal.clusters.graph import BoolArray, FloatArray, IntArray
 from mofal.clusters.pool import (
     UNSEEN,
     CostModel,
-    _like,
     allowed,
     gather,
     make_pool,
@@ -32,9 +25,8 @@ from mofal.data.ragged import TEXT
 from mofal.errors import ConfigError, DataError
 
 COVERAGES = ("features", "blocks", "none")
-STANDS_OUT = 5 * 1.4826
-"""A block stands out from its pool when it is more wanted than the median block by this multiple of
-the median absolute deviation: five standard deviations, were the pool Gaussian."""
+FADE = 0.5
+"""What is left of the excess of a block over the typical one with every pick of its class."""
 FRONT_FACTOR, FRONT_LEAST = 10, 1000
 """How many of the first candidates are held in memory per core wanted, and at least."""
 
@@ -102,8 +94,6 @@ class _Ranked:
             self.cost = absolute / np.median(absolute[self.may])
         finite = self.raw[self.may & np.isfinite(self.raw)]
         self.typical = float(np.median(finite)) if len(finite) else 0.0
-        spread = float(np.median(np.abs(finite - self.typical))) if len(finite) else 0.0
-        self.outstanding = self.typical + STANDS_OUT * spread
         # One number per candidate from the seed: the same whatever the chunks are.
         self.tie = np.random.default_rng(np.random.SeedSequence(seed)).permutation(self.pool.size)
         self.value, self.unseen_value = weigh(self.raw, self.unseen, self.cost, self.typical)
@@ -194,10 +184,9 @@ def select(
     - ``coverage="features"`` (default where features are given): log-likelihoods of all atoms of
       the pool, in this and in other structures, are raised to what a density that also holds the
       picked atoms would give. Unfamiliar atoms unlike any pick keep their score.
-    - ``coverage="blocks"`` (default otherwise): a pick covers the blocks of its class (same kind,
-      same neighbours) in its own walk: variable `walk` (structure) if there is one, else its own
-      structure. When all blocks that stand out from the pool (`STANDS_OUT`) are covered, the next
-      round begins; those that do not stand out come last, in rounds of their own.
+    - ``coverage="blocks"`` (default otherwise): a pick halves the excess, over the typical block
+      of the pool, of the blocks of its class (same kind, same kinds of neighbours) in its own
+      walk: variable `walk` (structure) if there is one, else its own structure.
     - ``coverage="none"``: the first `n` of `rank`.
 
     Parameters
@@ -236,64 +225,53 @@ def select(
         chosen, score = _greedy(ranked, features, n, bandwidth, progress)
     else:
         chosen = ranked.ordered
-        if mode == "blocks":
-            chosen = _rounds(ranked, structures)
-        chosen = chosen[:n]
         score = ranked.value[chosen]
+        if mode == "blocks":
+            chosen, score = _faded(ranked, structures)
+        chosen, score = chosen[:n], score[:n]
     return ranked.dataset(chosen, score)
 
 
-def _rounds(ranked: _Ranked, structures: xr.Dataset) -> IntArray:
-    """Candidates in rounds: each round takes one block of every class in every walk."""
+def _faded(ranked: _Ranked, structures: xr.Dataset) -> tuple[IntArray, FloatArray]:
+    """Candidates in the order in which they are picked, and their values at that moment.
+
+    A pick halves what is left of the others of its class in its walk; within a class the most
+    wanted comes first, so the k-th of them is halved k times, whatever happens elsewhere.
+    """
     pool, ordered = ranked.pool, ranked.ordered
-    n_structures = len(pool.system_of)
-    walk = np.arange(n_structures)
+    walk = np.arange(len(pool.system_of))
     if "walk" in structures.variables:
-        walk = np.unique(structures["walk"].values, return_inverse=True)[1]
+        walk = np.unique(structures["walk"].values, return_inverse=True)[1].reshape(-1)
     classes = [block_classes(graph) for graph in pool.graphs]
     label = np.concatenate([classes[k] for k in pool.system_of.tolist()])[ordered]
     structure = pool.structure_of(ordered)
     system = pool.system_of[structure]
     address = np.stack([walk[structure], system, label], axis=1)
     group = np.unique(address, axis=0, return_inverse=True)[1].reshape(-1)
-    by_group = np.argsort(group, kind="stable")  # keeps the order of ranking within a group
-    begin = np.searchsorted(group[by_group], np.arange(group.max() + 1))
-    turn = np.empty(len(ordered), dtype=np.int64)
-    turn[by_group] = np.arange(len(ordered)) - begin[group[by_group]]
-    familiar = ranked.raw[ordered] <= ranked.outstanding
-    return ordered[np.lexsort([np.arange(len(ordered)), turn, familiar])]
+    weight = FADE ** _turns(group)
+    excess = ranked.raw[ordered] - ranked.typical
+    faded = ranked.typical + np.where(excess > 0, excess * weight, excess / weight)
+    cost = None if ranked.cost is None else ranked.cost[ordered]
+    value, unseen = weigh(faded, ranked.unseen[ordered] * weight, cost, ranked.typical)
+    order = order_of(value, unseen, ranked.tie[ordered])
+    return ordered[order], value[order]
 
 
-def _best(value: FloatArray, unseen: FloatArray, tie: IntArray, among: IntArray) -> int:
-    """First of `order_of` among some candidates, without sorting; -1 if there is none."""
+def _turns(group: IntArray) -> IntArray:
+    """How many earlier elements are in the group of each: (n,)."""
+    by_group = np.argsort(group, kind="stable")
+    begin = np.searchsorted(group[by_group], np.arange(group.max(initial=0) + 1))
+    turn = np.empty(len(group), dtype=np.int64)
+    turn[by_group] = np.arange(len(group)) - begin[group[by_group]]
+    return turn
+
+
+def _best(value: FloatArray, unseen: FloatArray, among: IntArray) -> int:
+    """Most wanted of some candidates; ties by unseen atoms, then by place. -1 if there is none."""
     if not len(among):
         return -1
     among = among[value[among] == value[among].max()]
-    among = among[unseen[among] == unseen[among].max()]
-    return int(among[tie[among].argmin()])
-
-
-def _moments(features: Any, numbers: Any) -> ElementMoments:
-    """Moments per element of a NumPy or Dask array of features: one task per chunk."""
-    width = features.shape[1]
-    if not hasattr(features, "dask"):
-        return ElementMoments(width).add(np.asarray(features), np.asarray(numbers))
-    import dask
-
-    whole = features.rechunk({1: -1})
-    task = dask.delayed(_chunk_moments, pure=True)
-    parts = [
-        task(f, z)
-        for f, z in zip(whole.to_delayed().ravel(), _like(numbers, whole[:, 0]).to_delayed())
-    ]
-    total = ElementMoments(width)
-    for part in dask.compute(*parts):
-        total.merge(part)
-    return total
-
-
-def _chunk_moments(features: FloatArray, numbers: IntArray) -> ElementMoments:
-    return ElementMoments(features.shape[1]).add(features, numbers)
+    return int(among[unseen[among].argmax()])
 
 
 def _greedy(
@@ -303,8 +281,10 @@ def _greedy(
     bandwidth: float,
     progress: Callable[[str], None] | None,
 ) -> tuple[IntArray, FloatArray]:
-    """Pick, cover, pick again. Exact: only the front of the order is held in memory, and a block
-    behind it is looked at as soon as its value before any pick exceeds the best in front.
+    """Pick, cover, pick again; what is tied, because all of it is covered, goes by first order.
+
+    Exact: only the front of the order is held in memory, and a block behind it is looked at as soon
+    as its value before any pick exceeds the best in front.
     """
     pool, ranking = ranked.pool, ranked.ranking
     if "features" not in features.variables or features["features"].shape[0] != pool.atom_start[-1]:
@@ -320,7 +300,9 @@ def _greedy(
             "or use coverage='blocks'"
         )
     density = ranked.scores["log_likelihood"].data
-    kernel = Kernel(_moments(matrix, numbers), bandwidth)
+    stride = sample_stride(int(pool.atom_start[-1]))
+    some = np.arange(0, int(pool.atom_start[-1]), stride)
+    kernel = Kernel(gather(matrix, some), gather(numbers, some), stride=stride, bandwidth=bandwidth)
     picked: list[int] = []
     at_pick: list[float] = []
     size = min(len(ranked.ordered), max(FRONT_FACTOR * n, FRONT_LEAST))
@@ -344,9 +326,13 @@ def _greedy(
         raw = np.asarray(ranking.wanted(terms), dtype=float)
         cost = None if ranked.cost is None else ranked.cost[front]
         value, unseen_value = weigh(raw, unseen, cost, ranked.typical)
-        best = _best(value, unseen_value, ranked.tie[front], np.flatnonzero(~done))
+        best = _best(value, unseen_value, np.flatnonzero(~done))
         behind = ranked.ordered[len(front)] if len(front) < len(ranked.ordered) else None
-        if behind is not None and (best < 0 or value[best] <= ranked.value[behind]):
+        if behind is not None and (
+            best < 0
+            or (ranked.value[behind], ranked.unseen_value[behind])
+            > (value[best], unseen_value[best])
+        ):
             front = ranked.ordered[: 2 * len(front)]
             atoms, owner = pool.atoms_of(front)
             held, own, x = load()
@@ -401,11 +387,7 @@ def random_cores(
     group = np.unique(
         np.stack([pool.system_of[structure], kind], axis=1), axis=0, return_inverse=True
     )[1].reshape(-1)
-    by_group = np.argsort(group, kind="stable")
-    begin = np.searchsorted(group[by_group], np.arange(group.max(initial=0) + 1))
-    turn = np.empty(len(candidate), dtype=np.int64)
-    turn[by_group] = np.arange(len(candidate)) - begin[group[by_group]]
-    chosen = candidate[np.argsort(turn, kind="stable")][:n]
+    chosen = candidate[np.argsort(_turns(group), kind="stable")][:n]
     structure = pool.structure_of(chosen)
     all_kinds = pool.per_block(lambda graph: graph.kind, np.int64)
     return xr.Dataset(

@@ -14,6 +14,11 @@ def test_clusters_scale__tiny(capsys):
     assert "exponents" in printed
 
 
+def test_clusters_coverage__tiny(capsys):
+    assert benchmark("clusters_coverage").main(["--size", "tiny"]) == 0
+    assert "least likely, features" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_clusters_match__tiny(capsys, tmp_path):
     pytest.importorskip("tblite")

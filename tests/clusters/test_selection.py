@@ -353,23 +353,23 @@ def test_select__none_is_the_order_of_the_ranking():
 
 
 def test_select__blocks_take_turns_within_a_walk():
-    """All bricks of one frame are alike: the second one waits until other kinds had their turn."""
+    """All bricks of one frame are alike: each halves what the others of that frame count."""
     ds, blocks = system("S_pr")
     frames = shaken(ds, 0, n=2)
     value = 10.0 + 0.1 * _noise(frames)
     numbers = frames["numbers"].values
     value[numbers == 40] -= 20.0
     linkers = np.flatnonzero(blocks["role"].values == "linker")
-    value[456 + atoms_of(blocks, int(linkers[5]))] -= 5.0
+    value[456 + atoms_of(blocks, int(linkers[5]))] -= 13.0
     scores = scores_of(frames, value)
     plain = select(frames, scores, {"S_pr": blocks}, n=4, coverage="none")
     assert set(plain["kind"].values.tolist()) == {0}
     cores = select(frames, scores, {"S_pr": blocks}, n=4)
-    # One brick of each frame, then the odd linker, and only then another brick.
+    # One brick of each frame (20 below the typical block), the odd linker (13), bricks (10).
     assert [s for s, _ in _pairs(cores)[:2]] in ([0, 1], [1, 0])
     assert cores["kind"].values.tolist()[:3] == [0, 0, 1]
     assert _pairs(cores)[2] == (1, int(linkers[5]))
-    # Linkers that do not stand out wait until all bricks are taken.
+    # Ordinary linkers wait until all bricks are taken.
     many = select(frames, scores, {"S_pr": blocks}, n=9)
     assert (many["kind"].values == 0).sum() == 8
 
@@ -386,8 +386,26 @@ def test_select__frames_of_one_walk_cover_each_other():
     assert _pairs(apart) == [(0, 0), (1, 0), (2, 0), (3, 0)]
     walks = frames.assign(walk=("structure", np.array([7, 7, 8, 8])))
     together = select(walks, scores, by_system, n=4)
-    assert _pairs(together)[:2] == [(0, 0), (2, 0)]
-    assert _pairs(together)[2] not in [(1, 0), (3, 0)]
+    assert _pairs(together) == [(0, 0), (2, 0), (1, 0), (3, 0)]
+    typical = np.median(rank(frames, scores, by_system)["score"].values)
+    faded = together["score"].values - typical
+    first = together["first_score"].values - typical
+    np.testing.assert_allclose(faded / first, [1.0, 1.0, 0.5, 0.5])
+
+
+def test_select__unseen_atoms_fade_with_their_class():
+    """At minus infinity there is no excess to halve: the number of such atoms is what fades."""
+    frames, by_system = _frames(n=3)
+    blocks = by_system["S_ld"]
+    value = _noise(frames)
+    value[atoms_of(blocks, 0)[:4]] = -np.inf
+    value[106 + atoms_of(blocks, 0)[:4]] = -np.inf
+    value[atoms_of(blocks, 2)[:3]] = -np.inf
+    walks = frames.assign(walk=("structure", np.array([0, 0, 1])))
+    plain = select(walks, scores_of(walks, value), by_system, n=3, coverage="none")
+    assert plain["core_block"].values.tolist() == [0, 0, 2]
+    cores = select(walks, scores_of(walks, value), by_system, n=3)
+    assert cores["core_block"].values.tolist() == [0, 2, 0]
 
 
 def test_select__every_candidate_once():
@@ -401,16 +419,23 @@ def test_select__every_candidate_once():
 
 
 # ------------------------------------------------------------------------- batches: features
+def _kernel_by_hand(x, bandwidth):
+    """Covariance of the difference of nearest neighbours, halved; the tenth farthest left out."""
+    white = np.linalg.inv(np.linalg.cholesky(np.cov(x.T, bias=True))).T
+    y = (x - x.mean(axis=0)) @ white
+    gap = np.linalg.norm(y[:, None] - y[None], axis=2) + 1e9 * np.eye(len(y))
+    kept = gap.min(axis=1) <= np.quantile(gap.min(axis=1), 0.9)
+    step = (y - y[gap.argmin(axis=1)])[kept] @ np.linalg.inv(white)
+    return bandwidth**2 * 0.5 * step.T @ step / len(step)
+
+
 def _greedy_by_hand(frames, by_system, value, features, n, bandwidth=1.0):
     """The rule as it is written in the docs, without any of the code under test."""
     numbers = frames["numbers"].values
-    width = features.shape[1]
     kernels = {}
     for z in np.unique(numbers):
         x = features[numbers == z]
-        sigma = np.cov(x.T, bias=True).reshape(width, width)
-        scale = bandwidth * len(x) ** (-1.0 / (width + 4))
-        kernels[z] = (sigma * scale**2, np.log(len(x) + 1.0))
+        kernels[z] = (_kernel_by_hand(x, bandwidth), np.log(len(x) + 1.0))
     pairs = list(_block_values(frames, by_system, value, lambda atoms, v: 0))
     members = _block_values(frames, by_system, value, lambda atoms, v: atoms)
     effective = value.copy()
@@ -420,15 +445,19 @@ def _greedy_by_hand(frames, by_system, value, features, n, bandwidth=1.0):
         unseen = {p: np.isneginf(effective[members[p]]).sum() for p in left}
         best = min(left, key=lambda p: (effective[members[p]].min(), -unseen[p]))
         chosen.append(best)
-        for atom in members[best]:
-            sigma, log_n = kernels[numbers[atom]]
-            same = np.flatnonzero(numbers == numbers[atom])
-            density = multivariate_normal(features[atom], sigma).logpdf(features[same]) - log_n
-            effective[same] = np.maximum(effective[same], density)
+        for z in np.unique(numbers[members[best]]):
+            sigma, log_n = kernels[z]
+            same = np.flatnonzero(numbers == z)
+            picked = [a for a in members[best] if numbers[a] == z]
+            density = np.max(
+                [multivariate_normal(features[a], sigma).logpdf(features[same]) for a in picked],
+                axis=0,
+            )
+            effective[same] = np.logaddexp(effective[same], density - log_n)
     return chosen
 
 
-@pytest.mark.parametrize("bandwidth", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("bandwidth", [0.5, 1.0, 4.0])
 def test_select__features_equal_the_rule_by_hand(bandwidth):
     frames, by_system = _frames(n=3)
     rng = np.random.default_rng(5)
