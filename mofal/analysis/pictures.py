@@ -95,7 +95,7 @@ def make_scene(
 
 
 def best_view(
-    places: NDArray, radii: NDArray, weights: NDArray, *, n_directions: int = 240
+    places: NDArray, radii: NDArray, weights: NDArray, *, n_directions: int = 160
 ) -> NDArray:
     """Rotation (3, 3) whose rows are right, up and towards the viewer.
 

@@ -60,7 +60,7 @@ def test_mae_p__counts_ties_with_the_percentile():
     assert mae_p(values, 50) == 3.0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(arrays(float, st.integers(1, 60), elements=finite), st.floats(0, 100))
 def test_mae_p__definition(values, k):
     magnitude = np.abs(values)

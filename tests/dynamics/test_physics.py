@@ -60,7 +60,7 @@ def test_nvt__oscillators_have_the_exact_distribution(grid, make_springs):
         temperature_K=300.0,
         timestep_fs=20.0,
         thermostat_fs=60.0,
-        length_fs=20000.0,
+        length_fs=12000.0,
         sample_every=5,
         max_temperature=10.0,
     )
