@@ -85,8 +85,8 @@ class Backend(Protocol):
     def claim(self, task: Task) -> str:
         """Who computes this task already although no attempt of ours does; "" if nobody."""
 
-    def close(self, *, leave: bool = False) -> None:
-        """End all workers; or `leave` those on SLURM to the next driver."""
+    def close(self, keep: Callable[[str], bool]) -> None:
+        """End all jobs, but those on SLURM whose name `keep` says stay for another driver."""
 
 
 class ThreadsBackend:
@@ -127,6 +127,6 @@ class ThreadsBackend:
     def claim(self, task: Task) -> str:
         return ""
 
-    def close(self, *, leave: bool = False) -> None:
+    def close(self, keep: Callable[[str], bool]) -> None:
         for waiting in self._queues.values():
             waiting.put(None)

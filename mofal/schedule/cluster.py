@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 #: Seconds for the scheduler to come up (a busy machine imports slowly).
 SCHEDULER_START = 120.0
 #: Seconds that the reason of a worker's death is waited for before it is taken as it is.
-REASON_TIMEOUT = 6.0
+REASON_TIMEOUT = 10.0
 #: A scheduler that dies this often within a minute is not started again.
 SCHEDULER_DEATHS = 4
 #: Least worth (s of work) of one more worker on SLURM; local ones cost nothing.
@@ -139,25 +139,11 @@ class ClusterBackend:
 
     def _host(self) -> str:
         """The one address that the scheduler binds to."""
-        if self._settings.interface:
-            from distributed.utils import get_ip_interface
+        return scheduler_host(self._settings) if self._slurm else "127.0.0.1"
 
-            try:
-                return str(get_ip_interface(self._settings.interface))
-            except ValueError as error:
-                raise ConfigError(
-                    f"found interface {self._settings.interface!r}, which this machine does not "
-                    "have; expected one that `ip -brief address` lists"
-                ) from error
-        if not self._slurm:
-            return "127.0.0.1"
-        import socket
-
-        return socket.gethostbyname(socket.gethostname())
-
-    def close(self, *, leave: bool = False) -> None:
-        """End all jobs (but those on SLURM, if they are left to another driver) and the rest."""
-        self._jobs.close(leave=leave)
+    def close(self, keep: Callable[[str], bool]) -> None:
+        """End all jobs (but those on SLURM that stay for another driver) and the rest."""
+        self._jobs.close(keep)
         self._futures.clear()
         if self._client is not None:
             with suppress(Exception):
@@ -212,6 +198,7 @@ class ClusterBackend:
         if name is not None:
             del self._addresses[name]
             self._leaving[name] = time.monotonic()
+            self._jobs.look()  # SLURM may know how its job ended
             self._judge()
 
     def _judge(self) -> None:
@@ -337,6 +324,37 @@ class ClusterBackend:
             return worker
         path.unlink(missing_ok=True)
         return ""
+
+
+def scheduler_host(settings: ScheduleSettings) -> str:
+    """The one address that the scheduler of pools on SLURM binds to.
+
+    Raises
+    ------
+    ConfigError
+        This machine has no such interface, or its name leads to the loopback, where no node is.
+    """
+    if settings.interface:
+        from distributed.utils import get_ip_interface
+
+        try:
+            return str(get_ip_interface(settings.interface))
+        except ValueError as error:
+            raise ConfigError(
+                f"found interface {settings.interface!r}, which this machine does not have; "
+                "expected one that `ip -brief address` lists"
+            ) from error
+    import socket
+
+    name = socket.gethostname()
+    address = socket.gethostbyname(name)
+    if address.startswith("127."):
+        raise ConfigError(
+            f"found {address} for this machine's name {name}, which no node can reach; expected "
+            "the network interface that nodes see: schedule: interface: eth0 (or ib0, ...; "
+            "`ip -brief address` lists them)"
+        )
+    return address
 
 
 def last_lines(path: Path, number: int = 12) -> str:

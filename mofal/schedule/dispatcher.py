@@ -105,6 +105,7 @@ class Dispatcher:
         self._handover = Handover(settings, directory=directory, say=self._say)
         self._next_tick = 0.0
         self._sent = 0
+        self._keep_busy = False
 
     # ------------------------------------------------------- what the driver's thread calls
     def submit(self, task: Task, *, pool: str) -> Entry:
@@ -153,8 +154,9 @@ class Dispatcher:
         """Address of the dashboard."""
         return str(getattr(self._backend, "dashboard", ""))
 
-    def close(self) -> None:
-        """End the workers and the thread."""
+    def close(self, *, keep_busy: bool = False) -> None:
+        """End the workers and the thread; on SLURM, those at work may finish what they have."""
+        self._keep_busy = keep_busy
         if self._thread is not None:
             self._inbox.put(("stop",))
             self._thread.join()
@@ -208,19 +210,23 @@ class Dispatcher:
                     self._next_tick = time.monotonic() + TICK
         except HandedOver as error:
             self._say(str(error))
-            self._close_backend(leave=True)
+            self._close_backend(lambda job: True)
             self._fail_all(error)
         except Exception as error:
             fatal = error if isinstance(error, MofalError) else _wrapped(error)
-            self._close_backend(leave=False)
+            self._close_backend(self._is_busy)
             self._fail_all(fatal)
         finally:
-            self._close_backend(leave=False)
+            self._close_backend(self._is_busy if self._keep_busy else lambda job: False)
 
-    def _close_backend(self, *, leave: bool) -> None:
+    def _is_busy(self, job: str) -> bool:
+        """Whether a job has work in hand, which it may finish without a driver."""
+        return any(w.info.job == job and w.running for w in self._workers.values())
+
+    def _close_backend(self, keep: Callable[[str], bool]) -> None:
         backend, self._backend = self._backend, None
         if backend is not None:
-            backend.close(leave=leave)
+            backend.close(keep)
 
     def _make_backend(self) -> Backend:
         if self._settings.backend == "threads":

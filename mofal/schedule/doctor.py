@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mofal.errors import ConfigError
 from mofal.schedule.settings import PoolSettings, ScheduleSettings, parse_walltime
 from mofal.schedule.slurm import SlurmCommands, SlurmError, directives, run_command
 
@@ -164,12 +165,18 @@ def probe_pool(
     What works then: sbatch, the prologue, the interpreter, a directory seen by both sides, and the
     way from the node to the scheduler's address.
     """
+    from mofal.schedule.cluster import scheduler_host
+
     title = f"way back from {name}"
+    try:
+        host = scheduler_host(settings)
+    except ConfigError as error:
+        return (title, False, str(error), "set schedule: interface:")
     token = secrets.token_hex(8)
     commands = SlurmCommands()
     with (
         tempfile.TemporaryDirectory(prefix=".mofal-probe-", dir=folder or ".") as place,
-        _Listener(scheduler_host(settings), token) as listener,
+        _Listener(host, token) as listener,
     ):
         base = Path(place).resolve()
         script = base / "probe.sh"
@@ -227,15 +234,6 @@ def probe_script(pool: PoolSettings, place: Path, address: tuple[str, int], toke
 
     export = f"export PYTHONPATH={shlex.quote(os.pathsep.join(extra_paths()))}\n"
     return f"#!/bin/bash\n{head}\n{body}{export}exec {command}\n"
-
-
-def scheduler_host(settings: ScheduleSettings) -> str:
-    """The address that the scheduler would bind to."""
-    if settings.interface:
-        from distributed.utils import get_ip_interface
-
-        return str(get_ip_interface(settings.interface))
-    return socket.gethostbyname(socket.gethostname())
 
 
 class _Listener:

@@ -86,13 +86,14 @@ class Jobs:
         self._deaths: dict[str, list[str]] = {pool: [] for pool in self._pools}
         self._refusals: dict[str, list[str]] = {pool: [] for pool in self._pools}
         self._next_submit: dict[str, float] = {}
+        self._last_death: dict[str, float] = {}
         self._queue: dict[str, QueuedJob] | None = None  # by name; None: never seen
         self._beats: dict[str, tuple[int, float]] = {}  # job -> (beat, when it was first seen)
         self._past: dict[str, dict[str, Any]] = {}  # last beats of jobs that are over
         self._number = 0
         self._indices = dict.fromkeys(self._pools, 0)
         self._thread: SlurmThread | None = None
-        self._quiet_errors: set[str] = set()
+        self._said: dict[str, str] = {}
         #: Jobs of this campaign are known by their names, also to the next driver.
         self.prefix = job_prefix(layout)
 
@@ -117,9 +118,25 @@ class Jobs:
         """Jobs of a pool that are not ending."""
         return [r for r in self._records.values() if r.pool == pool and r.ending is None]
 
+    def _ours(self, name: str) -> str:
+        """Name of a job of this campaign without the campaign's mark, "" for others."""
+        return name.removeprefix(self.prefix) if name.startswith(self.prefix) else ""
+
+    def look(self) -> None:
+        """Have the queue looked at before its time."""
+        if self._thread is not None:
+            self._thread.look()
+
     def submit(self, pool: str) -> None:
-        """Ask for one more job, unless the pool was refused one a moment ago."""
+        """Ask for one more job, unless that went wrong a moment ago.
+
+        While jobs of a pool die on arrival or are refused there is one at a time, to see whether
+        the next fares better.
+        """
         if time.monotonic() < self._next_submit.get(pool, 0.0):
+            return
+        troubled = self._deaths[pool] or self._refusals[pool]
+        if troubled and any(not record.ever_connected for record in self.of(pool)):
             return
         settings = self._pools[pool]
         if settings.backend == "slurm" and self._queue is None:
@@ -132,25 +149,34 @@ class Jobs:
         record = JobRecord(name=name, pool=pool, workers=workers, backend=str(settings.backend))
         if settings.backend == "local" and settings.gpus:
             record.gpu_ids = self._free_gpus(settings)
-        spec = self._layout.job(name)
-        write_json(spec, self.specification(record, index=index), mode=0o600)
+        try:
+            self._launch(record, self.specification(record, index=index))
+        except OSError as error:  # a full disk, no more processes: it may pass
+            self._refuse(pool, f"a job could not be started: {error}", counts=False)
+            return
         self._records[name] = record
-        if settings.backend == "slurm":
-            assert self._thread is not None
-            script = self._layout.jobs / f"{name}.sh"
-            script.write_text(self.script(pool, name=name))
-            self._thread.submit(name, script)
-        else:
-            with self._layout.log(name).open("ab") as log:
-                record.process = subprocess.Popen(
-                    [settings.python or sys.executable, "-m", "mofal.schedule.job", str(spec)],
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    env={**os.environ, **self.environment(settings, pool)},
-                    start_new_session=True,
-                )
         self._events.write("job", job=name, pool=pool, backend=settings.backend)
+
+    def _launch(self, record: JobRecord, specification: dict[str, Any]) -> None:
+        """Write what a job is to do, and start it or have it submitted."""
+        settings = self._pools[record.pool]
+        spec = self._layout.job(record.name)
+        write_json(spec, specification, mode=0o600)
+        if record.backend == "slurm":
+            assert self._thread is not None
+            script = self._layout.jobs / f"{record.name}.sh"
+            script.write_text(self.script(record.pool, name=record.name))
+            self._thread.submit(record.name, script)
+            return
+        with self._layout.log(record.name).open("ab") as log:
+            record.process = subprocess.Popen(
+                [settings.python or sys.executable, "-m", "mofal.schedule.job", str(spec)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.environment(settings, record.pool)},
+                start_new_session=True,
+            )
 
     def script(self, pool: str, *, name: str) -> str:
         """Job script of a pool's next job."""
@@ -347,15 +373,15 @@ class Jobs:
                 if record is not None:
                     record.slurm_id = identity
                     self._events.write("submitted", job=name, slurm_id=identity)
-                    self._quiet_errors.clear()
+                    self._said.pop(record.pool, None)
                     if record.ending is not None and self._thread is not None:
                         self._thread.cancel([identity])
             case ("refused", name, error):
                 self._refused(name, error)
-            case ("listed", jobs, began):
-                self._listed(jobs, began)
+            case ("listed", jobs):
+                self._listed(jobs)
             case ("unlisted", error):
-                self._say_once(f"squeue: {error}; waiting for it to answer")
+                self._say_once("squeue", f"squeue: {error}; waiting for it to answer")
             case ("uncancelled", identities):
                 for record in self._records.values():
                     if record.slurm_id in identities:
@@ -371,24 +397,25 @@ class Jobs:
     def _refuse(self, pool: str, reason: str, *, counts: bool = True) -> None:
         """Remember that SLURM did not take a job, and wait a little before the next."""
         refusals = self._refusals[pool]
-        if counts:
+        # Jobs that were submitted together are refused together: that is one refusal.
+        if counts and time.monotonic() >= self._next_submit.get(pool, 0.0):
             refusals.append(reason)
         wait = min(self._settings.poll_interval * 2 ** len(refusals), 300.0)
         self._next_submit[pool] = time.monotonic() + wait
-        self._say_once(f"pool {pool}: {reason}")
+        self._say_once(pool, f"pool {pool}: {reason}")
 
-    def _listed(self, jobs: list[QueuedJob], began: float) -> None:
-        mine = {job.name: job for job in jobs if job.name.startswith(self.prefix)}
+    def _listed(self, jobs: list[QueuedJob]) -> None:
+        mine = {job.name: job for job in jobs if self._ours(job.name)}
         first = self._queue is None
         self._queue = mine
-        self._quiet_errors.clear()
+        self._said.pop("squeue", None)
         for name, job in mine.items():
-            short = name.removeprefix(self.prefix)
+            short = self._ours(name)
             if short not in self._records and job.state not in ENDED_STATES:
                 self._adopt(short, job, first=first)
         for record in list(self._records.values()):
-            if not record.slurm_id or record.submitted > began - 1.0:
-                continue
+            if not record.slurm_id:
+                continue  # its submission is not answered yet
             queued = mine.get(self.prefix + record.name)
             if queued is None:
                 self._over(record, "it is gone from the queue")
@@ -436,7 +463,10 @@ class Jobs:
         worker_log = self._layout.log(f"{record.name}.0")
         if worker_log.exists():
             log += "\n" + last_lines(worker_log)
-        self._deaths[record.pool].append(f"{record.name} ({reason}), says {log}\n")
+        # Jobs that were started together die together (one bad node): that is one death.
+        if record.submitted >= self._last_death.get(record.pool, 0.0):
+            self._deaths[record.pool].append(f"{record.name} ({reason}), says {log}\n")
+            self._last_death[record.pool] = time.monotonic()
         self._put_away(record.name, how)
         self._next_submit[record.pool] = time.monotonic() + min(
             1.0 if record.process is not None else self._settings.poll_interval, 60.0
@@ -470,20 +500,21 @@ class Jobs:
                 if path.stat().st_size == 0:
                     path.unlink()
 
-    def _say_once(self, text: str) -> None:
-        if text not in self._quiet_errors:
-            self._quiet_errors.add(text)
+    def _say_once(self, about: str, text: str) -> None:
+        """Say what is wrong once, until it is over or something else is."""
+        if self._said.get(about) != text:
+            self._said[about] = text
             self._say(text)
 
-    def close(self, *, leave: bool = False) -> None:
-        """End all jobs at once; or `leave` those on SLURM to the next driver."""
+    def close(self, keep: Callable[[str], bool]) -> None:
+        """End all jobs at once, but those on SLURM that stay for another driver."""
+        kept = {record.name for record in self._records.values() if keep(record.name)}
         for record in self._records.values():
-            if record.process is not None or not leave:
+            if record.process is not None or record.name not in kept:
                 self.end(record)
         if self._thread is not None:
-            if not leave:
-                # Work is over: running jobs need not find out by themselves.
-                self._thread.sweep(self.prefix)
+            # Work is over: running jobs need not find out by themselves.
+            self._thread.sweep(lambda name: self._ours(name) not in {"", *kept})
             self._thread.stop()
         for record in self._records.values():
             if record.process is None:
@@ -510,7 +541,8 @@ def cancel_leftovers(layout: Layout, commands: Commands | None = None) -> None:
     if any(layout.jobs.glob("*.json")):
         thread = SlurmThread(commands or SlurmCommands(), interval=1e9, wake=lambda: None)
         thread.start()
-        thread.sweep(job_prefix(layout))
+        prefix = job_prefix(layout)
+        thread.sweep(lambda name: name.startswith(prefix))
         thread.stop()
 
 

@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 
@@ -28,29 +28,31 @@ class Estimator:
 
     def __init__(self) -> None:
         self._logs: dict[str, deque[float]] = {}
-        self._cache: dict[str, tuple[float, float]] = {}
+        self._sums: dict[str, tuple[float, float]] = {}  # of the logarithms, and of their squares
 
     def add(self, kind: str, *, cost: float | None, seconds: float) -> None:
         """Learn that a task of this kind and cost took so many seconds."""
-        window = self._logs.setdefault(kind, deque(maxlen=ESTIMATE_WINDOW))
-        window.append(math.log(max(seconds, 1e-6) / (cost or 1.0)))
-        self._cache.pop(kind, None)
+        window = self._logs.setdefault(kind, deque())
+        first, second = self._sums.get(kind, (0.0, 0.0))
+        if len(window) == ESTIMATE_WINDOW:
+            old = window.popleft()
+            first, second = first - old, second - old**2
+        new = math.log(max(seconds, 1e-6) / (cost or 1.0))
+        window.append(new)
+        self._sums[kind] = (first + new, second + new**2)
 
     def _parameters(self, kind: str) -> tuple[float, float] | None:
         """Mean and spread of log(seconds / cost); None where nothing has ended yet."""
-        if kind in self._cache:
-            return self._cache[kind]
         logs = self._logs.get(kind)
         if not logs:
             return None
-        mean = math.fsum(logs) / len(logs)
-        variance = math.fsum((x - mean) ** 2 for x in logs) / max(len(logs) - 1, 1)
+        number = len(logs)
+        first, second = self._sums[kind]
+        mean = first / number
+        variance = max(second - first * mean, 0.0) / max(number - 1, 1)
         # Few samples say little about the spread: widen it as a t-interval would, roughly.
-        spread = max(math.sqrt(variance) * (1 + 2 / len(logs)), LEAST_SPREAD)
-        if len(logs) < 3:
-            spread = max(spread, 0.5)
-        self._cache[kind] = (mean, spread)
-        return mean, spread
+        spread = max(math.sqrt(variance) * (1 + 2 / number), LEAST_SPREAD)
+        return mean, max(spread, 0.5) if number < 3 else spread
 
     def expected(self, kind: str, cost: float | None = None) -> float | None:
         """Mean length (s) of such a task, None where nothing is known."""
@@ -175,8 +177,7 @@ def look_ahead(expected: float | None) -> int:
     return min(1 + math.ceil(0.1 / max(expected, 1e-3)), 8)
 
 
-@dataclass(frozen=True)
-class JobView:
+class JobView(NamedTuple):
     """What the policy knows of one job.
 
     Attributes

@@ -129,7 +129,9 @@ class Pools:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        # After a mistake, labels on SLURM that have run for hours may run to their end; a user
+        # who interrupts wants it all to stop.
+        self.close(keep_busy=isinstance(error, Exception))
 
     def submit(self, task: Task) -> Handle:
         """Have a task done; one that is known already (same kind and key) is joined.
@@ -223,13 +225,20 @@ class Pools:
         """Address of the Dask dashboard, "" where there is none."""
         return self._dispatcher.dashboard
 
-    def close(self) -> None:
-        """End all workers; what was not finished is not lost, only not done."""
+    def close(self, *, keep_busy: bool = False) -> None:
+        """End all workers; what was not finished is not lost, only not done.
+
+        Parameters
+        ----------
+        keep_busy
+            Let jobs on SLURM finish the tasks that they have in hand; they end by themselves, or
+            serve the next driver if it comes soon.
+        """
         if self._closed:
             return
         self._closed = True
         try:
-            self._dispatcher.close()
+            self._dispatcher.close(keep_busy=keep_busy)
         finally:
             self._events.write("driver-end", pid=os.getpid())
             self._events.close()

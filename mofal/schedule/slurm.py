@@ -173,8 +173,9 @@ def worker_script(
 class SlurmThread:
     """Runs the commands one after the other; answers come through a queue.
 
-    Answers: ("submitted", tag, identity), ("refused", tag, SlurmError), ("listed", jobs,
-    monotonic time at which the listing began), ("unlisted", SlurmError).
+    Answers: ("submitted", tag, identity), ("refused", tag, SlurmError), ("listed", jobs),
+    ("unlisted", SlurmError), ("uncancelled", identities). They come in the order of the orders, so
+    a job whose submission was answered is in every listing that is answered later.
     """
 
     def __init__(self, commands: Commands, *, interval: float, wake: Callable[[], None]) -> None:
@@ -203,9 +204,9 @@ class SlurmThread:
         """Order a look at the queue before the next one is due."""
         self._orders.put(("look", None))
 
-    def sweep(self, prefix: str) -> None:
-        """Order that every job whose name begins so is cancelled."""
-        self._orders.put(("sweep", prefix))
+    def sweep(self, chosen: Callable[[str], bool]) -> None:
+        """Order that every job whose name is chosen is cancelled."""
+        self._orders.put(("sweep", chosen))
 
     def stop(self, *, timeout: float = 30.0) -> None:
         """Carry out what was ordered and end."""
@@ -245,15 +246,14 @@ class SlurmThread:
             if error.transient:  # the controller is away: once more, later
                 self.answers.put(("uncancelled", identities))
 
-    def _sweep(self, prefix: str) -> None:
+    def _sweep(self, chosen: Callable[[str], bool]) -> None:
         with suppress(SlurmError):  # a controller that is away: the jobs end by themselves
-            jobs = [job for job in self._commands.list() if job.name.startswith(prefix)]
+            jobs = [job for job in self._commands.list() if chosen(job.name)]
             self._commands.cancel([job.identity for job in jobs if job.state not in ENDED_STATES])
 
     def _look(self) -> None:
-        began = time.monotonic()
         try:
-            self.answers.put(("listed", self._commands.list(), began))
+            self.answers.put(("listed", self._commands.list()))
         except SlurmError as error:
             self.answers.put(("unlisted", error))
         self._next_look = time.monotonic() + self._interval
