@@ -100,6 +100,8 @@ def _prepare() -> None:
     np.random.set_state(numpy_state)  # noqa: NPY002
     torch.set_rng_state(states[1])
     torch.use_deterministic_algorithms(True)
+    # What deterministic mode fills new memory with is overwritten anyway; it costs a few per cent.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     _prepared = True
 
 
