@@ -122,7 +122,8 @@ def _body_centred(operation: str) -> str:
 
 
 def mof74() -> Atoms:
-    """Mg-MOF-74: Dietzel et al., Eur. J. Inorg. Chem. 2008, 3624; R-3; rods along c."""
+    """Mg-MOF-74, relaxed geometry of the structure of Dietzel et al., Eur. J. Inorg. Chem. 2008,
+    3624; R-3; rods along c."""
     sites = """
     Mg 0.64159 0.68514 0.47189
     O 0.96943 0.29776 0.36038
