@@ -36,7 +36,7 @@ from mofal.reference import label_one
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"seed": 2, "pool": 1, "clusters": 1, "test": 1, "steps": 3, "more": 2},
-    "full": {"seed": 20, "pool": 20, "clusters": 8, "test": 10, "steps": 900, "more": 600},
+    "full": {"seed": 20, "pool": 20, "clusters": 8, "test": 10, "steps": 600, "more": 400},
 }
 ELEMENTS = ("H", "C", "O", "Zr")
 KEPT = ("region", "parent_atom", "charge", "n_electrons")
