@@ -248,7 +248,7 @@ def _faded(ranked: _Ranked, structures: xr.Dataset) -> tuple[IntArray, FloatArra
     system = pool.system_of[structure]
     address = np.stack([walk[structure], system, label], axis=1)
     group = np.unique(address, axis=0, return_inverse=True)[1].reshape(-1)
-    weight = FADE ** _turns(group)
+    weight = FADE ** np.minimum(_turns(group), 500)  # never zero: infinite times zero is no number
     excess = ranked.raw[ordered] - ranked.typical
     faded = ranked.typical + np.where(excess > 0, excess * weight, excess / weight)
     cost = None if ranked.cost is None else ranked.cost[ordered]
