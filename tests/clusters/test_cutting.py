@@ -8,7 +8,16 @@ import pytest
 from ase.data import covalent_radii
 
 from mofal.clusters import blueprint, check_bonds, cut, random_cores
-from mofal.data import concat, make_structures, to_atoms, validate
+from mofal.data import (
+    concat,
+    make_structures,
+    open_group,
+    read,
+    to_atoms,
+    validate,
+    write,
+    write_group,
+)
 from mofal.errors import ConfigError, DataError
 from mofal.frameworks import build, find_blocks
 from tests.clusters.common import (
@@ -312,6 +321,33 @@ def test_cut__lazy_equals_in_memory(rows):
     expected, _ = cut(frames, {"S_ld": blocks}, cores)
     lazy, _ = cut(chunked(frames, rows), {"S_ld": blocks}, cores, task_mb=0.2)
     assert_same_bits(lazy, expected)
+
+
+def test_cut__from_and_to_the_store(tmp_path):
+    """Structures, blocks, blueprints and clusters through stored groups, and through a text file."""
+    ds, blocks = system("S_ld", "primitive")
+    frames = shaken(ds, 4, n=3)
+    cores = random_cores(frames, {"S_ld": blocks}, n=5, seed=0)
+    expected, _ = cut(frames, {"S_ld": blocks}, cores)
+    ready = blueprint(blocks, np.unique(cores["core_block"].values))
+    write_group(frames, tmp_path / "frames.zarr")
+    for name, table in (("blocks", blocks), ("cores", cores), ("blueprint", ready)):
+        write_group(table, tmp_path / f"{name}.zarr", kind="table")
+    opened = {n: open_group(tmp_path / f"{n}.zarr") for n in ("blocks", "cores", "blueprint")}
+    stored, _ = cut(
+        open_group(tmp_path / "frames.zarr"),
+        {"S_ld": opened["blocks"]},
+        opened["cores"],
+        blueprints={"S_ld": opened["blueprint"]},
+    )
+    assert_same_bits(stored, expected)
+    write_group(stored, tmp_path / "clusters.zarr")
+    assert_same_bits(open_group(tmp_path / "clusters.zarr").load(), expected)
+    write(stored, tmp_path / "clusters.extxyz")
+    again = read(tmp_path / "clusters.extxyz")
+    assert again["structure_id"].values.tolist() == expected["structure_id"].values.tolist()
+    assert (again["parent_atom"].values == expected["parent_atom"].values).all()
+    assert (again["region"].values == expected["region"].values).all()
 
 
 def test_cut__no_cores():
