@@ -324,7 +324,7 @@ def test_cut__lazy_equals_in_memory(rows):
 
 
 def test_cut__from_and_to_the_store(tmp_path):
-    """Structures, blocks, blueprints and clusters through stored groups, and through a text file."""
+    """Structures, blocks, blueprints and clusters through stored groups, and a text file."""
     ds, blocks = system("S_ld", "primitive")
     frames = shaken(ds, 4, n=3)
     cores = random_cores(frames, {"S_ld": blocks}, n=5, seed=0)
