@@ -74,10 +74,15 @@ class Blocks:
         for array in dask.optimize(*arrays):
             graph.update(array.__dask_graph__())
         uses = Counter(key for k in graph for key in get_dependencies(graph, k))
-        edges = np.concatenate([[0], np.cumsum(arrays[0].chunks[0])])
-        spans = [(int(a), int(b)) for a, b in pairwise(edges) if b > a]
-        wanted = [[_overlap(array, *span) for array in arrays] for span in spans]
-        uses.update(key for parts in wanted for part in parts for key in part[0])
+        edges = [np.concatenate([[0], np.cumsum(array.chunks[0])]) for array in arrays]
+        spans = [(int(a), int(b)) for a, b in pairwise(edges[0]) if b > a]
+        wanted = [[_overlap(*pair, *span) for pair in zip(arrays, edges)] for span in spans]
+        for parts in wanted:
+            for array, (keys, _, _) in zip(arrays, parts):
+                uses.update(keys)
+                # Chunks that lie on workers are futures, which optimising has dropped.
+                missing = [key for key in keys if key not in graph]
+                graph.update({key: array.__dask_graph__()[key] for key in missing})
 
         def input_of(keys: list[Any], offset: int, length: int, whole: bool) -> Any:
             parts = [
@@ -92,9 +97,8 @@ class Blocks:
         self.graph = graph
 
 
-def _overlap(array: Any, start: int, stop: int) -> tuple[list[Any], int, bool]:
+def _overlap(array: Any, edges: np.ndarray, start: int, stop: int) -> tuple[list[Any], int, bool]:
     """Chunks that hold rows start to stop, where these begin in them, and whether they are all."""
-    edges = np.concatenate([[0], np.cumsum(array.chunks[0])])
     first = int(np.searchsorted(edges, start, side="right")) - 1
     last = int(np.searchsorted(edges, stop, side="left"))
     rest = (0,) * (array.ndim - 1)

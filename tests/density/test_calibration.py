@@ -106,11 +106,11 @@ def test_calibrate__validation_rows_replace_training_rows():
 
 
 # ------------------------------------------------------------------------------- conformal bounds
-def _structures(rng, n, *, shift=1.0, size=(5, 60), scatter=0.8):
+def _structures(rng, n, *, shift=1.0, size=(5, 60)):
     """Errors that grow with novelty, and that a structure's atoms have in common."""
     count = rng.integers(*size, n)
     index = np.repeat(np.arange(n), count)
-    common = np.exp(scatter * rng.normal(size=n))[index] * shift
+    common = np.exp(0.8 * rng.normal(size=n))[index] * shift
     q = rng.uniform(size=index.size)
     error = np.abs(rng.normal(size=index.size)) * (0.05 - 0.1 * np.log(q)) * common
     return q, error, index
@@ -132,17 +132,25 @@ def test_error_bound__covers_as_stated_on_structures_not_used(coverage, at_once)
 
 
 def test_error_bound__by_atom_would_cover_too_little():
-    """Few structures of many atoms: what holds for atoms at random fails for new structures."""
+    """Crystals of many atoms beside small clusters with larger errors: one crystal would outvote
+    forty clusters, and the bound fail on every second structure."""
+
+    def mixed(rng):
+        large = _structures(rng, 30, size=(400, 401), shift=0.4)
+        small = _structures(rng, 30, size=(10, 11), shift=2.0)
+        small = (*small[:2], small[2] + 30)
+        return tuple(np.concatenate(pair) for pair in zip(large, small))
+
     rng = np.random.default_rng(2)
     by_structure, by_atom = [], []
-    for i in range(100):
-        q, e, s = _structures(rng, 20, size=(100, 101), scatter=1.5)
-        new = _structures(rng, 100, scatter=1.5)
+    for i in range(20):
+        q, e, s = mixed(rng)
+        new = mixed(rng)
         by_structure.append(ErrorBound(0.9, random_state=i).fit(q, e, s).coverage_on(*new).atoms)
         atoms = ErrorBound(0.9, random_state=i).fit(q, e, np.arange(q.size))
         by_atom.append(atoms.coverage_on(*new).atoms)
-    assert np.mean(by_structure) > 0.9
-    assert np.mean(by_atom) + 3 * np.std(by_atom) / 10 < 0.9
+    assert np.mean(by_structure) > 0.89
+    assert np.mean(by_atom) < 0.75
 
 
 def test_error_bound__shift_is_reported():

@@ -196,6 +196,9 @@ def test_fit__a_cluster_gives_the_same(store, cluster):
     np.testing.assert_array_equal(there.lower_bounds_, here.lower_bounds_)
     np.testing.assert_array_equal(there.covariances_, here.covariances_)
     np.testing.assert_array_equal(there.score_samples(x).compute(), here.score_samples(x.compute()))
+    # Rows that are kept in the memory of the workers are used there.
+    kept = GaussianMixture(3, random_state=1, max_iter=6, tol=0.0).fit(x.persist())
+    np.testing.assert_array_equal(kept.lower_bounds_, here.lower_bounds_)
 
 
 @pytest.mark.slow

@@ -1,0 +1,242 @@
+"""An EM iteration and scoring against scikit-learn, in one process on the same cores.
+
+    python benchmarks/density_speed.py [--size tiny|full] [--repeats N]
+
+Both libraries start from the same parameters (a fit that has run two iterations), see the same
+float64 rows, and are timed in turn; the best time of each counts. An iteration is one E-step and
+one M-step. "well" are components of condition number up to 9 whose centres lie within a few of
+their widths; "narrow" have condition number 1e6, so that the stable form is used throughout.
+Printed as well: the share of the machine's rate of large matrix products that an iteration reaches,
+and where one thread's time goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.mixture import GaussianMixture as Reference
+
+from mofal.density import GaussianMixture
+from mofal.density.basis import make_basis
+from mofal.density.em import State, em_chunk, em_combine, maximise
+from mofal.density.kernels import FIT_TOLERANCE, Evaluator
+from mofal.density.rows import LocalRows, threads
+from mofal.density.scoring import evaluator_of, log_likelihood_rows
+
+
+class Case(NamedTuple):
+    """One line of the table; targets are ratios to scikit-learn."""
+
+    kind: str
+    n_features: int
+    n_components: int
+    shape: str
+    em_target: float
+    score_target: float
+
+
+CASES = (
+    Case("full", 16, 40, "well", 15, 8),
+    Case("full", 8, 10, "well", 6, 6),
+    Case("full", 16, 10, "well", 3, 3),
+    Case("full", 8, 3, "well", 3, 3),
+    Case("full", 8, 1, "well", 3, 3),
+    Case("full", 16, 40, "narrow", 3, 3),
+    Case("full", 8, 10, "narrow", 3, 3),
+    Case("tied", 16, 40, "well", 3, 3),
+    Case("tied", 16, 40, "narrow", 3, 3),
+    Case("diag", 16, 40, "well", 3, 3),
+    Case("diag", 16, 40, "narrow", 3, 3),
+    Case("spherical", 16, 40, "well", 3, 3),
+)
+SIZES = {"tiny": 3000, "full": 400_000}
+
+
+def rows_of(case: Case, n: int, seed: int = 0) -> tuple[np.ndarray, dict[str, Any]]:
+    """Rows, and a start at the true centres with the true covariances."""
+    rng = np.random.default_rng(seed)
+    k, d = case.n_components, case.n_features
+    condition = 9.0 if case.shape == "well" else 1e6
+    centres = 2.0 * rng.normal(size=(k, d))
+    variance = condition ** -rng.uniform(size=(k, d))
+    variance[:, 0], variance[:, -1] = 1.0, 1.0 / condition
+    turn = np.broadcast_to(np.eye(d), (k, d, d))
+    if case.kind in ("full", "tied"):
+        turn = np.stack([np.linalg.qr(rng.normal(size=(d, d)))[0] for _ in range(k)])
+    if case.kind == "tied":
+        turn, variance = turn[:1].repeat(k, axis=0), variance[:1].repeat(k, axis=0)
+    if case.kind == "spherical":
+        variance = np.broadcast_to(variance[:, 1:2], (k, d))
+    which = rng.integers(k, size=n)
+    x = np.empty((n, d))
+    for i in range(k):
+        own = which == i
+        x[own] = centres[i] + (rng.normal(size=(own.sum(), d)) * np.sqrt(variance[i])) @ turn[i].T
+    precisions = (turn / variance[:, None, :]) @ np.swapaxes(turn, 1, 2)
+    start = {
+        "full": 0.5 * (precisions + np.swapaxes(precisions, 1, 2)),
+        "tied": 0.5 * (precisions[0] + precisions[0].T),
+        "diag": 1.0 / variance,
+        "spherical": 1.0 / variance[:, 0],
+    }[case.kind]
+    return x, {"weights_init": np.full(k, 1 / k), "means_init": centres, "precisions_init": start}
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    begin = time.perf_counter()
+    function()
+    return time.perf_counter() - begin
+
+
+def product_rate(n: int = 2048) -> float:
+    """Flop per second of a large float64 matrix product, all threads."""
+    a = np.random.default_rng(0).normal(size=(n, n))
+    return 2.0 * n**3 / min(seconds(lambda: a @ a) for _ in range(5))
+
+
+def flops(evaluator: Evaluator, n: int, em: bool) -> float:
+    """Operations of the matrix products of one pass."""
+    product = 2.0 * evaluator.n_columns * evaluator.n_product
+    width = evaluator.n_features + evaluator.matrix
+    stable = 2.0 * evaluator.n_stable * width**2 if evaluator.matrix else 0.0
+    whitening = 2.0 * evaluator.n_features**2 * (evaluator.n_product > 0)
+    return n * ((product + stable) * (1 + em) + whitening)
+
+
+def run_case(case: Case, n: int, repeats: int, rate: float) -> dict[str, float]:
+    """Time one case; print its line."""
+    x, start = rows_of(case, n)
+    settings = {"covariance_type": case.kind, "max_iter": 2, "tol": 0.0, "reg_covar": 1e-9}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = GaussianMixture(case.n_components, **settings, **start).fit(x)
+    p = model._parameters()
+    theirs = Reference(case.n_components, covariance_type=case.kind)
+    theirs.weights_, theirs.means_, theirs.covariances_ = p.weights, p.means, p.covariances
+    theirs.precisions_cholesky_, theirs.n_features_in_ = p.precisions_cholesky, case.n_features
+
+    def their_iteration() -> None:
+        responsibilities = theirs._e_step(x)[1]
+        theirs._m_step(x, responsibilities)
+        theirs.weights_, theirs.means_, theirs.covariances_ = p.weights, p.means, p.covariances
+        theirs.precisions_cholesky_ = p.precisions_cholesky
+
+    basis = make_basis(x.mean(0), np.cov(x.T), case.kind)
+    rows = LocalRows(x)
+    reg = np.full(case.n_features, 1e-9)
+
+    def our_iteration() -> None:
+        evaluator = Evaluator([p], basis, tolerance=FIT_TOLERANCE)
+        state = State({0: []}, {0: basis}, 0.0, 1, None, {0: [0]}, {0: evaluator})
+        maximise(evaluator, 0, rows.reduce(em_chunk, em_combine, state)[0], reg)
+
+    scorer = evaluator_of(p)
+    actions = {
+        "em": (our_iteration, their_iteration),
+        "score": (
+            lambda: log_likelihood_rows(evaluator_of(p), x),
+            lambda: theirs.score_samples(x),
+        ),
+    }
+    best: dict[str, list[float]] = {}
+    for name, pair in actions.items():
+        times = [[seconds(f) for f in pair] for _ in range(repeats)]
+        best[name] = np.min(times, axis=0).tolist()
+    fitter = Evaluator([p], basis, tolerance=FIT_TOLERANCE)
+    share = flops(fitter, n, True) / best["em"][0] / rate
+    ratio = {name: t[1] / t[0] for name, t in best.items()}
+    difference = np.abs(log_likelihood_rows(scorer, x[:5000]) - theirs.score_samples(x[:5000]))
+    print(
+        f"{case.kind:10s} {case.n_features:3d} {case.n_components:3d} {case.shape:7s} "
+        f"{fitter.n_product:3d}/{case.n_components:<3d} "
+        f"{best['em'][0]:8.3f} {best['em'][1]:8.3f} {ratio['em']:7.1f} {case.em_target:5g}   "
+        f"{best['score'][0]:8.3f} {best['score'][1]:8.3f} {ratio['score']:7.1f} "
+        f"{case.score_target:5g}   {100 * share:5.0f} %   {difference.max():.0e}",
+        flush=True,
+    )
+    return {**ratio, "share": share, "em_seconds": best["em"][0]}
+
+
+def breakdown(case: Case, n: int) -> None:
+    """Where the time of one thread goes in the product form: nanoseconds per row."""
+    x, start = rows_of(case, n)
+    settings = {"covariance_type": "full", "max_iter": 1, "tol": 0.0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = GaussianMixture(case.n_components, **settings, **start).fit(x)
+    e = Evaluator([model._parameters()], make_basis(x.mean(0), np.cov(x.T), "full"))
+    b, d, k = min(e.block, n), case.n_features, case.n_components
+    t, phi, joint = np.empty((d, b)), np.empty((e.n_columns, b)), np.empty((k + 1, b))
+    own = joint[:k]
+
+    def columns() -> None:
+        z, at = phi[1 : 1 + d], 1 + d
+        for i in range(d):
+            np.multiply(z[i:], z[i], out=phi[at : at + d - i])
+            at += d - i
+
+    def soften() -> None:
+        top = own.max(axis=0)
+        np.subtract(own, top, out=own)
+        np.exp(own, out=own)
+        total = own.sum(axis=0)
+        np.log(total)
+        np.multiply(own, 1.0 / total, out=own)
+
+    steps: dict[str, Callable[[], Any]] = {
+        "transpose and centre": lambda: np.subtract(x[:b].T, e.basis.centre[:, None], out=t),
+        "whiten": lambda: np.matmul(e.basis.forward, t, out=phi[1 : 1 + d]),
+        "columns": columns,
+        "first product": lambda: np.matmul(e.coefficients[: k + 1], phi, out=joint),
+        "exp and sums": soften,
+        "second product": lambda: phi @ own.T,
+    }
+    phi[0] = 1.0
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        for step in steps.values():
+            step()
+        best = {s: 1e9 * min(seconds(f) for _ in range(30)) / b for s, f in steps.items()}
+        whole = min(
+            seconds(lambda: e.evaluate(x[: 4 * b], statistics=e.new_statistics())) for _ in range(5)
+        )
+    total = 1e9 * whole / min(4 * b, n)
+    print(f"\none thread, {d} features, {k} components, blocks of {b} rows: {total:.0f} ns a row")
+    for name, value in best.items():
+        print(f"  {name:22s} {value:7.1f} ns {100 * value / total:4.0f} %")
+    rest = total - sum(best.values())
+    print(f"  {'rest':22s} {rest:7.1f} ns {100 * rest / total:4.0f} %")
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, float]]:
+    """Run the benchmark; the ratios of each case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=sorted(SIZES), default="full")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args(argv)
+    n = SIZES[options.size]
+    rate = product_rate(256 if options.size == "tiny" else 2048)
+    print(
+        f"{n} rows, {threads()} threads; large matrix products: {rate / 1e9:.0f} Gflop/s\n"
+        f"{'':10s} {'d':>3s} {'K':>3s} {'shape':7s} {'product':7s} "
+        f"{'EM s':>8s} {'sklearn':>8s} {'ratio':>7s} {'goal':>5s}   "
+        f"{'score s':>8s} {'sklearn':>8s} {'ratio':>7s} {'goal':>5s}   "
+        f"{'of rate':>7s}   difference of the log-likelihood",
+        flush=True,
+    )
+    results = [run_case(case, n, options.repeats, rate) for case in CASES]
+    for case in CASES[:2]:
+        breakdown(case, min(n, 65_536))
+    return results
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
