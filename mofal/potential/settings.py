@@ -73,6 +73,9 @@ class TrainingSettings(BaseModel):
         is meant as `force_weight` times one plus `energy_weight` times the other, not normalised.
     min_learning_rate : float
         Stop when the scheduler has brought the rate below it.
+    align_energies : bool
+        In a warm start, first take the shifts per type by their smallest change to the mean
+        energies of the data; forces, and energies of compositions that the model knows, stay.
     max_steps, max_epochs, max_atoms_seen : int, optional
         Stop after so many optimiser steps, epochs, or atoms in training batches (counted each time
         they are used), whichever comes first.
@@ -110,6 +113,7 @@ class TrainingSettings(BaseModel):
     stop_delta: float = Field(default=1e-5, ge=0)
     stop_patience: int = Field(default=250, ge=1)
     min_learning_rate: float = Field(default=1e-5, ge=0)
+    align_energies: bool = True
     max_steps: int | None = Field(default=None, ge=1)
     max_epochs: int | None = Field(default=None, ge=1)
     max_atoms_seen: int | None = Field(default=None, ge=1)

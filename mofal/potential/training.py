@@ -123,6 +123,46 @@ def prepare_graphs(
     return graphs
 
 
+SHIFTS = "model.func.per_type_energy_scale_shift.shifts"
+"""Name of the shifts per type among a network's weights."""
+
+
+def align_shifts(origin: NequIPPotential, ds: xr.Dataset, elements: Sequence[str]) -> np.ndarray:
+    """Least change of the shifts per type that takes a model to the mean energies of new data.
+
+    Clusters have compositions that the seed data did not have, and energies per atom that differ
+    by some tenths of an eV; learnt by the network, that would drown the forces for as long as it
+    takes. Forces do not depend on shifts, and compositions that the model knows keep their energy:
+    their residuals, near zero, are part of the fit, whose solution is the smallest one.
+
+    Parameters
+    ----------
+    origin : NequIPPotential
+        The model that training starts from.
+    ds : Dataset of labels
+    elements : sequence of str
+        Types of the model, in order.
+
+    Returns
+    -------
+    (n_elements,) float
+        Changes of the shifts, eV.
+    """
+    from ase.data import atomic_numbers
+
+    from mofal.data import count_elements
+
+    counts = count_elements(
+        ds["numbers"].values, ds["structure_index"].values, ds.sizes["structure"]
+    )[:, [atomic_numbers[e] for e in elements]]
+    n_atoms = counts.sum(axis=1, keepdims=True)
+    residual = relative_energy(ds).values - np.asarray(origin.evaluate(ds)["energy"].values)
+    # What differs between frames of one composition is the network's business: directions in which
+    # compositions hardly differ (relative to the largest) are left alone.
+    change, *_ = np.linalg.lstsq(counts / n_atoms, residual / n_atoms[:, 0], rcond=1e-2)
+    return change
+
+
 def data_hash(ds: xr.Dataset, settings: TrainingSettings) -> str:
     """Identity of a training set: structures, labels, weights and split."""
     return hash_json(
@@ -299,7 +339,13 @@ def _fit(
     with BUILDING:
         module = make_module(config, settings)
     if origin:
-        set_weights(module, weights_of(origin.network))
+        start_weights = weights_of(origin.network)
+        if settings.align_energies:
+            start_weights[SHIFTS] = start_weights[SHIFTS] + torch.tensor(
+                align_shifts(origin, select(data, np.flatnonzero(part == TRAIN)), elements),
+                dtype=start_weights[SHIFTS].dtype,
+            ).view_as(start_weights[SHIFTS])
+        set_weights(module, start_weights)
     batches = Batches(training, settings.batch_size, seed=seed)
     clock = Clock(
         settings,
