@@ -2,12 +2,12 @@
 
     python benchmarks/clusters_coverage.py [--size tiny|full]
 
-A density fitted to frames of the pristine cell scores frames of a disordered supercell; each rule
-picks a batch of cores (or draws one). An atom is *new* when the known atom of its element that is
-most like it is farther in features than 999 of 1000 atoms of an unseen pristine frame are. Printed:
-the share of the new atoms that are still new when the cores of the batch are known, averaged over
-seeds. Features are radial sums over neighbours, eight principal directions of them: no trained
-potential is needed.
+A density fitted to frames of the pristine cell scores a pool: frames of a disordered supercell, or
+many frames of one defective cell and a few of others (an uneven pool). Each rule picks a batch of
+cores, or draws one. An atom is *new* when the known atom of its element that is most like it is
+farther in features than 999 of 1000 atoms of an unseen pristine frame are. Printed: the share of the
+new atoms that are still new when the cores of the batch are known, over some seeds. Features are
+radial sums over neighbours, eight principal directions of them: no trained potential is needed.
 """
 
 from __future__ import annotations
@@ -32,9 +32,18 @@ from mofal.dynamics import sample_harmonic
 from mofal.frameworks import build, disorder, find_blocks
 
 SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {"repeat": (2, 1, 1), "train": 3, "frames": 1, "batches": (4,), "seeds": 1},
-    "full": {"repeat": (2, 2, 2), "train": 20, "frames": 3, "batches": (10, 30, 90), "seeds": 5},
+    "tiny": {"repeat": (2, 1, 1), "train": 3, "frames": 1, "batches": (4,), "seeds": 1, "most": 3},
+    "full": {
+        "repeat": (2, 2, 2),
+        "train": 20,
+        "frames": 3,
+        "batches": (10, 30, 90),
+        "seeds": 5,
+        "most": 20,
+    },
 }
+HEAT: dict[str, Any] = {"temperature_K": 600.0, "volume_strain": 0.0, "shear": 0.0}
+"""No strain: what is new is new by its defects."""
 RULES: dict[str, dict[str, Any]] = {
     "random": {},
     "least likely, none": {"coverage": "none"},
@@ -79,16 +88,32 @@ def featurized(ds: xr.Dataset, raw: np.ndarray, basis: PCA) -> xr.Dataset:
     return base.assign(features=(("atom", "feature"), np.asarray(basis.transform(raw))))
 
 
-def atoms_of(pool: xr.Dataset, blocks: xr.Dataset, cores: xr.Dataset) -> np.ndarray:
+def atoms_of(pool: xr.Dataset, by_system: dict[str, xr.Dataset], cores: xr.Dataset) -> np.ndarray:
     """Atoms of the pool that belong to the picked cores."""
     start = offsets(pool["n_atoms"].values)
-    first = offsets(blocks["block_n_atoms"].values)
-    return np.concatenate(
-        [
-            start[s] + blocks["member_atom"].values[first[b] : first[b + 1]]
-            for s, b in zip(cores["core_structure"].values, cores["core_block"].values)
-        ]
-    )
+    found = []
+    for s, b in zip(cores["core_structure"].values, cores["core_block"].values):
+        blocks = by_system[str(pool["system"].values[s])]
+        first = offsets(blocks["block_n_atoms"].values)
+        found.append(start[s] + blocks["member_atom"].values[first[b] : first[b + 1]])
+    return np.concatenate(found)
+
+
+def disordered(size: dict[str, Any], seed: int) -> tuple[xr.Dataset, dict[str, xr.Dataset]]:
+    """Frames of a supercell with missing linkers and bricks."""
+    start = disorder(build("S_pr", repeat=size["repeat"]), linker=0.2, brick=0.1, seed=seed)
+    frames = [sample_harmonic(start, n=1, seed=(seed, k), **HEAT) for k in range(size["frames"])]
+    return concat(frames), {str(start["system"].values[0]): find_blocks(start)}
+
+
+def uneven(size: dict[str, Any], seed: int) -> tuple[xr.Dataset, dict[str, xr.Dataset]]:
+    """Many frames of S_scu, two of S_reo, one of S_ld."""
+    frames, blocks = [], {}
+    for k, (name, n) in enumerate((("S_scu", size["most"]), ("S_reo", 2), ("S_ld", 1))):
+        start = build(name)
+        frames.append(sample_harmonic(start, n=n, seed=(seed, 100 + k), **HEAT))
+        blocks[name] = find_blocks(start)
+    return concat(frames), blocks
 
 
 class Known:
@@ -128,45 +153,46 @@ class Known:
         return self.distance(features, more) > limit
 
 
-def one_seed(size: dict[str, Any], seed: int) -> dict[tuple[int, str], tuple[float, int, float]]:
-    """Share still new, classes held and time (s) of every batch size and rule."""
-    # No strain: what is new is new by its defects.
-    heat: dict[str, Any] = {"temperature_K": 600.0, "volume_strain": 0.0, "shear": 0.0}
-    pristine = sample_harmonic(build("S_pr"), n=size["train"] + 2, seed=(seed, 0), **heat)
-    start = disorder(build("S_pr", repeat=size["repeat"]), linker=0.2, brick=0.1, seed=seed)
-    pool = concat(
-        [sample_harmonic(start, n=1, seed=(seed, k + 1), **heat) for k in range(size["frames"])]
-    )
-    blocks = find_blocks(start)
-    by_system = {str(pool["system"].values[0]): blocks}
+Found = dict[tuple[str, int, str], tuple[float, int, float]]
+
+
+def one_seed(size: dict[str, Any], seed: int) -> Found:
+    """Share still new, classes held and time (s) of every pool, batch size and rule."""
+    pristine = sample_harmonic(build("S_pr"), n=size["train"] + 2, seed=(seed, 999), **HEAT)
     seen = select_structures(pristine, np.arange(size["train"]))
     unseen = select_structures(pristine, np.arange(size["train"], size["train"] + 2))
     basis = PCA(n_components=8).fit(radial(seen))
-    train, held_out, features = (featurized(ds, radial(ds), basis) for ds in (seen, unseen, pool))
-    scores = score(features, fit_density(train, n_components=10))
-    known = Known(train, held_out)
-    before = known.new(features)
-    classes = block_classes(block_graph(blocks))
-    if seed == 0:
-        print(
-            f"{pool.sizes['atom']} atoms in {pool.sizes['structure']} frames of "
-            f"{blocks.sizes['block']} blocks, {len(np.unique(classes))} classes of blocks; "
-            f"new: {100 * before.mean():.1f} % of the atoms",
-            flush=True,
-        )
-    found = {}
-    for n in size["batches"]:
-        for rule, options in RULES.items():
-            begin = time.perf_counter()
-            if rule == "random":
-                cores = random_cores(pool, by_system, n=n, seed=seed)
-            else:
-                cores = select(pool, scores, by_system, n=n, features=features, **options)
-            spent = time.perf_counter() - begin
-            rows = atoms_of(pool, blocks, cores)
-            still = known.new(features, rows)[before].mean()
-            held = len(np.unique(classes[cores["core_block"].values]))
-            found[n, rule] = (float(still), held, spent)
+    train, held_out = (featurized(ds, radial(ds), basis) for ds in (seen, unseen))
+    density, known = fit_density(train, n_components=10), Known(train, held_out)
+    found: Found = {}
+    for make in (disordered, uneven):
+        pool, by_system = make(size, seed)
+        features = featurized(pool, radial(pool), basis)
+        scores = score(features, density)
+        before = known.new(features)
+        classes = {name: block_classes(block_graph(b)) for name, b in by_system.items()}
+        if seed == 0:
+            print(
+                f"{make.__name__}: {pool.sizes['atom']} atoms in {pool.sizes['structure']} frames; "
+                f"new: {100 * before.mean():.1f} % of the atoms",
+                flush=True,
+            )
+        for n in size["batches"]:
+            for rule, options in RULES.items():
+                begin = time.perf_counter()
+                if rule == "random":
+                    cores = random_cores(pool, by_system, n=n, seed=seed)
+                else:
+                    cores = select(pool, scores, by_system, n=n, features=features, **options)
+                spent = time.perf_counter() - begin
+                rows = atoms_of(pool, by_system, cores)
+                still = known.new(features, rows)[before].mean()
+                names = [str(s) for s in cores["system"].values]
+                held = {
+                    (name, int(classes[name][block]))
+                    for name, block in zip(names, cores["core_block"].values)
+                }
+                found[make.__name__, n, rule] = (float(still), len(held), spent)
     return found
 
 
@@ -176,13 +202,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", choices=sorted(SIZES), default="full")
     size = SIZES[parser.parse_args(argv).size]
     runs = [one_seed(size, seed) for seed in range(size["seeds"])]
-    print(f"\n{'clusters':>9} {'rule':<30} {'still new':>18} {'classes':>8} {'time s':>7}")
+    print(
+        f"\n{'pool':<11}{'clusters':>9} {'rule':<30} {'still new':>18} {'classes':>8} {'time s':>7}"
+    )
     for key in runs[0]:
         still = 100 * np.array([run[key][0] for run in runs])
         classes = np.mean([run[key][1] for run in runs])
         spent = np.mean([run[key][2] for run in runs])
         print(
-            f"{key[0]:9d} {key[1]:<30} {still.mean():8.1f} ± {still.std():4.1f} % "
+            f"{key[0]:<11}{key[1]:9d} {key[2]:<30} {still.mean():8.1f} ± {still.std():4.1f} % "
             f"{classes:8.0f} {spent:7.2f}"
         )
     return 0
