@@ -203,7 +203,8 @@ def _one_atoms(
         pbc=structure["pbc"],
     )
     for name, value in structure.items():
-        if name not in (*BASE, *_RESULTS):
+        # An empty text says nothing, and ASE's own writer of extended XYZ trips over it.
+        if name not in (*BASE, *_RESULTS) and value != "":
             out.info[name] = value.item() if isinstance(value, np.generic) else str(value)
     for name, values in atom.items():
         if name not in (*BASE, *_RESULTS):

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -89,7 +90,7 @@ def test_train__loss_is_the_papers(trained, labelled, settings):
 def test_train__shift_is_fixed_and_scales_start_at_the_force_rms(
     labelled, settings, tmp_path, shift
 ):
-    slow = vary(settings, max_steps=1, learning_rate=1e-4, energy_shift=shift)
+    slow = vary(settings, max_steps=1, learning_rate=1e-4, energy_shift=shift, align_energies=False)
     elements = ["Cu", "Ni", "Zr"]
     potential = train(labelled, slow, out=tmp_path / "m", seed=1, elements=elements)
     last = energy_part(potential.network).per_type_energy_scale_shift
@@ -265,7 +266,9 @@ def test_train__killed_and_resumed_has_the_same_bits(labelled, settings, tmp_pat
 def test_train__warm_start_takes_weights_and_resets_the_rest(trained, settings, tmp_path):
     potential, path, _ = trained
     ds = emt_frames(12, seed=7)
-    slow = vary(settings, learning_rate=1e-4, max_steps=1, architecture="base")
+    slow = vary(
+        settings, learning_rate=1e-4, max_steps=1, architecture="base", align_energies=False
+    )
     warm = train(ds, slow, out=tmp_path / "warm", seed=1, start=path)
     assert warm.architecture == potential.architecture
     assert warm.avg_num_neighbors == potential.avg_num_neighbors
@@ -287,6 +290,36 @@ def test_train__warm_up_rises_linearly_before_the_scheduler(trained, labelled, s
     rates = [row["learning_rate"] / lazy.learning_rate for row in warm.history]
     np.testing.assert_allclose(rates[:3], [1 / 3, 2 / 3, 1.0])
     assert max(rates) == rates[2]
+
+
+def test_align_shifts__takes_new_compositions_and_leaves_known_ones(trained, labelled):
+    """Energies off by a constant per type are mended to rounding, and forces do not change."""
+    from mofal.potential.network import put_weights, weights_of
+    from mofal.potential.training import SHIFTS, align_shifts
+
+    trained, *_ = trained
+    counts = data.count_elements(
+        labelled["numbers"].values, labelled["structure_index"].values, labelled.sizes["structure"]
+    )[:, [28, 29]]
+    exact = trained.evaluate(labelled)
+    off = np.array([0.7, -0.3])
+    atoms = json.loads(labelled.attrs["isolated_atom_energies"])
+    raw = exact["energy"].values + counts @ np.array([atoms["Ni"], atoms["Cu"]])
+    known = labelled.assign(energy=("structure", raw), forces=exact["forces"])
+    np.testing.assert_allclose(align_shifts(trained, known, ["Ni", "Cu"]), 0, atol=1e-5)
+    new = known.assign(energy=("structure", raw + counts @ off))
+    change = align_shifts(trained, new, ["Ni", "Cu"])
+    # All frames have nearly one composition, so only its direction is fixed, and the fit is least.
+    per_atom = (counts @ change - counts @ off) / counts.sum(axis=1)
+    assert np.abs(per_atom).max() < 0.02
+    assert np.linalg.norm(change) <= np.linalg.norm(off) + 1e-9
+    weights = weights_of(trained.network)
+    put_weights(trained.network, {**weights, SHIFTS: weights[SHIFTS] + 1.0})
+    try:
+        moved = trained.evaluate(labelled)
+    finally:
+        put_weights(trained.network, weights)
+    np.testing.assert_array_equal(moved["forces"].values, exact["forces"].values)
 
 
 def test_train__start_without_a_type(trained, settings, tmp_path):

@@ -102,3 +102,11 @@ def start_program(*, output: str) -> None:
     program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
     write(output, str(program.pid))
     program.wait()
+
+
+def dask_pid() -> dict[str, Any]:
+    """Where Dask computes what a task asks it for: the process, beside that of the task."""
+    import dask
+
+    (pid,) = dask.compute(dask.delayed(os.getpid)())
+    return {"task": os.getpid(), "computed": pid, "scheduler": dask.config.get("scheduler")}

@@ -97,6 +97,13 @@ def test_local__torch_and_blas_use_the_pools_threads(pools):
     assert set(outcome.summary["pools"]) == {1}
 
 
+def test_local__lazy_data_in_a_task_is_computed_by_the_task(pools: Pools) -> None:
+    """Sent to the scheduler it would wait behind the tasks that wait for it."""
+    (outcome,) = pools.run([Task("walk", "lazy", tasks.dask_pid)])
+    assert outcome.summary["task"] == outcome.summary["computed"]
+    assert outcome.summary["scheduler"] == "synchronous"
+
+
 def test_local__summary_is_what_json_gives_back(pools):
     (outcome,) = pools.run([Task("walk", "summary", tasks.summary)])
     assert outcome.summary == {"list": [1, [2, 3]], "number": 0.1}
