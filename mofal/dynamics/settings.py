@@ -59,7 +59,7 @@ class WalkSettings:
     max_force: float = 50.0
     max_stretch: float = 1.25
     sample_every: int = 10
-    checkpoint_every: int = 100
+    checkpoint_every: int = 50
     ramp_cycles: int = 3
 
     def __post_init__(self) -> None:

@@ -144,7 +144,9 @@ def walk(
         progress=progress,
     )
     runner.run()
-    return runner.result(system=str(structures["system"].values[i]))
+    return runner.result(
+        system=str(structures["system"].values[i]), parent=str(structures["parent"].values[i])
+    )
 
 
 def _make_calculator(calculator: Any) -> Calculator:
@@ -393,7 +395,7 @@ class _Runner:
         if self.progress is not None:
             self.progress(text)
 
-    def result(self, *, system: str) -> Walk:
+    def result(self, *, system: str, parent: str) -> Walk:
         assert self.saved is not None
         settings = self.settings
         cell = self.saved.state["cell"]
@@ -404,7 +406,9 @@ class _Runner:
             cell=cell[None],
             pbc=self.atoms.pbc[None],
             system=system,
-            parent=self.start_id,
+            # A walk that never got to a checkpoint returns its start frame, which is no child of
+            # itself.
+            parent=self.start_id if self.saved.step else parent,
         )
         npt = settings.ensemble == "npt"
         row: dict[str, Any] = {

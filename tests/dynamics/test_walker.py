@@ -326,6 +326,7 @@ def test_walk__start_frame_that_is_not_sane(argon, make_potential):
     assert record["walk_reason"].item().startswith("start frame: ")
     assert record["length_fs"] == 0.0
     np.testing.assert_array_equal(result.frame["positions"], broken["positions"])
+    assert result.frame["parent"].values[0] == ""
 
 
 def test_walk__set_up_that_cannot_work_is_raised(argon, make_potential):
