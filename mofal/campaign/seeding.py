@@ -191,20 +191,32 @@ def seed_structures(site: Site) -> xr.Dataset:
 
 # ---------------------------------------------------------------------------------- walks
 def start_frame(site: Site, cycle: int, system: str, index: int) -> xr.Dataset:
-    """Frame that a walk starts from: the system's structure, then ends of earlier walks.
+    """Frame that a walk starts from: thermal around the structure, then ends of earlier walks.
 
-    In the first cycle every walk starts from the structure itself. Later ones start from a seeded
-    choice among the ends of the cycle before that had not exploded.
+    In the first cycle, and where every walk of the cycle before exploded, it is a frame of the
+    network of springs at the walk's temperature: the first potentials do not hold for long enough
+    to make environments differ by themselves. Later walks start from a seeded choice among the
+    ends of the cycle before that had not exploded.
     """
     from mofal.data import select
+    from mofal.dynamics import sample_harmonic
 
-    structure = site.structure(system)
-    if cycle == 1:
-        return structure
-    walks = site.group(plan.place(cycle - 1, system, "walks.zarr")).load()
-    good = np.flatnonzero(walks["walk_status"].values == "finished")
+    good = np.zeros(0, np.int64)
+    if cycle > 1:
+        walks = site.group(plan.place(cycle - 1, system, "walks.zarr")).load()
+        good = np.flatnonzero(walks["walk_status"].values == "finished")
     if len(good) == 0:
-        return structure
+        blocks = site.blocks(system)
+        return sample_harmonic(
+            site.structure(system),
+            n=1,
+            temperature_K=site.config.exploration.temperature_K,
+            seed=site.seed("start", cycle, system, index),
+            bonds=blocks["bond_atom"].values,
+            shifts=blocks["bond_shift"].values,
+            volume_strain=(-0.01, 0.01),
+            shear=0.003,
+        )
     samples = site.group(plan.place(cycle - 1, system, "samples.zarr"))
     ids = [str(v) for v in samples["structure_id"].values]
     ends = [str(v) for v in walks["end_frame"].values[good]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,8 +240,8 @@ def density(root: str, cycle: int) -> Summary:
 
 def select_clusters(root: str, cycle: int, system: str) -> Summary:
     """Score the samples of a system, choose cores, cut clusters."""
-    from mofal.clusters import cut, select
-    from mofal.data import concat, write_group, write_json
+    from mofal.clusters import extract
+    from mofal.data import write_group, write_json
     from mofal.density import PerElementDensity, score
 
     site = Site(root)
@@ -252,40 +252,40 @@ def select_clusters(root: str, cycle: int, system: str) -> Summary:
     write_group(scores, site.path(plan.place(cycle, system, "scores.zarr")), kind="scores")
     blocks = {system: site.blocks(system)}
     settings = site.config.selection
-    cores = select(
+    clusters, refused, _ = extract(
         samples,
         scores,
         blocks,
         n=settings.clusters,
+        shells=shells_of(site, blocks),
         ranking=settings.ranking,
         seed=site.integer_seed("select", cycle, system),
         features=features,
+        unpaired=settings.unpaired,
     )
-    depth = shells_of(site, blocks[system])[cores["core_block"].values]
-    cuts = [
-        cut(samples, blocks, cores.isel(core=depth == d), shells=d, unpaired=settings.unpaired)
-        for d in sorted(set(depth.tolist()))
-    ]
-    clusters = concat([c for c, _ in cuts])
-    reasons = [str(r) for _, refused in cuts for r in refused["reason"].values]
+    reasons = [str(r) for r in refused["reason"].values]
     clusters["cycle"] = ("structure", np.full(clusters.sizes["structure"], cycle, np.int64))
     write_json(reasons, site.path(plan.place(cycle, system, "refused.json")))
     write_group(clusters, site.path(plan.place(cycle, system, "clusters.zarr")))
     return {"clusters": clusters.sizes["structure"], "refused": len(reasons)}
 
 
-def shells_of(site: Site, blocks: xr.Dataset) -> np.ndarray:
-    """Shells of the cluster around each block: what force matching found for its kind, or the
-    campaign's: (block,) int."""
+def shells_of(site: Site, blocks: Mapping[str, xr.Dataset]) -> dict[str, np.ndarray]:
+    """Shells of the cluster around each block, by system: what force matching found for its kind
+    (`selection.blueprints`), else the campaign's."""
     settings = site.config.selection
-    out = np.full(blocks.sizes["block"], settings.shells)
+    known: dict[str, Any] = {}
     if settings.blueprints is not None:
         from mofal.data import read_json
 
         known = read_json(settings.blueprints).get("blueprints", {})
-        for k, kind in enumerate(str(h) for h in blocks["kind_hash"].values):
+    out = {}
+    for system, ds in blocks.items():
+        depth = np.full(ds.sizes["block"], settings.shells)
+        for k, kind in enumerate(str(h) for h in ds["kind_hash"].values):
             if kind in known:
-                out[k] = int(known[kind]["shells"])
+                depth[k] = int(known[kind]["shells"])
+        out[system] = depth
     return out
 
 

@@ -115,7 +115,8 @@ def _lay_out(out: xr.Dataset, rows_per_shard: int | None) -> dict[str, dict[str,
         else:
             encoding[name].update(chunks=inner, shards=shard)
         if out[name].chunks is not None:
-            out[name] = out[name].chunk(dict(zip(out[name].dims, shard)))
+            # As tasks: each shard waits for its own few chunks, never for all of them.
+            out[name] = out[name].copy(data=out[name].data.rechunk(shard, method="tasks"))
     return encoding
 
 

@@ -6,7 +6,7 @@ Nothing here imports torch: a potential of another kind needs this file only.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -116,18 +116,23 @@ def is_lazy(ds: xr.Dataset) -> bool:
 
 
 def map_structures(
-    function: Callable[..., Any],
+    potential: Any,
+    method: str,
     ds: xr.Dataset,
     *,
     outputs: Sequence[tuple[str, tuple[int, ...], Any]],
     max_atoms: int,
 ) -> list[Any]:
-    """Apply an array function to runs of structures of a lazy Dataset; nothing is computed.
+    """Apply an array method to runs of structures of a lazy Dataset; nothing is computed.
+
+    The potential is one node of the graph, so that it travels once to a worker and not with every
+    task.
 
     Parameters
     ----------
-    function : callable
-        ``function(numbers, positions, cell, pbc, n_atoms) -> tuple of arrays``.
+    potential : Potential
+    method : str
+        Name of ``method(numbers, positions, cell, pbc, n_atoms) -> tuple of arrays``.
     ds : xarray.Dataset
         Structures; `n_atoms` is read, everything else stays lazy.
     outputs : sequence of (str, tuple of int, dtype)
@@ -145,12 +150,15 @@ def map_structures(
 
     n_atoms = np.asarray(ds["n_atoms"].values)
     starts = np.concatenate([[0], np.cumsum(n_atoms)])
-    call = dask.delayed(function, pure=True, nout=len(outputs))
+    call = dask.delayed(_call, pure=True, nout=len(outputs))
+    node = dask.delayed(potential, name=f"potential-{potential.model_hash}", traverse=False)
     lazy = {name: da.asarray(ds[name].data) for name in ("numbers", "positions", "cell", "pbc")}
     pieces: list[list[Any]] = [[] for _ in outputs]
     for first, last in chunk_structures(n_atoms, max_atoms):
         a, b = int(starts[first]), int(starts[last])
         results = call(
+            node,
+            method,
             lazy["numbers"][a:b],
             lazy["positions"][a:b],
             lazy["cell"][first:last],
@@ -161,6 +169,10 @@ def map_structures(
             rows = b - a if along == "atom" else last - first
             piece.append(da.from_delayed(result, (rows, *shape), dtype=dtype))
     return [da.concatenate(piece, axis=0) for piece in pieces]
+
+
+def _call(potential: Any, method: str, *arrays: np.ndarray) -> Any:
+    return getattr(potential, method)(*arrays)
 
 
 # ---------------------------------------------------------------------------------- results

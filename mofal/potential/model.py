@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Version of the directory of a model (`mofal_format` in model.json)."""
 
+RUN_BATCHES = 16
+"""Batches in one task of a lazy evaluation: long enough that Dask's own time does not count."""
+
 _VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
 _ALONG = ("n_atoms", "structure_index", "structure_id", "numbers", "system")
 _PACKAGES = ("mofal", "nequip", "torch", "e3nn", "lightning", "numpy", "matscipy")
@@ -266,8 +269,8 @@ class NequIPPotential:
     def evaluate(self, ds: xr.Dataset) -> xr.Dataset:
         """Energies, forces and stresses of structures.
 
-        Lazy structures give lazy results, one task per run of structures; structures in memory are
-        evaluated at once.
+        Lazy structures give lazy results, one task per run of structures (`n_atoms` is read for
+        that, nothing else); structures in memory are evaluated at once.
 
         Parameters
         ----------
@@ -289,7 +292,7 @@ class NequIPPotential:
 
         f8 = np.dtype("float64")
         outputs = [("structure", (), f8), ("atom", (3,), f8), ("structure", (6,), f8)]
-        energy, forces, stress = self._apply(self.evaluate_arrays, ds, outputs)
+        energy, forces, stress = self._apply("evaluate_arrays", ds, outputs)
         return xr.Dataset(
             {
                 **carry(ds, _ALONG),
@@ -326,7 +329,7 @@ class NequIPPotential:
         import xarray as xr
 
         outputs = [("atom", (self.feature_dim,), np.dtype("float32"))]
-        (features,) = self._apply(self.featurize_arrays, ds, outputs)
+        (features,) = self._apply("featurize_arrays", ds, outputs)
         return xr.Dataset(
             {
                 **carry(ds, _ALONG),
@@ -340,13 +343,15 @@ class NequIPPotential:
         )
 
     def _apply(
-        self, function: Callable[..., Any], ds: xr.Dataset, outputs: list[tuple[str, Any, Any]]
+        self, method: str, ds: xr.Dataset, outputs: list[tuple[str, Any, Any]]
     ) -> Sequence[Any]:
         validate(ds, "structures")
         if is_lazy(ds):
-            return map_structures(function, ds, outputs=outputs, max_atoms=8 * self.batch_atoms)
+            return map_structures(
+                self, method, ds, outputs=outputs, max_atoms=RUN_BATCHES * self.batch_atoms
+            )
         names = ("numbers", "positions", "cell", "pbc", "n_atoms")
-        return function(*(np.asarray(ds[name].values) for name in names))
+        return getattr(self, method)(*(np.asarray(ds[name].values) for name in names))
 
     def calculator(self) -> PotentialCalculator:
         """Return an ASE calculator: energy, forces, stress, energies of atoms."""

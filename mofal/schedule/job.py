@@ -83,8 +83,13 @@ class Job:
         self.path = path
         self.spec: dict[str, Any] = spec
         self.layout = Layout(spec["root"])
-        self.children = [_Child(index) for index in range(spec["workers"])]
-        self.losses: dict[str, str] = {}
+        # SLURM may have started this job before (a controller that lost its memory of it).
+        before = read_json(self.layout.beat(spec["name"])) or {}
+        first = int(before.get("generation", 0))
+        self.children = [_Child(index, generation=first) for index in range(spec["workers"])]
+        self.losses: dict[str, str] = dict(before.get("losses", {}))
+        for name in before.get("workers", ()):
+            self.losses[name] = "its job ended: it was started again"
         self.started = time.time()
         self.ends_at = self._planned_end()
         self.beats = 0
@@ -207,6 +212,7 @@ class Job:
             "cores": self.spec["cores"],
             "slots": self.spec["workers"],
             "workers": [child.name for child in self.children if child.process is not None],
+            "generation": max(child.generation for child in self.children),
             "losses": dict(list(self.losses.items())[-50:]),
             "ended": ended,
             "reason": self.stop_reason,

@@ -90,7 +90,7 @@ def test_group__is_what_the_document_says(tmp_path):
         assert meta["attributes"]["units"] == VARIABLES[name].units
         assert meta["chunk_key_encoding"]["configuration"] == {"separator": "/"}
     along_atom = {
-        tuple(meta["chunk_grid"]["configuration"]["chunk_shape"])[0]
+        meta["chunk_grid"]["configuration"]["chunk_shape"][0]
         for meta in _arrays(group).values()
         if meta["dimension_names"][0] == "atom"
     }

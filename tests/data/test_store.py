@@ -30,7 +30,7 @@ def files(group: Path) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------ round trips
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(ds=datasets(), rows=st.sampled_from([None, 1, 3]))
 def test_write_group__reads_back_bit_for_bit(tmp_path_factory, ds, rows):
     path = tmp_path_factory.mktemp("store") / "a.zarr"

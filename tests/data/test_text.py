@@ -15,7 +15,7 @@ from tests.data.common import AWKWARD_TEXT, datasets, labelled, texts
 from tests.helpers import assert_same_bits, chunked
 
 many = settings(
-    max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+    max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )
 
 

@@ -12,6 +12,7 @@ from mofal import data
 from mofal.errors import PotentialError, StoreError
 from mofal.potential import Potential, create, grow, load
 from mofal.potential.base import chunk_structures
+from mofal.potential.model import RUN_BATCHES
 from mofal.potential.network import energy_part, readout_weights
 
 from .conftest import SMALL
@@ -184,11 +185,17 @@ def test_evaluate_and_featurize__lazy_equals_eager(single, mixed, chunk):
 
 
 def test_featurize__tasks_grow_with_runs_of_structures_only(single, mixed):
-    many = data.concat([mixed] * 20)
-    chunked = many.chunk({"atom": 256, "structure": 64})
-    features = single.featurize(chunked)["features"].data
-    runs = len(chunk_structures(many["n_atoms"].values, 8 * single.batch_atoms))
+    potential = pickle.loads(pickle.dumps(single))
+    potential.batch_atoms = 10
+    many = data.concat([mixed] * 40)
+    chunked = many.chunk({"atom": 512, "structure": 64})
+    features = potential.featurize(chunked)["features"].data
+    runs = len(chunk_structures(many["n_atoms"].values, RUN_BATCHES * potential.batch_atoms))
     assert features.numblocks == (runs, 1)
+    assert 5 < runs < 20
+    graph = dict(features.__dask_graph__())
+    assert sum(str(key).startswith("potential-") for key in graph) == 1
+    assert len(graph) < 30 * runs
 
 
 def test_chunk_structures__boundaries():
