@@ -5,8 +5,8 @@
 A density fitted to frames of the pristine cell scores a pool: frames of a disordered supercell, or
 many frames of one defective cell and a few of others (an uneven pool). Each rule picks a batch of
 cores, or draws one. An atom is *new* when the known atom of its element that is most like it is
-farther in features than 999 of 1000 atoms of an unseen pristine frame are. Printed: the share of the
-new atoms that are still new when the cores of the batch are known, over some seeds. Features are
+farther in features than 999 of 1000 atoms of an unseen pristine frame are. Printed: the share of
+the new atoms that are still new when the cores of the batch are known, over seeds. Features are
 radial sums over neighbours, eight principal directions of them: no trained potential is needed.
 """
 
