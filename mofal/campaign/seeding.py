@@ -193,32 +193,35 @@ def seed_structures(site: Site) -> xr.Dataset:
 def start_frame(site: Site, cycle: int, system: str, index: int) -> xr.Dataset:
     """Frame that a walk starts from: thermal around the structure, then ends of earlier walks.
 
-    In the first cycle, and where every walk of the cycle before exploded, it is a frame of the
-    network of springs at the walk's temperature: the first potentials do not hold for long enough
-    to make environments differ by themselves. Later walks start from a seeded choice among the
-    ends of the cycle before that had not exploded.
+    In the first cycle it is a frame of the network of springs at the walk's temperature: the first
+    potentials do not hold for long enough to make environments differ by themselves. Later walks
+    start from a seeded choice among the ends of the cycle before that had not exploded and whose
+    bonds still hold, where there are such; a bond that a poor potential broke would stay broken.
     """
+    from mofal.clusters import check_bonds
     from mofal.data import select
     from mofal.dynamics import sample_harmonic
 
-    good = np.zeros(0, np.int64)
+    blocks = site.blocks(system)
     if cycle > 1:
         walks = site.group(plan.place(cycle - 1, system, "walks.zarr")).load()
-        good = np.flatnonzero(walks["walk_status"].values == "finished")
-    if len(good) == 0:
-        blocks = site.blocks(system)
-        return sample_harmonic(
-            site.structure(system),
-            n=1,
-            temperature_K=site.config.exploration.temperature_K,
-            seed=site.seed("start", cycle, system, index),
-            bonds=blocks["bond_atom"].values,
-            shifts=blocks["bond_shift"].values,
-            volume_strain=(-0.01, 0.01),
-            shear=0.003,
-        )
-    samples = site.group(plan.place(cycle - 1, system, "samples.zarr"))
-    ids = [str(v) for v in samples["structure_id"].values]
-    ends = [str(v) for v in walks["end_frame"].values[good]]
-    chosen = site.rng("start", cycle, system).permutation(len(ends))[index % len(ends)]
-    return select(samples, ids.index(ends[chosen])).load()
+        finished = walks["walk_status"].values == "finished"
+        ends = {str(v) for v in walks["end_frame"].values[finished]}
+        samples = site.group(plan.place(cycle - 1, system, "samples.zarr")).load()
+        holds = check_bonds(samples, {system: blocks})["holds"].values
+        ids = [str(v) for v in samples["structure_id"].values]
+        good = [k for k, s in enumerate(ids) if s in ends and holds[k]]
+        # As many walks go on as there are good ends; the others begin anew.
+        chosen = site.rng("start", cycle, system).permutation(site.config.exploration.walks)[index]
+        if chosen < len(good):
+            return select(samples, good[chosen])
+    return sample_harmonic(
+        site.structure(system),
+        n=1,
+        temperature_K=site.config.exploration.temperature_K,
+        seed=site.seed("start", cycle, system, index),
+        bonds=blocks["bond_atom"].values,
+        shifts=blocks["bond_shift"].values,
+        volume_strain=(-0.01, 0.01),
+        shear=0.003,
+    )

@@ -49,10 +49,13 @@ def test_training_set__holds_crystals_and_clusters_of_one_level(finished: Path) 
     assert periodic.sum() == 4
     assert (~periodic).sum() == 2
     assert set(data["split"].values) == {"train", "validation"}
+    raw = data["energy"].values / data["n_atoms"].values
     relative = mofal.data.relative_energy(data).values / data["n_atoms"].values
-    # Isolated atoms bring crystal and clusters within 0.7 eV/atom (GFN1-xTB: -8.8 and -9.2).
-    assert np.ptp(relative) < 0.7
-    assert abs(relative.mean() + 8.9) < 0.3
+    # Isolated atoms bring crystals and clusters together (GFN1-xTB: -8.8 and -9.2 eV/atom, the
+    # raw totals -66 and -80); what an untrained walk distorts costs some tenths more.
+    assert np.ptp(raw) > 10
+    assert np.ptp(relative) < 1.5
+    assert abs(relative[periodic].mean() + 8.8) < 0.1
 
 
 def test_clusters__are_the_defective_brick_with_its_neighbours(finished: Path) -> None:
