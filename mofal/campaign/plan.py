@@ -141,12 +141,21 @@ def steps(config: CampaignConfig, *, cycles: int | None = None) -> list[Step]:
             Step("train", c, "", (previous, *labels, proposal), model(c)),
         ]
         if config.control:
-            out.append(Step("control", c, "", (control(c - 1), model(c)), control(c)))
+            # Where the length of the training is known beforehand, the control runs beside it.
+            bounded = length_is_known(config, is_final=c == n)
+            wait = (*labels, proposal) if bounded else (model(c),)
+            out.append(Step("control", c, "", (control(c - 1), *wait), control(c)))
     for tag, made in judged(config, n).items():
         for s in config.holdout_systems:
             needs = (made, holdout(s, "labels.zarr"))
             out.append(Step("judge", n, s, needs, holdout(s, f"{tag}.zarr"), holdout=True))
     return out
+
+
+def length_is_known(config: CampaignConfig, *, is_final: bool) -> bool:
+    """Whether the campaign file bounds the training of a cycle in epochs or atoms seen."""
+    training = config.potential.final if is_final else config.potential.cycle
+    return training.max_epochs is not None or training.max_atoms_seen is not None
 
 
 def judged(config: CampaignConfig, cycles: int) -> dict[str, str]:

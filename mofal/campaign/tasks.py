@@ -21,6 +21,8 @@ from mofal.campaign.site import COMMON, Site
 if TYPE_CHECKING:
     import xarray as xr
 
+    from mofal.potential import TrainingSettings
+
 Summary = dict[str, Any]
 
 
@@ -137,7 +139,7 @@ def train_control(root: str, cycle: int, last: bool) -> Summary:
     site = Site(root)
     settings = site.config.potential
     chosen = settings.final if last else settings.cycle
-    seen = site.model_record(plan.model(cycle))["atoms_seen"]
+    seen = atoms_to_see(site, cycle, chosen)
     # Nothing but the atoms seen ends it, so that it gets no less than the campaign's model.
     chosen = chosen.model_copy(
         update={
@@ -158,6 +160,22 @@ def train_control(root: str, cycle: int, last: bool) -> Summary:
         progress=notice(site, f"control-{cycle:03d}"),
     )
     return _training_summary(site, plan.control(cycle))
+
+
+def atoms_to_see(site: Site, cycle: int, chosen: TrainingSettings) -> int:
+    """Atoms that the model of a cycle sees in its training, or will see at the most."""
+    if site.exists(plan.model(cycle)):
+        return int(site.model_record(plan.model(cycle))["atoms_seen"])
+    data = site.training_set(cycle)
+    per_epoch = int(data["n_atoms"].values[data["split"].values == "train"].sum())
+    bounds = []
+    if chosen.max_epochs is not None:
+        bounds.append(chosen.max_epochs * per_epoch)
+    if chosen.max_atoms_seen is not None:
+        # It stops after the batch that passes the bound.
+        largest = chosen.batch_size * int(data["n_atoms"].max())
+        bounds.append(chosen.max_atoms_seen + largest)
+    return min(bounds)
 
 
 def _training_summary(site: Site, relative: str) -> Summary:
