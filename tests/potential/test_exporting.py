@@ -21,63 +21,53 @@ sys.modules["mofal"] = None
 import numpy as np
 from ase.io import read
 from nequip.integrations.ase import NequIPCalculator
-path, frames, out = sys.argv[1:]
-if path.endswith(".nequip.zip"):
-    calculator = NequIPCalculator._from_saved_model(path, device="cpu")
-else:
-    calculator = NequIPCalculator.from_compiled_model(path, device="cpu")
+frames, out, package, compiled = sys.argv[1:]
+calculators = {
+    "package": NequIPCalculator._from_saved_model(package, device="cpu"),
+    "compiled": NequIPCalculator.from_compiled_model(compiled, device="cpu"),
+}
 found = {}
 for i, frame in enumerate(read(frames, ":")):
-    frame.calc = calculator
-    found[f"energy{i}"] = frame.get_potential_energy()
-    found[f"forces{i}"] = frame.get_forces()
+    for kind, calculator in calculators.items():
+        frame.calc = calculator
+        found[f"{kind} energy {i}"] = frame.get_potential_energy()
+        found[f"{kind} forces {i}"] = frame.get_forces()
 np.savez(out, **found)
 """
 ATOMS = {"H": -10.0, "C": -40.0, "O": -100.0, "Zr": -90.0}
 
 
-def elsewhere(path, frames, tmp_path):
+@pytest.mark.slow
+def test_export__runs_in_ase_without_mofal(mixed, tmp_path):
+    """An archive with relative energies, and a compiled file with totals."""
     from ase.io import write
 
-    write(tmp_path / "frames.xyz", frames, format="extxyz")
-    command = [sys.executable, "-c", STRANGER, path, tmp_path / "frames.xyz", tmp_path / "out.npz"]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True)
-    return np.load(tmp_path / "out.npz")
-
-
-def compare(potential, found, ds, *, extra=0.0):
-    out = potential.evaluate(ds)
-    for i in range(ds.sizes["structure"]):
-        forces = out["forces"].values[data.atom_slice(ds, i)]
-        np.testing.assert_allclose(found[f"forces{i}"], forces, atol=2e-5)
-        expected = float(out["energy"][i]) + (0.0 if np.isscalar(extra) else extra[i])
-        assert float(found[f"energy{i}"]) == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.slow
-def test_export__package_runs_in_ase_without_mofal(single, mixed, tmp_path):
-    chosen = data.select(mixed, [0, 1])
-    path = export(single, tmp_path / "model.nequip.zip")
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    assert not any("mofal" in name for name in names)
-    assert any(name.endswith("eager_model.pkl") for name in names)
-    found = elsewhere(path, data.to_atoms(chosen), tmp_path)
-    compare(single, found, chosen)
-
-
-@pytest.mark.slow
-def test_export__compiled_with_totals_runs_in_ase_without_mofal(mixed, tmp_path):
     chosen = data.select(mixed, [0, 1])
     potential = create(LEAST, list(ATOMS), seed=1, avg_num_neighbors=6.0)
     potential.provenance["isolated_atom_energies"] = ATOMS
     lines: list[str] = []
-    path = export(potential, tmp_path / "m.nequip.pt2", energies="total", progress=lines.append)
+    package = export(potential, tmp_path / "m.nequip.zip")
+    compiled = export(potential, tmp_path / "m.nequip.pt2", energies="total", progress=lines.append)
     assert len(lines) == 2
-    found = elsewhere(path, data.to_atoms(chosen), tmp_path)
-    symbols = [frame.get_chemical_symbols() for frame in data.to_atoms(chosen)]
-    extra = [sum(ATOMS[s] for s in names) for names in symbols]
-    compare(potential, found, chosen, extra=extra)
+    with zipfile.ZipFile(package) as archive:
+        names = archive.namelist()
+    assert not any("mofal" in name for name in names)
+    assert any(name.endswith("eager_model.pkl") for name in names)
+    frames = data.to_atoms(chosen)
+    write(tmp_path / "frames.xyz", frames, format="extxyz")
+    arguments = [tmp_path / "frames.xyz", tmp_path / "out.npz", package, compiled]
+    command = [sys.executable, "-c", STRANGER, *map(str, arguments)]
+    subprocess.run(command, check=True, capture_output=True)
+    found = np.load(tmp_path / "out.npz")
+    out = potential.evaluate(chosen)
+    for i, frame in enumerate(frames):
+        forces = out["forces"].values[data.atom_slice(chosen, i)]
+        energy = float(out["energy"][i])
+        total = energy + sum(ATOMS[s] for s in frame.get_chemical_symbols())
+        np.testing.assert_allclose(found[f"package forces {i}"], forces, atol=2e-5)
+        np.testing.assert_allclose(found[f"compiled forces {i}"], forces, atol=2e-5)
+        assert float(found[f"package energy {i}"]) == pytest.approx(energy, abs=1e-5)
+        assert float(found[f"compiled energy {i}"]) == pytest.approx(total, abs=1e-4)
 
 
 @pytest.mark.parametrize(

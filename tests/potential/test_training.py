@@ -15,7 +15,7 @@ from mofal import data
 from mofal.errors import DataError, PotentialError, StoreError
 from mofal.potential import TrainingSettings, load, split_structures, train
 from mofal.potential.network import energy_part, weights_of
-from mofal.potential.training import force_weights
+from mofal.potential.training import align_shifts, force_weights
 
 from .conftest import SMALL, emt_atoms, emt_frames
 
@@ -295,7 +295,7 @@ def test_train__warm_up_rises_linearly_before_the_scheduler(trained, labelled, s
 def test_align_shifts__takes_new_compositions_and_leaves_known_ones(trained, labelled):
     """Energies off by a constant per type are mended to rounding, and forces do not change."""
     from mofal.potential.network import put_weights, weights_of
-    from mofal.potential.training import SHIFTS, align_shifts
+    from mofal.potential.training import SHIFTS
 
     trained, *_ = trained
     counts = data.count_elements(
