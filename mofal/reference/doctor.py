@@ -128,7 +128,10 @@ def _gpaw(run: bool, ranks: int, place: Path) -> Check:
         return Check("GPAW", False, "it is not installed", INSTALL)
     found = f"version {_version('gpaw')}"
     if run:
-        failure = _try(f"gpaw:coarse?h=0.35&ranks={ranks}&time_limit_s=300", place)
+        failure = _try(
+            f"gpaw:coarse?h=0.3&vacuum=2.5&poisson_extension=2&ranks={ranks}&time_limit_s=300",
+            place,
+        )
         if failure:
             return Check("GPAW", False, f"{found} fails on {ranks} ranks: {failure}", INSTALL)
         found += f", water converges on {ranks} ranks"
