@@ -319,13 +319,20 @@ class Dispatcher:
         ends_at = worker.info.ends_at
         while len(worker.running) < capacity:
             remaining = None if ends_at is None else ends_at - time.monotonic()
-            entry = pool.pop(self._estimator, remaining=remaining)
+            entry = pool.pop(
+                self._estimator, remaining=remaining, walltime=self._walltime(worker.info.pool)
+            )
             if entry is None:
                 return
             if (entry.attempts or entry.was_claimed) and entry.task.found():
                 self._end(entry, Outcome(task=entry.task, status="found"))
             else:
                 self._send(worker, entry)
+
+    def _walltime(self, pool: str) -> float | None:
+        """Seconds that a job of a pool has in all, None where there is no end."""
+        settings = self._pools[pool]
+        return settings.walltime if settings.backend == "slurm" else None
 
     def _capacity(self, worker: _Worker) -> int:
         """Tasks that this worker may hold: short ones travel ahead."""
@@ -558,7 +565,7 @@ class Dispatcher:
                 workers_per_job=settings.workers_per_job,
                 waiting=len(self._queues[pool]),
                 waiting_seconds=self._queues[pool].seconds(self._estimator),
-                needs=self._queues[pool].needs(self._estimator),
+                needs=self._queues[pool].needs(self._estimator, walltime=self._walltime(pool)),
             )
             self._backend.scale(pool, view, busy=busy)
         if now - self._last_progress >= PROGRESS_INTERVAL and self._attempts:

@@ -19,6 +19,8 @@ Item = TypeVar("Item")
 SAFETY_QUANTILE = 2.33
 #: Spread (of the logarithm) of lengths that is assumed at least, however alike they were so far.
 LEAST_SPREAD = 0.1
+#: Fraction of its walltime that a worker has left as long as it counts as fresh.
+FRESH = 0.8
 #: Finished tasks of a kind that an estimate rests on.
 ESTIMATE_WINDOW = 200
 
@@ -110,23 +112,29 @@ class TaskQueue(Generic[Item]):
         self._size += 1
         insort(self._buckets.setdefault((-priority, kind), []), entry, key=lambda e: e[:2])
 
-    def pop(self, estimator: Estimator, *, remaining: float | None = None) -> Item | None:
+    def pop(
+        self, estimator: Estimator, *, remaining: float | None = None, walltime: float | None = None
+    ) -> Item | None:
         """Take the next item for a worker that has `remaining` seconds left (None: no end).
 
         Among items of one priority the one expected to be longest goes first. With an end in
-        sight it is the longest that ends before it; one that is resumable fits always.
+        sight it is the longest that ends before it; one that is resumable fits always. What fits
+        into no worker at all, as far as anybody knows, still gets its chance: a worker that has
+        nearly all of the pool's `walltime` before it takes the shortest of those.
         """
         best: tuple[int, float, tuple[int, str], int] | None = None
+        fresh = remaining is not None and walltime is not None and remaining >= FRESH * walltime
         for (priority, kind), bucket in self._buckets.items():
             if best is not None and priority > best[0]:
                 continue
             position = 0
-            if remaining is not None:
+            if remaining is not None and not bucket[0][2]:
                 limit = estimator.largest_cost(kind, remaining)
-                if not bucket[0][2]:
-                    position = bisect_left(bucket, (-limit, -1), key=lambda e: e[:2])
+                position = bisect_left(bucket, (-limit, -1), key=lambda e: e[:2])
                 if position == len(bucket):
-                    continue
+                    if not fresh:
+                        continue
+                    position -= 1
             length = estimator.expected(kind, -bucket[position][0])
             rank = (priority, -(math.inf if length is None else length), (priority, kind), position)
             if best is None or rank[:2] < best[:2]:
@@ -151,15 +159,15 @@ class TaskQueue(Generic[Item]):
             total -= unit * math.fsum(entry[0] for entry in bucket)
         return total
 
-    def needs(self, estimator: Estimator) -> float:
+    def needs(self, estimator: Estimator, *, walltime: float | None = None) -> float:
         """Seconds that a worker must have left to be given anything at all (0: any will do)."""
-        least = math.inf
+        least = math.inf if walltime is None else FRESH * walltime
         for (_, kind), bucket in self._buckets.items():
             upper = estimator.upper(kind, -bucket[-1][0])
-            if upper is None or any(entry[2] for entry in bucket[:1]):
+            if upper is None or bucket[0][2]:
                 return 0.0
             least = min(least, upper)
-        return least if least < math.inf else 0.0
+        return least if self._buckets and least < math.inf else 0.0
 
     def drain(self) -> list[Item]:
         """Take everything."""

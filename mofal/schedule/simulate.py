@@ -237,12 +237,17 @@ class _Simulation:
             if slot in job.running:
                 continue
             remaining = job.ends_at - now if self.drains else None
-            task = self.queue.pop(self.estimator, remaining=remaining)
+            walltime = self.pool.walltime if self.pool.walltime < math.inf else None
+            task = self.queue.pop(self.estimator, remaining=remaining, walltime=walltime)
             if task is None:
                 return
             job.running[slot] = (task, now)
             job.idle_since = None
             self._at(now + self.lengths[task], "finish", (job, slot, task))
+
+    def _needs(self) -> float:
+        walltime = self.pool.walltime if self.pool.walltime < math.inf else None
+        return self.queue.needs(self.estimator, walltime=walltime) if self.drains else 0.0
 
     def _scale(self, now: float) -> None:
         pool = self.pool
@@ -264,7 +269,7 @@ class _Simulation:
             workers_per_job=pool.workers_per_job,
             waiting=len(self.queue),
             waiting_seconds=self.queue.seconds(self.estimator) if self.drains else None,
-            needs=self.queue.needs(self.estimator) if self.drains else 0.0,
+            needs=self._needs(),
             jobs=views,
         )
         decision = scale(view, now=now, idle_time=pool.idle_time, worth=pool.worth)

@@ -92,6 +92,16 @@ def test_queue__nothing_fits_then_nothing_goes():
     assert queue.needs(estimator) == pytest.approx(10 * np.exp(2.33 * 0.1))
 
 
+def test_queue__what_fits_nowhere_gets_a_fresh_worker():
+    """The estimate may be wrong, and a job that is never used is never worth its place."""
+    queue, estimator = TaskQueue[str](), _taught(100.0)
+    queue.push("huge", kind="label", cost=50.0)
+    queue.push("large", kind="label", cost=20.0)
+    assert queue.needs(estimator, walltime=1000.0) == pytest.approx(800.0)
+    assert queue.pop(estimator, remaining=700.0, walltime=1000.0) is None
+    assert queue.pop(estimator, remaining=900.0, walltime=1000.0) == "large"
+
+
 def test_queue__resumable_fits_always():
     queue, estimator = TaskQueue[str](), _taught(100.0, kind="train")
     queue.push("train", kind="train", resumable=True)

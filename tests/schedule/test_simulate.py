@@ -102,6 +102,15 @@ def test_simulate__ten_thousand_labels_on_two_hundred_workers(known):
     assert result.efficiency >= 0.99
 
 
+def test_simulate__tasks_that_seem_too_long_for_any_job_are_done():
+    """Costs that promise eleven hours where there are ten, and lengths that take three."""
+    lengths = [HOUR] * 10 + [3 * HOUR] * 10
+    costs = [1.0] * 10 + [11.0] * 10
+    result = simulate(SimulatedPool(most=5, walltime=10 * HOUR), lengths, costs=costs)
+    assert result.ended == 20
+    assert result.jobs <= 20
+
+
 def test_simulate__several_workers_in_a_job():
     lengths = _lengths(400, seed=4)
     pool = SimulatedPool(most=16, workers_per_job=4, walltime=10 * HOUR)
