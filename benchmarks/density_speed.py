@@ -24,6 +24,7 @@ from sklearn.mixture import GaussianMixture as Reference
 
 from mofal.density import GaussianMixture
 from mofal.density.basis import make_basis
+from mofal.density.columns import quadratic_columns
 from mofal.density.em import State, em_chunk, em_combine, maximise
 from mofal.density.kernels import FIT_TOLERANCE, Evaluator
 from mofal.density.rows import LocalRows, threads
@@ -176,11 +177,11 @@ def breakdown(case: Case, n: int) -> None:
     t, phi, joint = np.empty((d, b)), np.empty((e.n_columns, b)), np.empty((k + 1, b))
     own = joint[:k]
 
+    ring = np.empty((d + d // 2, b))
+
     def columns() -> None:
-        z, at = phi[1 : 1 + d], 1 + d
-        for i in range(d):
-            np.multiply(z[i:], z[i], out=phi[at : at + d - i])
-            at += d - i
+        np.copyto(phi[1 : 1 + d], ring[:d])
+        quadratic_columns(ring, d, phi[1 + d :])
 
     def soften() -> None:
         top = own.max(axis=0)
@@ -192,7 +193,7 @@ def breakdown(case: Case, n: int) -> None:
 
     steps: dict[str, Callable[[], Any]] = {
         "transpose and centre": lambda: np.subtract(x[:b].T, e.basis.centre[:, None], out=t),
-        "whiten": lambda: np.matmul(e.basis.forward, t, out=phi[1 : 1 + d]),
+        "whiten": lambda: np.matmul(e.ring, t, out=ring),
         "columns": columns,
         "first product": lambda: np.matmul(e.coefficients[: k + 1], phi, out=joint),
         "exp and sums": soften,

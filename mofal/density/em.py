@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mofal.density.basis import Basis, Projection, make_basis, project
+from mofal.density.columns import pair_indices
 from mofal.density.kernels import FIT_TOLERANCE, Evaluator, Statistics
 from mofal.density.parameters import Parameters
 from mofal.density.rows import Chunk, Rows
@@ -194,7 +195,7 @@ def _product_scatter(
         inner = np.broadcast_to((statistics.total - between) / n.sum(), (n.size, d, d))
     else:
         inner = np.empty((n.size, d, d))
-        rows, columns = np.triu_indices(d)
+        rows, columns = pair_indices(d)
         inner[:, rows, columns] = sums[:, 1 + d :] / n[:, None]
         inner[:, columns, rows] = inner[:, rows, columns]
         inner -= mean_z[:, :, None] * mean_z[:, None, :]

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from mofal.density.basis import Basis
+from mofal.density.columns import Workspace, pair_indices, quadratic_columns
 from mofal.density.parameters import Parameters, log_norms, stacked_cholesky
 from mofal.errors import DataError
 
@@ -146,11 +147,18 @@ class Evaluator:
         self.stable_index = np.concatenate(chosen_stable)
         self.n_product, self.n_stable = p, s
         self.amplification = np.ascontiguousarray(amplification[:, self.product_index])
+        self._worst = {
+            share.product.start: self.amplification[:, share.product].max(axis=1).tolist()
+            for share in self.shares
+            if share.product.start < share.product.stop
+        }
         a = coefficients[self.product_index]
         if self.kind != "tied":
             # One more row gives |z|² of every row, which the error bound asks for, for nothing.
             a = np.vstack([a, self._norm_row()])
         self.coefficients = np.ascontiguousarray(a)
+        if self.kind == "full":
+            self.ring = np.concatenate([basis.forward, basis.forward[: d // 2]])
         self.block = self._block_size()
 
     # ------------------------------------------------------------------------- preparation
@@ -193,7 +201,7 @@ class Evaluator:
             widest = 1.0 / np.maximum(singular[:, -1], 1e-300)
             narrow = singular[:, 0] * widest
             if self.kind == "full":
-                rows, columns = np.triu_indices(d)
+                rows, columns = pair_indices(d)
                 quadratic = -precision[:, rows, columns]
                 quadratic[:, rows == columns] *= 0.5
             else:
@@ -222,7 +230,7 @@ class Evaluator:
         d = self.n_features
         row = np.zeros(self.n_columns)
         if self.kind == "full":
-            rows, columns = np.triu_indices(d)
+            rows, columns = pair_indices(d)
             row[1 + d :] = rows == columns
         else:
             row[1 + d :] = 1.0
@@ -281,7 +289,7 @@ class Evaluator:
         DataError
             A row holds NaN or infinity.
         """
-        work = _Workspace(self)
+        work = self._workspace()
         with np.errstate(all="ignore"):
             for start in range(0, x.shape[0], self.block):
                 stop = min(start + self.block, x.shape[0])
@@ -291,7 +299,7 @@ class Evaluator:
 
     def _block(
         self,
-        work: _Workspace,
+        work: Workspace,
         x: np.ndarray,
         w: np.ndarray | None,
         statistics: Statistics | None,
@@ -303,7 +311,6 @@ class Evaluator:
         n = x.shape[0]
         t = work.take("t", n)
         np.subtract(x.T, self.basis.centre[:, None], out=t[: self.n_features])
-        t[self.n_features :] = 1.0
         phi = joint = y = stable = None
         square = np.empty(0)
         if self.n_product:
@@ -367,24 +374,35 @@ class Evaluator:
             statistics.weight += float(n if w is None else w.sum())
             self._accumulate(statistics, work, phi, joint, y, stable, w)
 
-    def _columns(self, t: np.ndarray, work: _Workspace) -> np.ndarray:
+    def _workspace(self) -> Workspace:
+        d, k = self.n_features, self.n_stable
+        width = d + self.matrix
+        shapes: dict[str, tuple[int, ...]] = {
+            "t": (width,),
+            "ring": (d + d // 2,),
+            "phi": (self.n_columns,),
+            "joint": (self.coefficients.shape[0],),
+            "y": (k, width),
+            "weighted": (k, width),
+            "stable": (k,),
+        }
+        return Workspace(shapes, {"phi": 0, "t": d} if self.matrix else {"phi": 0})
+
+    def _columns(self, t: np.ndarray, work: Workspace) -> np.ndarray:
         """[1, z, products of z] of centred rows t (d, n)."""
         d = self.n_features
-        t = t[:d]
         phi = work.take("phi", t.shape[1])
         z = phi[1 : 1 + d]
-        phi[0] = 1.0
         if self.basis.diagonal:
-            np.multiply(t, self.basis.forward[:, None], out=z)
-        else:
-            np.matmul(self.basis.forward, t, out=z)
-        if self.kind == "full":
-            at = 1 + d
-            for i in range(d):
-                np.multiply(z[i:], z[i], out=phi[at : at + d - i])
-                at += d - i
-        elif self.kind != "tied":
+            np.multiply(t[:d], self.basis.forward[:, None], out=z)
             np.multiply(z, z, out=phi[1 + d :])
+        elif self.kind == "tied":
+            np.matmul(self.basis.forward, t[:d], out=z)
+        else:
+            ring = work.take("ring", t.shape[1])
+            np.matmul(self.ring, t[:d], out=ring)
+            np.copyto(z, ring[:d])
+            quadratic_columns(ring, d, phi[1 + d :])
         return phi
 
     def _stable(
@@ -439,7 +457,7 @@ class Evaluator:
         if n_p == 0 or not np.isfinite(self.tolerance):
             return none
         coefficients = self.amplification[:, share.product]
-        worst = coefficients.max(axis=1)
+        worst = self._worst[share.product.start]
         reach = float(np.sqrt(square.max()))
         if worst[0] * reach**2 + worst[1] * reach + worst[2] <= self.tolerance:
             return none
@@ -469,7 +487,7 @@ class Evaluator:
     def _accumulate(
         self,
         statistics: Statistics,
-        work: _Workspace,
+        work: Workspace,
         phi: np.ndarray | None,
         joint: np.ndarray | None,
         y: np.ndarray | None,
@@ -492,29 +510,6 @@ class Evaluator:
                 statistics.stable[:, 1] += np.matmul(y, r)[:, :, 0]
                 y *= y
                 statistics.stable[:, 0] += np.matmul(y, r)[:, :, 0]
-
-
-class _Workspace:
-    """Buffers of one walk over rows, so that no block allocates large arrays."""
-
-    def __init__(self, evaluator: Evaluator) -> None:
-        e = evaluator
-        d = e.n_features + e.matrix
-        self._shapes: dict[str, tuple[int, ...]] = {
-            "t": (d,),
-            "phi": (e.n_columns,),
-            "joint": (e.coefficients.shape[0],),
-            "y": (e.n_stable, d),
-            "weighted": (e.n_stable, d),
-            "stable": (e.n_stable,),
-        }
-        self._buffers: dict[tuple[str, int], np.ndarray] = {}
-
-    def take(self, name: str, n: int) -> np.ndarray:
-        key = (name, n)
-        if key not in self._buffers:
-            self._buffers[key] = np.empty((*self._shapes[name], n))
-        return self._buffers[key]
 
 
 def _runs(values: np.ndarray) -> list[tuple[int, int]]:
