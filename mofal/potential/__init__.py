@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mofal.potential.base import Potential
     from mofal.potential.exporting import export
-    from mofal.potential.model import NequIPPotential, create, grow, load
+    from mofal.potential.making import create, grow
+    from mofal.potential.model import NequIPPotential, load
     from mofal.potential.settings import (
         ARCHITECTURES,
         TRAININGS,
@@ -28,9 +29,9 @@ _HOME = {
     "Potential": "base",
     "TRAININGS": "settings",
     "TrainingSettings": "settings",
-    "create": "model",
+    "create": "making",
     "export": "exporting",
-    "grow": "model",
+    "grow": "making",
     "load": "model",
     "split_structures": "split",
     "train": "training",

@@ -128,7 +128,14 @@ def _write_checkpoint(potential: NequIPPotential, work: Path, shifts: dict[str, 
     from nequip.train import NequIPLightningModule
     from nequip.utils import get_current_code_versions
 
-    from mofal.potential.network import BUILDING, builder_config, put_weights, quiet, weights_of
+    from mofal.potential.network import (
+        BUILDING,
+        SHIFTS,
+        builder_config,
+        put_weights,
+        quiet,
+        weights_of,
+    )
 
     frame = work / "example.xyz"
     _write_example(potential, frame)
@@ -164,9 +171,8 @@ def _write_checkpoint(potential: NequIPPotential, work: Path, shifts: dict[str, 
             },
         )
         weights = weights_of(potential.network)
-        key = "model.func.per_type_energy_scale_shift.shifts"
         per_type = [[shifts[e]] for e in potential.elements]
-        weights[key] = weights[key] + torch.tensor(per_type, dtype=weights[key].dtype)
+        weights[SHIFTS] = weights[SHIFTS] + torch.tensor(per_type, dtype=weights[SHIFTS].dtype)
         put_weights(module.model["sole_model"], weights)
         trainer = lightning.Trainer(
             accelerator="cpu",

@@ -20,6 +20,9 @@ from mofal.potential.settings import Architecture
 
 Graph = dict[str, torch.Tensor]
 
+SHIFTS = "model.func.per_type_energy_scale_shift.shifts"
+"""Name of the shifts per type among the weights of a network."""
+
 _NOISY = ("lightning", "lightning.pytorch", "lightning.fabric", "nequip", "torch.distributed")
 
 
@@ -178,7 +181,7 @@ def weights_of(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     the identity of a model does not hang on what a version of NequIP registers as a buffer.
     """
     found: dict[str, torch.Tensor] = dict(network.named_parameters())
-    found.update((k, v) for k, v in network.named_buffers() if k.endswith(".shifts"))
+    found.update((k, v) for k, v in network.named_buffers() if k == SHIFTS)
     return {name: found[name].detach().clone().cpu() for name in sorted(found)}
 
 

@@ -17,6 +17,7 @@ from mofal.potential.settings import TrainingSettings
 from mofal.potential.split import TRAIN, VALIDATION, split_structures
 
 if TYPE_CHECKING:
+    import torch
     import xarray as xr
 
     from mofal.potential.model import NequIPPotential
@@ -121,10 +122,6 @@ def prepare_graphs(
             graph[FORCE_WEIGHT_KEY] = torch.from_numpy(weight[a:b].copy())
         graphs.append(graph)
     return graphs
-
-
-SHIFTS = "model.func.per_type_energy_scale_shift.shifts"
-"""Name of the shifts per type among a network's weights."""
 
 
 def align_shifts(origin: NequIPPotential, ds: xr.Dataset, elements: Sequence[str]) -> np.ndarray:
@@ -292,7 +289,6 @@ def _fit(
     progress: Progress,
     checkpoint_every: int,
 ) -> NequIPPotential:
-    import torch
     from nequip.data import register_fields
 
     from mofal.potential.loop import Batches, Clock, make_module, run, set_weights
@@ -303,7 +299,6 @@ def _fit(
         build_network,
         builder_config,
         put_weights,
-        weights_of,
     )
 
     register_fields(node_fields=[FORCE_WEIGHT_KEY])
@@ -318,34 +313,14 @@ def _fit(
             "both parts need at least one"
         )
     n_atoms = sum(len(g["pos"]) for g in training)
+    first = _first_values(training, settings)
     if origin:
-        neighbours, scale, shift = origin.avg_num_neighbors, 1.0, 0.0
-    else:
-        neighbours = sum(g["edge_index"].shape[1] for g in training) / n_atoms
-        squares = torch.cat([g["forces"].reshape(-1) for g in training]).square()
-        scale = float(torch.nanmean(squares).sqrt()) or 1.0
-        # One number for all types: data of one composition fixes no more than that, and without
-        # it the first part of a training goes into learning the cohesive energy.
-        per_atom = [float(g["total_energy"]) / len(g["pos"]) for g in training]
-        shift = float(np.mean(per_atom)) if settings.energy_shift == "mean" else 0.0
-    config = builder_config(
-        architecture,
-        elements,
-        avg_num_neighbors=max(neighbours, 1.0),
-        seed=seed,
-        scales=scale,
-        shifts=shift,
-    )
+        first["avg_num_neighbors"] = origin.avg_num_neighbors
+    config = builder_config(architecture, elements, seed=seed, **first)
     with BUILDING:
         module = make_module(config, settings)
     if origin:
-        start_weights = weights_of(origin.network)
-        if settings.align_energies:
-            start_weights[SHIFTS] = start_weights[SHIFTS] + torch.tensor(
-                align_shifts(origin, select(data, np.flatnonzero(part == TRAIN)), elements),
-                dtype=start_weights[SHIFTS].dtype,
-            ).view_as(start_weights[SHIFTS])
-        set_weights(module, start_weights)
+        set_weights(module, _start_weights(origin, data, settings, part == TRAIN))
     batches = Batches(training, settings.batch_size, seed=seed)
     clock = Clock(
         settings,
@@ -369,7 +344,7 @@ def _fit(
         network,
         architecture,
         elements,
-        avg_num_neighbors=max(neighbours, 1.0),
+        avg_num_neighbors=first["avg_num_neighbors"],
         history=clock.history,
         provenance={
             "training": identity,
@@ -386,6 +361,39 @@ def _fit(
             "isolated_atom_energies": isolated_energies(data.attrs),
         },
     )
+
+
+def _first_values(training: Sequence[Graph], settings: TrainingSettings) -> dict[str, float]:
+    """What the first training data fix for good: neighbours, start of the scales, shift."""
+    import torch
+
+    n_atoms = sum(len(g["pos"]) for g in training)
+    n_edges = sum(g["edge_index"].shape[1] for g in training)
+    squares = torch.cat([g["forces"].reshape(-1) for g in training]).square()
+    # One number for all types: data of one composition fixes no more than that, and without it the
+    # first part of a training goes into learning the cohesive energy.
+    per_atom = [float(g["total_energy"]) / len(g["pos"]) for g in training]
+    return {
+        "avg_num_neighbors": max(n_edges / n_atoms, 1.0),
+        "scales": float(torch.nanmean(squares).sqrt()) or 1.0,
+        "shifts": float(np.mean(per_atom)) if settings.energy_shift == "mean" else 0.0,
+    }
+
+
+def _start_weights(
+    origin: NequIPPotential, data: xr.Dataset, settings: TrainingSettings, training: np.ndarray
+) -> dict[str, torch.Tensor]:
+    """Weights of a warm start, with shifts that suit the compositions of the training part."""
+    import torch
+
+    from mofal.potential.network import SHIFTS, weights_of
+
+    weights = weights_of(origin.network)
+    if settings.align_energies:
+        change = align_shifts(origin, select(data, np.flatnonzero(training)), origin.elements)
+        shifts = weights[SHIFTS]
+        weights[SHIFTS] = shifts + torch.tensor(change, dtype=shifts.dtype).view_as(shifts)
+    return weights
 
 
 # ---------------------------------------------------------------------------------- helpers
@@ -411,7 +419,7 @@ def _resolve_start(
 def _elements(
     data: xr.Dataset, elements: Sequence[str] | None, origin: NequIPPotential | None
 ) -> list[str]:
-    from mofal.potential.model import order_elements
+    from mofal.potential.making import order_elements
 
     found = symbols_of(data["numbers"].values)
     if origin is not None:

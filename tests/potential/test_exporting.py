@@ -38,6 +38,7 @@ ATOMS = {"H": -10.0, "C": -40.0, "O": -100.0, "Zr": -90.0}
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the compiler takes a minute on an idle machine
 def test_export__runs_in_ase_without_mofal(mixed, tmp_path):
     """An archive with relative energies, and a compiled file with totals."""
     from ase.io import write

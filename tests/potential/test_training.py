@@ -294,8 +294,7 @@ def test_train__warm_up_rises_linearly_before_the_scheduler(trained, labelled, s
 
 def test_align_shifts__takes_new_compositions_and_leaves_known_ones(trained, labelled):
     """Energies off by a constant per type are mended to rounding, and forces do not change."""
-    from mofal.potential.network import put_weights, weights_of
-    from mofal.potential.training import SHIFTS
+    from mofal.potential.network import SHIFTS, put_weights, weights_of
 
     trained, *_ = trained
     counts = data.count_elements(
