@@ -52,7 +52,8 @@ def make_basis(mean: np.ndarray, covariance: np.ndarray, covariance_type: str) -
     correlation = covariance / np.outer(scale, scale)
     values, vectors = np.linalg.eigh(0.5 * (correlation + correlation.T))
     # Below this floor an eigenvalue is rounding noise.
-    sigma = np.sqrt(np.maximum(values, 1e-13 * max(float(values[-1]), 1e-300)))
+    largest = float(values[-1]) if values[-1] > 0 else 1.0
+    sigma = np.sqrt(np.maximum(values, 1e-13 * largest))
     forward = (vectors / sigma).T / scale
     backward = scale[:, None] * (vectors * sigma)
     return Basis(np.asarray(mean, np.float64), np.ascontiguousarray(forward), backward)

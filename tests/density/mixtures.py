@@ -49,6 +49,8 @@ def exact_log_likelihood(parameters: Parameters, x: np.ndarray) -> np.ndarray:
     rows, means = x.astype(np.longdouble), parameters.means.astype(np.longdouble)
     d = rows.shape[1]
     joint = np.empty((rows.shape[0], means.shape[0]), np.longdouble)
+    with np.errstate(divide="ignore"):
+        log_weights = np.log(parameters.weights.astype(np.longdouble))
     for k, factor in enumerate(chol):
         shift = rows - means[k]
         if factor.ndim == 1:
@@ -57,7 +59,7 @@ def exact_log_likelihood(parameters: Parameters, x: np.ndarray) -> np.ndarray:
             y = sum(shift[:, [i]] * factor[i] for i in range(d))
             diagonal = np.diag(factor)
         joint[:, k] = (
-            np.log(np.longdouble(parameters.weights[k]))
+            log_weights[k]
             + np.log(diagonal).sum()
             - 0.5 * d * np.log(2 * np.longdouble(np.pi))
             - 0.5 * (y**2).sum(axis=1)

@@ -7,6 +7,7 @@ import warnings
 import dask.array as da
 import numpy as np
 import pytest
+import xarray as xr
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as Reference
 from threadpoolctl import threadpool_limits
@@ -336,3 +337,16 @@ def test_fit_predict__is_predict_after_fit():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         np.testing.assert_array_equal(model.fit_predict(x), model.predict(x))
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_fit__takes_data_arrays(lazy):
+    x, _ = blobs(0, 500, 3, 2)
+    array = xr.DataArray(x, dims=("atom", "feature"))
+    given = array.chunk(atom=123) if lazy else array
+    expected = GaussianMixture(2, random_state=0).fit(x)
+    model = GaussianMixture(2, random_state=0).fit(given)
+    np.testing.assert_allclose(model.means_, expected.means_, rtol=1e-9)
+    scores = model.score_samples(given)
+    assert isinstance(scores, da.Array if lazy else np.ndarray)
+    np.testing.assert_allclose(np.asarray(scores), expected.score_samples(x), rtol=1e-9)
