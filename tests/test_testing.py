@@ -40,5 +40,5 @@ def test_check_potential__accepts_nequip_and_refuses_a_liar() -> None:
             out = potential.evaluate(ds)  # type: ignore[arg-type]
             return out.assign(forces=out["forces"] * np.array([1.0, 2.0, 1.0]))
 
-    with pytest.raises(AssertionError, match="forces|energy falls"):
+    with pytest.raises(AssertionError, match=r"forces|energy falls"):
         testing.check_potential(Liar())  # type: ignore[arg-type]
