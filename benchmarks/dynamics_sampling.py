@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 from ase import units
 from ase.build import bulk
-from ase.calculators.lj import LennardJones
 from ase.md.langevinbaoab import LangevinBAOAB
+from matscipy.calculators.pair_potential import LennardJonesQuadratic, PairPotential
 from threadpoolctl import threadpool_limits
 
 from mofal.data import from_atoms, select, to_atoms
@@ -40,7 +40,7 @@ SIZES = {
         "cells": ("primitive", "conventional", "3 x 3 x 3"),
         "frames": 20,
         "steps": 500,
-        "npt_fs": 40000.0,
+        "npt_fs": 24000.0,
         "xtb": (300.0, 600.0, 900.0),
     },
 }
@@ -55,9 +55,9 @@ ARGON = WalkSettings(
 )
 
 
-def argon() -> LennardJones:
-    """Lennard-Jones argon with a smooth end."""
-    return LennardJones(epsilon=0.0104, sigma=3.4, rc=6.8, ro=5.8, smooth=True)
+def argon() -> PairPotential:
+    """Lennard-Jones argon whose force ends smoothly."""
+    return PairPotential({(18, 18): LennardJonesQuadratic(0.0104, 3.4, 6.8)})
 
 
 def harmonic(cells: Sequence[str], frames: int) -> None:
