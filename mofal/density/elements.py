@@ -15,8 +15,9 @@ from mofal.density.basis import Projection, project
 from mofal.density.calibration import QuantileScale
 from mofal.density.em import Progress, Run
 from mofal.density.graphs import is_dask, one_column_chunk
+from mofal.density.inputs import open_rows, unwrap
 from mofal.density.kernels import Evaluator
-from mofal.density.mixture import GaussianMixture, check_settings, open_rows
+from mofal.density.mixture import GaussianMixture, check_settings
 from mofal.density.parameters import Parameters
 from mofal.density.pca import count_directions, eigen
 from mofal.density.rows import group_rows, walk
@@ -77,7 +78,7 @@ class PerElementDensity(BaseEstimator):
     Notes
     -----
     Repairs, so that no covariance is ever singular. The scale of a feature is its variance within
-    labels, averaged over labels, and at least 1e-6 of its mean square (so that a constant feature
+    labels, averaged over those with more rows than features, and at least 1e-6 of its mean square (so that a constant feature
     is known to 1e-6 of its size, a few roundings of float32); a feature that is zero everywhere is
     given 1e-6 of the mean scale. A label with n rows of d features gets
     ``max(reg_covar, min(1, ((d + 1)/n)²))`` times that scale on its diagonal: with plenty of rows
@@ -203,7 +204,7 @@ class PerElementDensity(BaseEstimator):
         return self
 
     def _check(self, features: Any, labels: Any) -> tuple[Any, Any]:
-        features, labels = _unwrap(features), _unwrap(labels)
+        features, labels = unwrap(features), unwrap(labels)
         if not is_dask(features):
             features = np.asarray(features)
             if is_dask(labels):
@@ -250,15 +251,17 @@ class PerElementDensity(BaseEstimator):
     def _project(self, overview: dict[int, Any]) -> Projection:
         if self.pca is None:
             return None
-        within = np.mean([entry[2][1] for entry in overview.values()], axis=0)
-        mean = np.mean([entry[2][0] for entry in overview.values()], axis=0)
+        known = _well_known(overview)
+        within = np.mean([covariance for _, covariance in known], axis=0)
+        mean = np.mean([m for m, _ in known], axis=0)
         variances, directions = eigen(within)
         k = count_directions(variances, self.pca)
         return mean, np.ascontiguousarray(directions[:k].T)
 
     def _regularisation(self, overview: dict[int, Any]) -> dict[int, np.ndarray]:
-        means = [entry[2][0] for entry in overview.values()]
-        covariances = [entry[2][1] for entry in overview.values()]
+        known = _well_known(overview)
+        means = [mean for mean, _ in known]
+        covariances = [covariance for _, covariance in known]
         if self.projection_ is not None:
             matrix = self.projection_[1]
             means = [project(self.projection_, m) for m in means]
@@ -295,7 +298,7 @@ class PerElementDensity(BaseEstimator):
 
         Labels that were never fitted are passed over. Computes.
         """
-        labels = _unwrap(labels)
+        labels = unwrap(labels)
         values = self.score_samples(features, labels)
         if is_dask(values):
             import dask
@@ -333,7 +336,7 @@ class PerElementDensity(BaseEstimator):
 
         Strictly monotonic for each label, also below everything met in training.
         """
-        return self.quantiles_.transform(_unwrap(log_likelihood), _unwrap(labels))
+        return self.quantiles_.transform(unwrap(log_likelihood), unwrap(labels))
 
     def _ready(self, features: Any, labels: Any) -> tuple[Any, Any]:
         if not hasattr(self, "mixtures_"):
@@ -387,10 +390,6 @@ class Scorer:
         self.projection, self.evaluators = projection, evaluators
 
 
-def _unwrap(x: Any) -> Any:
-    return x.data if type(x).__module__.startswith("xarray") else x
-
-
 def _score_rows(shared: Scorer, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
     out = np.full(x.shape[0], -np.inf)
     for label, rows in group_rows(labels):
@@ -431,6 +430,12 @@ def _overview(survey: Survey) -> dict[int, tuple[int, float, tuple[np.ndarray, n
         for label, sample in survey.items()
         if sample.count
     }
+
+
+def _well_known(overview: dict[int, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Moments of the labels with more rows than features; of all, if there is none."""
+    every = list(overview.values())
+    return [entry[2] for entry in every if entry[0] > entry[2][0].size] or [e[2] for e in every]
 
 
 def _project_survey(survey: Survey, projection: Projection) -> Survey:

@@ -9,14 +9,14 @@ import numpy as np
 from sklearn.base import BaseEstimator, DensityMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from mofal.density import survey
 from mofal.density.em import Progress, Run, fit_runs
 from mofal.density.graphs import is_dask
+from mofal.density.inputs import check_rows, open_rows
 from mofal.density.kernels import Evaluator
 from mofal.density.parameters import COVARIANCE_TYPES, Parameters, free_parameters, precisions
-from mofal.density.rows import DaskRows, LocalRows, Rows
 from mofal.density.scoring import (
     component_rows,
     evaluator_of,
@@ -123,7 +123,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         DataError
             NaN or infinity, fewer rows than components, or a singular component.
         """
-        X = self._check_rows(X, reset=True)
+        X = check_rows(self, X, reset=True)
         check_settings(self)
         rows = open_rows(X, sample_weight)
         seeds = check_random_state(self.random_state).randint(2**31 - 1, size=1 + self.n_init)
@@ -161,25 +161,6 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """Fit, then the component of each row."""
         return self.fit(X, y, sample_weight).predict(X)
-
-    def _check_rows(self, X: Any, *, reset: bool) -> Any:
-        X = getattr(X, "data", X) if type(X).__module__.startswith("xarray") else X
-        if not is_dask(X):
-            return validate_data(
-                self, X, reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=1 + reset
-            )
-        if X.ndim != 2:
-            raise DataError(f"found an array of {X.ndim} dims, expected 2: rows, features")
-        if X.dtype.kind not in "fiu":
-            raise DataError(f"found dtype {X.dtype}, expected real numbers")
-        if reset:
-            self.n_features_in_ = int(X.shape[1])
-        elif X.shape[1] != self.n_features_in_:
-            raise DataError(
-                f"X has {X.shape[1]} features, but {type(self).__name__} was fitted with "
-                f"{self.n_features_in_}"
-            )
-        return X
 
     def _specs(self, d: int, seeds: np.ndarray) -> list[Spec]:
         reg = np.broadcast_to(np.asarray(self.reg_covar, np.float64), (d,)).copy()
@@ -240,7 +221,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     def score_samples(self, X: Any) -> Any:
         """Log-likelihood of each row, shape (n,); lazy on Dask input."""
         check_is_fitted(self)
-        X = self._check_rows(X, reset=False)
+        X = check_rows(self, X, reset=False)
         if is_dask(X):
             return on_chunks(log_likelihood_rows, self._evaluator(), X, dtype=np.float64)
         return log_likelihood_rows(self._evaluator(), X)
@@ -248,7 +229,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     def predict(self, X: Any) -> Any:
         """Most responsible component of each row, shape (n,); lazy on Dask input."""
         check_is_fitted(self)
-        X = self._check_rows(X, reset=False)
+        X = check_rows(self, X, reset=False)
         if is_dask(X):
             return on_chunks(component_rows, self._evaluator(), X, dtype=np.int64)
         return component_rows(self._evaluator(), X)
@@ -256,7 +237,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
     def predict_proba(self, X: Any) -> Any:
         """Responsibilities of the components, shape (n, K); lazy on Dask input."""
         check_is_fitted(self)
-        X = self._check_rows(X, reset=False)
+        X = check_rows(self, X, reset=False)
         if is_dask(X):
             return on_chunks(
                 responsibility_rows, self._evaluator(), X, width=self.n_components, dtype=np.float64
@@ -294,24 +275,6 @@ class GaussianMixture(DensityMixin, BaseEstimator):
                 noise = rng.standard_normal(size=(count, d))
                 parts.append(self.means_[k] + noise * np.sqrt(self.covariances_[k]))
         return np.vstack(parts), np.repeat(np.arange(counts.size), counts)
-
-
-def open_rows(x: Any, weights: Any = None, labels: Any = None) -> Rows:
-    """A source of rows over a NumPy or Dask array."""
-    if is_dask(x):
-        return DaskRows(x, weights=weights, labels=labels)
-    n = x.shape[0]
-    columns = []
-    for name, column in (("sample_weight", weights), ("labels", labels)):
-        array = None if column is None else np.asarray(column)
-        if array is not None and array.shape != (n,):
-            if name == "sample_weight" and array.ndim == 0:
-                array = np.full(n, array)
-            else:
-                raise DataError(f"{name} has shape {array.shape}, expected ({n},): one per row")
-        columns.append(array)
-    w = columns[0]
-    return LocalRows(x, weights=None if w is None else w.astype(np.float64), labels=columns[1])
 
 
 def _last_bound(run: Run) -> float:

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from mofal.density.basis import project
 from mofal.density.graphs import is_dask
+from mofal.density.inputs import check_rows, open_rows
 from mofal.density.rows import Chunk
 from mofal.density.scoring import on_chunks
 from mofal.errors import DataError
@@ -127,9 +128,7 @@ class PCA(TransformerMixin, BaseEstimator):
         DataError
             NaN or infinity, or fewer than two rows.
         """
-        from mofal.density.mixture import open_rows
-
-        X = self._check_rows(X, reset=True)
+        X = check_rows(self, X, reset=True)
         rows = open_rows(X, sample_weight)
         total, mean, scatter = rows.get(rows.reduce(moments_chunk, moments_combine, rows.put(None)))
         if not np.isfinite(scatter).all():
@@ -152,20 +151,6 @@ class PCA(TransformerMixin, BaseEstimator):
         self.noise_variance_ = float(variances[k:].mean()) if k < variances.size else 0.0
         self.n_components_, self.n_features_in_ = k, mean.size
 
-    def _check_rows(self, X: Any, *, reset: bool) -> Any:
-        X = getattr(X, "data", X) if type(X).__module__.startswith("xarray") else X
-        if not is_dask(X):
-            return validate_data(
-                self, X, reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=1 + reset
-            )
-        if X.ndim != 2:
-            raise DataError(f"found an array of {X.ndim} dims, expected 2: rows, features")
-        if not reset and X.shape[1] != self.n_features_in_:
-            raise DataError(
-                f"X has {X.shape[1]} features, but PCA was fitted with {self.n_features_in_}"
-            )
-        return X
-
     def _matrix(self) -> tuple[np.ndarray, np.ndarray]:
         if not self.whiten:
             return self.mean_, self.components_.T
@@ -175,7 +160,7 @@ class PCA(TransformerMixin, BaseEstimator):
     def transform(self, X: Any) -> Any:
         """Coordinates along the directions, shape (n, k); lazy on Dask input."""
         check_is_fitted(self)
-        X = self._check_rows(X, reset=False)
+        X = check_rows(self, X, reset=False)
         if is_dask(X):
             return on_chunks(project, self._matrix(), X, width=self.n_components_, dtype=np.float64)
         return project(self._matrix(), X)

@@ -11,7 +11,8 @@ from sklearn.utils import check_random_state
 from mofal.density import survey as surveys
 from mofal.density.basis import Projection
 from mofal.density.em import Progress, Run, fit_runs
-from mofal.density.mixture import GaussianMixture, check_settings, open_rows
+from mofal.density.inputs import check_rows, open_rows
+from mofal.density.mixture import GaussianMixture, check_settings
 from mofal.density.parameters import free_parameters
 from mofal.density.rows import Rows
 from mofal.density.start import Spec
@@ -200,7 +201,7 @@ def select_components(
     if criterion not in CRITERIA:
         raise DataError(f"found criterion={criterion!r}, expected one of {CRITERIA}")
     model = GaussianMixture(1, **settings)
-    X = model._check_rows(X, reset=True)
+    X = check_rows(model, X, reset=True)
     check_settings(model)
     rows = open_rows(X, sample_weight)
     wanted = candidate_counts(counts, max_components)

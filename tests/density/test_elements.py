@@ -152,9 +152,7 @@ def test_fit__labels_with_a_handful_of_rows(rows):
     scores = density.score_samples(x, labels)
     assert np.isfinite(scores).all()
     # With one row the density is as broad as labels are on average, not a spike on that row.
-    scale = np.mean(
-        [np.var(x[labels == k].astype(float), axis=0) for k in (1, 6, 30, 40, 72)], axis=0
-    )
+    scale = np.mean([np.var(x[labels == k].astype(float), axis=0) for k in (1, 6, 40)], axis=0)
     np.testing.assert_allclose(np.diagonal(density.mixtures_[72].covariances_[0]), scale, rtol=1e-3)
     nudged = x[:1] + 0.1 * np.sqrt(scale)
     assert density.score_samples(nudged, [72])[0] > scores[0] - 1.0
