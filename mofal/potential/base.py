@@ -105,7 +105,7 @@ def chunk_structures(n_atoms: np.ndarray, max_atoms: int) -> list[tuple[int, int
             runs.append((start, i))
             start, held = i, 0
         held += n
-    if held or not runs:
+    if held:
         runs.append((start, len(n_atoms)))
     return runs
 

@@ -346,6 +346,8 @@ class NequIPPotential:
         self, method: str, ds: xr.Dataset, outputs: list[tuple[str, Any, Any]]
     ) -> Sequence[Any]:
         validate(ds, "structures")
+        if ds.sizes["structure"] == 0:
+            return [np.zeros((0, *shape), dtype) for _, shape, dtype in outputs]
         if is_lazy(ds):
             return map_structures(
                 self, method, ds, outputs=outputs, max_atoms=RUN_BATCHES * self.batch_atoms

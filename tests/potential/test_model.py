@@ -204,6 +204,13 @@ def test_chunk_structures__boundaries():
     assert chunk_structures(np.array([2, 2]), 100) == [(0, 2)]
 
 
+def test_evaluate_and_featurize__no_structures_at_all(single, mixed):
+    none = data.select(mixed, [])
+    assert single.evaluate(none)["forces"].shape == (0, 3)
+    assert single.featurize(none)["features"].shape == (0, single.feature_dim)
+    assert chunk_structures(np.array([], int), 10) == []
+
+
 # ---------------------------------------------------------------------------------- elements
 @pytest.mark.parametrize("verb", ["evaluate", "featurize"])
 def test_evaluate__element_without_a_type(single, verb):
