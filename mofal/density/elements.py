@@ -78,9 +78,9 @@ class PerElementDensity(BaseEstimator):
     Notes
     -----
     Repairs, so that no covariance is ever singular. The scale of a feature is its variance within
-    labels, averaged over those with more rows than features, and at least 1e-6 of its mean square (so that a constant feature
-    is known to 1e-6 of its size, a few roundings of float32); a feature that is zero everywhere is
-    given 1e-6 of the mean scale. A label with n rows of d features gets
+    labels, averaged over those with more rows than features, and at least 1e-6 of its mean square
+    (so that a constant feature is known to 1e-6 of its size, a few roundings of float32); a feature
+    that is zero everywhere is given 1e-6 of the mean scale. A label with n rows of d features gets
     ``max(reg_covar, min(1, ((d + 1)/n)²))`` times that scale on its diagonal: with plenty of rows
     reg_covar, with a handful as much as all labels vary. A label gets at most
     ``n // (2 (d + 1))`` components, and at least one.

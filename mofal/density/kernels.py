@@ -332,21 +332,15 @@ class Evaluator:
                 assert phi is not None
                 z = self.rotations[self.product_index[share.product.start]] @ phi[1:]
                 quadratic = 0.5 * np.einsum("ij,ij->j", z, z)
-            top = l_k.max(axis=0)
-            l_k -= top
-            np.exp(l_k, out=l_k)
-            total = l_k.sum(axis=0)
-            log_likelihood = np.log(total)
-            log_likelihood += top
+            total, log_likelihood = _soften(l_k)
             if quadratic is not None:
                 log_likelihood -= quadratic
-            np.reciprocal(total, out=total)
             again = self._to_repeat(share, l_k, total, square, log_likelihood)
             finite = bool(np.isfinite(log_likelihood.sum()))
             if not finite:
                 _refuse_bad_rows(x, rows.start, numbers)
                 again = np.union1d(again, np.flatnonzero(~np.isfinite(log_likelihood)))
-            if respond:
+            if respond and l_k.shape[0] > 1:
                 l_k *= total
             if again.size:
                 repeated, responsibilities = self._repeat(model, t[:, again])
@@ -510,6 +504,25 @@ class Evaluator:
                 statistics.stable[:, 1] += np.matmul(y, r)[:, :, 0]
                 y *= y
                 statistics.stable[:, 0] += np.matmul(y, r)[:, :, 0]
+
+
+def _soften(l_k: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Joint log-densities (K, n), in place, to numbers proportional to responsibilities.
+
+    Returns what they are to be multiplied with, and the log-likelihoods, both (n,).
+    """
+    if l_k.shape[0] == 1:
+        log_likelihood = l_k[0].copy()
+        l_k[0] = 1.0
+        return l_k[0], log_likelihood
+    top = l_k.max(axis=0)
+    l_k -= top
+    np.exp(l_k, out=l_k)
+    total = l_k.sum(axis=0)
+    log_likelihood = np.log(total)
+    log_likelihood += top
+    np.reciprocal(total, out=total)
+    return total, log_likelihood
 
 
 def _runs(values: np.ndarray) -> list[tuple[int, int]]:
