@@ -43,7 +43,8 @@ def from_atoms(
     labels : bool
         Take energy, forces and stress of attached calculators (results that are there already; no
         calculation is started), else of `info` and `arrays`. What is in neither becomes NaN. A
-        structure without a `status` is converged if energy and all forces are there.
+        structure that states no `status` is converged if energy and all forces are there,
+        inconsistent if some are, and not labelled (an empty status) if none is.
 
     Raises
     ------
@@ -135,8 +136,9 @@ def _labels(frames: Sequence[Atoms]) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             raise DataError(f"the labels of structure {i} have foreign shapes: {error}") from None
         if "status" not in frame.info:
-            whole = np.isfinite(energy[i]) and np.isfinite(forces[i]).all()
-            status[i] = "converged" if whole else "inconsistent"
+            there = np.isfinite(np.append(forces[i], energy[i]))
+            if there.any():
+                status[i] = "converged" if there.all() else "inconsistent"
         elif status[i] not in (*STATUSES, ""):
             raise DataError(
                 f"structure {i} has status {status[i]!r}; expected one of {', '.join(STATUSES)}"
@@ -161,9 +163,9 @@ def to_atoms(ds: xr.Dataset, i: int) -> Atoms: ...
 def to_atoms(ds: xr.Dataset, i: int | None = None) -> list[Atoms] | Atoms:
     """Make `ase.Atoms` of all structures, or of structure `i`. Reads lazy variables.
 
-    Registered variables become `info` and `arrays`; labels become the results of a
-    `SinglePointCalculator` (where energy, forces or stress are there), so that ASE sees them as its
-    own.
+    Registered variables become `info` and `arrays` (empty texts are left out); labels become the
+    results of a `SinglePointCalculator` (where energy, forces or stress are there), so that ASE
+    sees them as its own.
     """
     part = (ds if i is None else select(ds, i)).compute()
     structure, atom = _columns(part)

@@ -80,11 +80,13 @@ def datasets(draw: Any, *, labels: bool | None = None, max_structures: int = 4) 
     attrs = {}
     if draw(st.booleans()) if labels is None else labels:
         status = per_structure(st.sampled_from([*STATUSES, ""]))
-        energy = [
-            draw(floats) if s == "converged" or draw(st.booleans()) else np.nan for s in status
-        ]
+        certain = [s == "converged" or (s != "" and draw(st.booleans())) for s in status]
+        energy = [draw(floats) if there else np.nan for there in certain]
         holes = draw(arrays(np.bool_, (total, 3), st.booleans()))
         no_stress = draw(arrays(np.bool_, (n, 6), st.booleans()))
+        unlabelled = np.array([s == "" for s in status])
+        holes[np.repeat(unlabelled, n_atoms)] = True
+        no_stress[unlabelled] = True
         more |= {
             "energy": energy,
             "forces": np.where(holes, np.nan, draw(arrays(np.float64, (total, 3), floats))),

@@ -125,10 +125,10 @@ FULL = """
         "eager": lambda path: write_group(eager, path, kind="table", rows_per_shard=1000),
     }
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
-    for kind, write in writers.items():
+    for kind, act in writers.items():
         Path(place, kind).mkdir()
         try:
-            write(place + "/" + kind + "/a")
+            act(place + "/" + kind + "/a")
         except StoreError as error:
             print(kind, error)
 """
