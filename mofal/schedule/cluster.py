@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from mofal.errors import ConfigError, DependencyError, ScheduleError
 from mofal.schedule.backend import Attempt, Loss, Post, WorkerInfo
 from mofal.schedule.events import EventLog, schedule_directory
-from mofal.schedule.execution import make_payload
+from mofal.schedule.execution import make_payload, one_line
 from mofal.schedule.files import Layout, read_json
 from mofal.schedule.jobs import JobRecord, Jobs, extra_paths
 from mofal.schedule.policy import JobView, PoolView, scale
@@ -70,6 +70,7 @@ class ClusterBackend:
         self._scheduler_deaths: list[float] = []
         self._given_up: set[str] = set()
         self._priority = 0
+        self._reported = time.time()
         self.dashboard = ""
         self._jobs = Jobs(settings, layout=self._layout, tls=self._tls, events=events, say=say)
 
@@ -156,6 +157,27 @@ class ClusterBackend:
                 self._process.kill()
                 self._process.wait()
         self._layout.scheduler_file.unlink(missing_ok=True)
+
+    def performance_report(self, path: Path) -> bool:
+        """Dask's report of the time since the last one, as one HTML file; False without bokeh."""
+        if self._client is None:
+            return False
+        since, self._reported = self._reported, time.time()
+        scheduler: Any = self._client.scheduler
+        try:
+            page = self._client.sync(
+                scheduler.performance_report,
+                start=since,
+                last_count=0,
+                code="",
+                mode="inline",
+            )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(page)
+        except Exception as error:  # a report is not worth a campaign
+            self._say(f"no performance report: {one_line(error)} (it needs `pip install bokeh`)")
+            return False
+        return True
 
     # -- messages (in the client's thread)
     def _event(self, event: tuple[float, dict[str, Any]]) -> None:

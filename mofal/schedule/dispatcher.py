@@ -26,8 +26,9 @@ from mofal.schedule.events import EventLog, schedule_directory
 from mofal.schedule.execution import Result, one_line
 from mofal.schedule.files import Layout
 from mofal.schedule.handover import HandedOver, Handover
-from mofal.schedule.policy import Estimator, PoolView, TaskQueue, look_ahead
+from mofal.schedule.policy import PoolView, TaskQueue, look_ahead
 from mofal.schedule.settings import ScheduleSettings
+from mofal.schedule.status import StatusReader
 from mofal.schedule.task import Outcome, Task, function_reference
 
 #: Seconds between two looks after the workers when nothing happens.
@@ -89,7 +90,8 @@ class Dispatcher:
         self.inline = settings.backend == "inline"
         self._pools = settings.effective_pools()
         self._queues: dict[str, TaskQueue[Entry]] = {name: TaskQueue() for name in self._pools}
-        self._estimator = Estimator()
+        # What earlier drivers of this campaign saw says how long tasks take.
+        self._estimator = StatusReader(directory).estimator()
         self._entries: dict[tuple[str, str], Entry] = {}
         self._attempts: dict[str, tuple[Entry, str]] = {}  # attempt -> entry, worker
         self._workers: dict[str, _Worker] = {}
@@ -148,6 +150,24 @@ class Dispatcher:
         answer: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._inbox.put(("cancel", wanted, answer))
         return answer.get()
+
+    def performance_report(self, path: Path) -> bool:
+        """Have the backend write its report; False where it has none."""
+        if self._thread is None:
+            return False
+        answer: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+        def write() -> None:
+            report = getattr(self._backend, "performance_report", None)
+            answer.put(report is not None and bool(report(path)))
+
+        self._inbox.put(("call", write))
+        while self._thread.is_alive():
+            try:
+                return answer.get(timeout=1.0)
+            except queue.Empty:
+                continue
+        return False
 
     @property
     def dashboard(self) -> str:
@@ -458,6 +478,8 @@ class Dispatcher:
                 self._fail(message[1], error)
             elif message[0] == "cancel":
                 message[2].put(0)
+            elif message[0] == "call":
+                message[1]()
 
     def _give_up(self, pool: str, error: MofalError) -> None:
         self._events.write("error", pool=pool, reason=one_line(error))
@@ -493,7 +515,7 @@ class Dispatcher:
             reason=loss.reason,
         )
         if task.found():
-            self._end(entry, Outcome(task=task, status="done", worker=worker))
+            self._end(entry, Outcome(task=task, status="found", worker=worker))
             return
         if at_work:
             entry.deaths.append(f"{worker}: {loss.reason}")
@@ -526,9 +548,8 @@ class Dispatcher:
         path = folder / f"{task.name}.json"
         path.write_text(json.dumps(facts, indent=1, default=str) + "\n")
         self._say(f"{task.name} is in quarantine: {reason}; its input is kept in {path}")
-        self._end(
-            entry, Outcome(task=task, status="quarantined", reason=reason, worker=entry.deaths[-1])
-        )
+        worker = entry.deaths[-1].partition(":")[0]
+        self._end(entry, Outcome(task=task, status="quarantined", reason=reason, worker=worker))
 
     def _keep_traceback(self, task: Task, trace: str) -> None:
         folder = schedule_directory(self._directory) / "failures"

@@ -30,31 +30,35 @@ class Estimator:
 
     def __init__(self) -> None:
         self._logs: dict[str, deque[float]] = {}
-        self._sums: dict[str, tuple[float, float]] = {}  # of the logarithms, and of their squares
+        self._sorted: dict[str, list[float]] = {}
 
     def add(self, kind: str, *, cost: float | None, seconds: float) -> None:
         """Learn that a task of this kind and cost took so many seconds."""
         window = self._logs.setdefault(kind, deque())
-        first, second = self._sums.get(kind, (0.0, 0.0))
+        ordered = self._sorted.setdefault(kind, [])
         if len(window) == ESTIMATE_WINDOW:
-            old = window.popleft()
-            first, second = first - old, second - old**2
+            del ordered[bisect_left(ordered, window.popleft())]
         new = math.log(max(seconds, 1e-6) / (cost or 1.0))
         window.append(new)
-        self._sums[kind] = (first + new, second + new**2)
+        insort(ordered, new)
 
     def _parameters(self, kind: str) -> tuple[float, float] | None:
-        """Mean and spread of log(seconds / cost); None where nothing has ended yet."""
-        logs = self._logs.get(kind)
+        """Middle and spread of log(seconds / cost); None where nothing has ended yet.
+
+        By quantiles: a few tasks that ended at once, because their work was done already, say
+        nothing of the others.
+        """
+        logs = self._sorted.get(kind)
         if not logs:
             return None
         number = len(logs)
-        first, second = self._sums[kind]
-        mean = first / number
-        variance = max(second - first * mean, 0.0) / max(number - 1, 1)
+        middle = _quantile(logs, 0.5)
+        if number < 3:
+            return middle, 0.5
+        half = (_quantile(logs, 0.75) - _quantile(logs, 0.25)) / 1.349
+        tail = (_quantile(logs, 0.95) - middle) / 1.645
         # Few samples say little about the spread: widen it as a t-interval would, roughly.
-        spread = max(math.sqrt(variance) * (1 + 2 / number), LEAST_SPREAD)
-        return mean, max(spread, 0.5) if number < 3 else spread
+        return middle, max(max(half, tail) * (1 + 2 / number), LEAST_SPREAD)
 
     def expected(self, kind: str, cost: float | None = None) -> float | None:
         """Mean length (s) of such a task, None where nothing is known."""
@@ -76,6 +80,14 @@ class Estimator:
         """Cost of the largest task that ends within so many seconds in 99 of 100 cases."""
         upper = self.upper(kind)
         return math.inf if upper is None else seconds / upper
+
+
+def _quantile(ordered: Sequence[float], fraction: float) -> float:
+    """Quantile of sorted numbers, linear between them."""
+    place = fraction * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 class TaskQueue(Generic[Item]):

@@ -220,6 +220,21 @@ class Pools:
         """Forget tasks that have not started; returns how many. Those that run go on."""
         return self._dispatcher.cancel([handle._entry for handle in handles])
 
+    def performance_report(self, path: str | os.PathLike[str]) -> bool:
+        """Write Dask's performance report of the time since the last one (or the start).
+
+        Parameters
+        ----------
+        path
+            Of the HTML file.
+
+        Returns
+        -------
+        bool
+            Whether there is one: it takes workers that are processes, and `bokeh` installed.
+        """
+        return self._dispatcher.performance_report(Path(path))
+
     @property
     def dashboard(self) -> str:
         """Address of the Dask dashboard, "" where there is none."""

@@ -92,6 +92,11 @@ class StatusReader:
             self._busy[event.get("pool", "?")] += seconds  # type: ignore[assignment]
             self._estimator.add(identity[0], cost=facts.get("cost"), seconds=seconds)
 
+    def estimator(self) -> Estimator:
+        """What the log says of the lengths of tasks."""
+        self._advance()
+        return self._estimator
+
     def read(self, *, queue: bool = True) -> dict[str, Any]:
         """The facts; see `read_status`."""
         self._advance()

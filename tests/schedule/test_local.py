@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -142,6 +143,16 @@ def test_local__everything_listens_on_the_loopback_only(pools, tmp_path):
                 listening.append(fields[1].split(":")[0])
     assert len(listening) >= 4  # scheduler, its dashboard, and the same of each worker
     assert set(listening) == {"0100007F"}
+
+
+def test_local__performance_report(pools, tmp_path):
+    list(pools.run(_labels(tmp_path, 4)))
+    path = tmp_path / "report.html"
+    there = importlib.util.find_spec("bokeh") is not None
+    assert pools.performance_report(path) == there
+    assert path.exists() == there
+    if there:
+        assert "<html" in path.read_text()
 
 
 def test_local__gpus_are_shared_out_one_per_worker(tmp_path, monkeypatch):

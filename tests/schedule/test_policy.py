@@ -50,6 +50,22 @@ def test_estimator__few_samples_are_not_trusted():
     assert few.upper("label") > 2 * many.upper("label")
 
 
+def test_estimator__tasks_that_were_done_already_do_not_count():
+    estimator = _taught(100.0, sigma=0.3, number=60)
+    before = estimator.upper("label")
+    for _ in range(10):
+        estimator.add("label", cost=None, seconds=0.001)
+    assert estimator.expected("label") == pytest.approx(100.0, rel=0.25)
+    assert before / 2 < estimator.upper("label") < 2 * before
+
+
+def test_estimator__forgets_what_is_long_ago():
+    estimator = _taught(1.0, number=200)
+    for _ in range(200):
+        estimator.add("label", cost=None, seconds=50.0)
+    assert estimator.expected("label") == pytest.approx(50.0, rel=0.01)
+
+
 def test_queue__longest_first_then_in_order():
     queue, estimator = TaskQueue[str](), Estimator()
     for name, cost in (("a", 1.0), ("b", 3.0), ("c", 3.0), ("d", 2.0)):

@@ -199,6 +199,19 @@ assert outcome.status == "failed" and not heavy, (outcome, heavy)
     subprocess.run([sys.executable, str(script)], check=True)
 
 
+def test_performance_report__threads_have_none(pools, tmp_path):
+    list(pools.run(_labels(tmp_path, 1)))
+    assert not pools.performance_report(tmp_path / "report.html")
+
+
+def test_pools__lengths_are_known_from_the_driver_before(tmp_path):
+    settings = ScheduleSettings(backend="inline")
+    for number in range(2):
+        with Pools.from_settings(settings, directory=tmp_path) as pools:
+            assert (pools._dispatcher._estimator.expected("label") is None) == (number == 0)
+            list(pools.run(_labels(tmp_path, 2, start=number)))
+
+
 def test_events__tell_the_whole_story(pools, tmp_path):
     list(pools.run([*_labels(tmp_path, 2), Task("walk", "x", tasks.fail)]))
     pools.close()

@@ -1,0 +1,109 @@
+"""Whole campaigns on a real SLURM: from sbatch to report, and through accidents."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import mofal
+from mofal.cli import main
+from mofal.schedule import read_events, read_status
+
+from . import tasks
+from .campaigns import command, compare, write_campaign
+from .chaos import Chaos
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(session_lab, tmp_path_factory):
+    """Folder of a campaign that ran from a batch job to its end, and nobody disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    driver = {"partition": "cpu", "memory": "900MB", "walltime": "30m"}
+    file = write_campaign(folder)
+    text = file.read_text()
+    file.write_text(text.replace("schedule:\n", f"schedule:\n  driver: {driver}\n"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("SLURM_CONF", "PATH"):
+            patch.setenv(name, session_lab.environment[name])
+        session_lab.restore()
+        arguments = ["run", str(file), "--directory", str(folder / "campaign"), "--submit"]
+        assert main(arguments) == 0
+        _wait(session_lab)
+    return folder
+
+
+def _wait(lab, timeout=600.0):
+    """Until SLURM has no job."""
+    import time
+
+    deadline = time.monotonic() + timeout
+    while lab.jobs():
+        assert time.monotonic() < deadline, "the campaign does not end"
+        time.sleep(0.2)
+
+
+def test_campaign__from_sbatch_to_report(undisturbed):
+    directory = undisturbed / "campaign"
+    log = (directory / "schedule" / "logs" / "driver-job.log").read_text()
+    assert "Traceback" not in log, log
+    assert (directory / "report" / "report.html").exists(), log
+    campaign = mofal.open(directory)
+    assert all(campaign.site.exists(step.makes) for step in campaign.site.steps())
+    # Each kind of work was done by its pool, the GPU's with its GPU.
+    events = list(read_events(directory))
+    where = {(e["kind"], e["pool"]) for e in events if e["event"] == "end"}
+    assert {("label", "dft"), ("train", "gpu"), ("walk", "gpu"), ("sample", "cpu")} <= where
+    status = read_status(directory)
+    assert status["node_hours"] > 0
+    assert not status["driver"]["alive"]
+    # Nothing was computed twice, and every label is there.
+    durable = tasks.durables(undisturbed / "trace")
+    assert set(durable.values()) == {1}
+    assert len(durable) == campaign.labels.sizes["structure"] == 10
+
+
+@pytest.mark.parametrize(
+    ("seed", "accidents"),
+    [
+        (0, ("driver", "scancel", "worker")),
+        (1, ("scheduler", "node", "driver")),
+        (2, ("controller", "driver", "worker")),
+    ],
+)
+def test_campaign__through_accidents(lab, undisturbed, tmp_path, seed, accidents):
+    """The same structures, labels and models as the campaign that nobody disturbed."""
+    file = write_campaign(tmp_path)
+    chaos = Chaos(
+        lab,
+        command(file),
+        tmp_path,
+        seed=seed,
+        accidents=accidents,
+        number=len(accidents),
+        pause=(2.0, 8.0),
+        log=tmp_path / "driver.log",
+        first=(tmp_path / "trace").exists,
+    )
+    result = chaos.run(timeout=600)
+    log = (tmp_path / "driver.log").read_text()
+    assert result.finished, log
+    assert sum(result.accidents.values()) == len(accidents), result
+    assert compare(undisturbed, tmp_path) == []
+    durable, starts = tasks.durables(tmp_path / "trace"), tasks.starts(tmp_path / "trace")
+    assert len(durable) == 10
+    # A result that was durable is not computed again; what was in hand may be, once per worker.
+    assert sum(starts.values()) - 10 <= result.at_risk
+    assert "Traceback" not in log
+
+
+def test_benchmarks__run_at_their_tiny_size(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent.parent / "benchmarks"))
+    from schedule_chaos import main as chaos
+
+    assert chaos(["--size", "tiny"]) == 0
+    assert "1 of 1 runs ended as if nothing had happened" in capsys.readouterr().out
+    assert "schedule_chaos" in sys.modules
