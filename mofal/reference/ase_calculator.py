@@ -66,6 +66,9 @@ class AseReference:
     isolated_atom_energies : mapping of str to float, optional
         Energies of isolated atoms in eV at this level, where they are known better than a
         calculation of one atom could tell.
+    fresh : bool
+        Make a new calculator for each structure: for those that start from what they found last,
+        so that a label would depend on which one came before it.
     """
 
     def __init__(
@@ -80,7 +83,9 @@ class AseReference:
         time_limit_s: float | None = None,
         isolated: bool = False,
         isolated_atom_energies: Mapping[str, float] | None = None,
+        fresh: bool = False,
     ) -> None:
+        self._fresh = fresh
         if not (isinstance(threads, int) and threads >= 1):
             raise ReferenceError(f"threads = {threads!r}; expected a whole number from 1 up")
         if time_limit_s is not None and not time_limit_s > 0:
@@ -149,7 +154,7 @@ class AseReference:
         log = ""
         try:
             with limit_threads(self.threads):
-                if getattr(self._local, "calculator", None) is None:
+                if self._fresh or getattr(self._local, "calculator", None) is None:
                     self._local.calculator = self._make()
                 work.calc = self._local.calculator
                 forces = np.array(work.get_forces())

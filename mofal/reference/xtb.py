@@ -103,6 +103,7 @@ def make_xtb(
         time_limit_s=time_limit_s,
         isolated=isolated,
         isolated_atom_energies=isolated_atom_energies,
+        fresh=True,
     )
 
 

@@ -184,7 +184,7 @@ DAMAGE: list[tuple[Callable[[Path], None], str]] = [
     (lost_metadata, "zarr.json"),
     (edited_array, "was changed after it was written"),
     (broken_facts, "is damaged"),
-    (broken_weights, "weights"),
+    (broken_weights, "restore it from a copy"),
 ]
 
 
