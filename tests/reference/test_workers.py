@@ -30,7 +30,10 @@ def test_label_one__two_hundred_labels_with_workers_killed_at_random(faulty, tmp
     counts.mkdir()
     spec = f"{faulty}?count_in={counts}&seconds=0.05"
     rng = np.random.default_rng(0)
-    structures = from_atoms([Atoms("H2O", rng.normal(size=(3, 3))) for _ in range(N)])
+    water = np.array([[0, 0, 0], [0, 0.76, 0.59], [0, -0.76, 0.59]])
+    structures = from_atoms(
+        [Atoms("OH2", water + 0.05 * rng.normal(size=(3, 3))) for _ in range(N)]
+    )
     cache = LabelCache(tmp_path / "labels")
     level = get_reference(spec).level_hash
     dice = random.Random(1)
