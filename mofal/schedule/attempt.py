@@ -43,8 +43,9 @@ def run_attempt(payload: dict[str, Any]) -> None:
         with suppress(OSError):  # a full disk: the task itself will say so
             write_json(claim, {"worker": STATE.name, "job": STATE.job, "time": time.time()})
         result = execute_payload(payload)
-        claim.unlink(missing_ok=True)
     finally:
+        with suppress(OSError):
+            claim.unlink(missing_ok=True)
         STATE.busy.clear()
     # As JSON: Dask's own packing of messages turns lists into tuples.
     message = {"type": "finished", "attempt": payload["attempt"], "result": json.dumps(result)}

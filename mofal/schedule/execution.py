@@ -68,7 +68,7 @@ def _execute(call: Callable[[], Any], *, output: str | Path | None) -> Result:
             result["summary"] = _checked_summary(call())
             if path is not None and not path.exists():
                 raise ScheduleError(f"the task returned, but its output {path} is not there")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         result.update(status="failed", summary={}, reason=one_line(error))
         result["traceback"] = traceback.format_exc()
     result["wall_time"] = time.perf_counter() - start

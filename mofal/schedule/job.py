@@ -33,8 +33,10 @@ from mofal.schedule.files import (
     write_json,
 )
 
-#: Seconds between two looks at the workers, between two beats, between two looks at memory.
-LOOK, BEAT, MEMORY = 0.1, 5.0, 1.0
+#: Seconds between two looks at the workers, on this machine and on a node.
+LOOK_LOCAL, LOOK_NODE = 0.1, 0.25
+#: Seconds between two beats, and between two looks at memory.
+BEAT, MEMORY = 5.0, 1.0
 #: A worker that dies this often before it connects ends the job.
 CRASHES = 3
 #: Seconds until a worker that lost its scheduler looks whether the same one answers again.
@@ -254,7 +256,7 @@ class Job:
             if changed or now >= next_beat:
                 self._beat()
                 next_beat = now + BEAT
-            time.sleep(LOOK)
+            time.sleep(LOOK_LOCAL if self.spec["local"] else LOOK_NODE)
         return self._end()
 
     def _end(self) -> int:

@@ -99,6 +99,8 @@ class PoolSettings(_Settings):
     mpi_ranks
         MPI ranks that a task of this pool starts; its worker then has ``mpi_ranks x threads``
         cores, all of them the task's.
+    nodes
+        Nodes over which the ranks of an MPI pool are spread.
     memory
         Of a worker with everything that it starts. None: not limited (local), or the partition's
         default (SLURM).
@@ -127,6 +129,7 @@ class PoolSettings(_Settings):
     workers: WorkerRange = WorkerRange()
     threads: int = Field(1, ge=1)
     mpi_ranks: int = Field(1, ge=1)
+    nodes: int = Field(1, ge=1)
     memory: Bytes | None = None
     gpus: int = Field(0, ge=0)
     walltime: Seconds = 12 * 3600
@@ -147,6 +150,18 @@ class PoolSettings(_Settings):
             if not line.startswith("-") or "\n" in line:
                 raise ValueError(f"found {line!r}; expected a directive such as --constraint=milan")
         return value
+
+    @model_validator(mode="after")
+    def _spread(self) -> PoolSettings:
+        if self.mpi_ranks > 1 and self.workers_per_job > 1:
+            raise ValueError(
+                "found mpi_ranks and workers_per_job above 1; expected one MPI worker per job"
+            )
+        if self.nodes > self.mpi_ranks:
+            raise ValueError(
+                f"found {self.nodes} nodes for {self.mpi_ranks} MPI ranks; expected a rank per node"
+            )
+        return self
 
     @property
     def cores(self) -> int:

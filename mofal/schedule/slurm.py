@@ -143,7 +143,8 @@ def directives(
     if cores and settings.memory is not None:
         workers = getattr(settings, "workers_per_job", 1)
         # The job's keeper and the interpreters themselves need some room beside the tasks.
-        lines.append(f"--mem={settings.memory * workers // 10**6 + 200}M")
+        share = settings.memory * workers // getattr(settings, "nodes", 1)
+        lines.append(f"--mem={share // 10**6 + 200}M")
     return lines
 
 
@@ -159,8 +160,8 @@ def worker_script(
     if settings.mpi_ranks > 1:
         lines += [f"--ntasks={settings.mpi_ranks}", f"--cpus-per-task={settings.threads}"]
     else:
-        cores = settings.threads * settings.workers_per_job
-        lines += ["--ntasks=1", f"--cpus-per-task={cores}", "--nodes=1"]
+        lines += ["--ntasks=1", f"--cpus-per-task={settings.threads * settings.workers_per_job}"]
+    lines.append(f"--nodes={settings.nodes}")
     if settings.gpus:
         lines.append(f"--gres=gpu:{settings.gpus * settings.workers_per_job}")
     lines += settings.job_extra

@@ -190,6 +190,24 @@ def test_jobs__refused_again_and_again_is_the_end_of_a_pool(bench):
     assert bench.jobs._number <= 5 + 2
 
 
+def test_jobs__full_disk_is_waited_out(bench, monkeypatch):
+    from mofal.schedule import jobs
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    bench.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "write_json", full)
+        for _ in range(10):
+            bench.jobs.submit("dft")
+            time.sleep(0.01)
+    assert bench.jobs.of("dft") == []
+    assert bench.jobs.verdict("dft") is None
+    assert len([line for line in bench.said if "No space left" in line]) == 1
+    bench.until(lambda: (bench.jobs.submit("dft"), bench.jobs.of("dft"))[1])
+
+
 def test_jobs__limit_of_submissions_is_waited_out(bench):
     bench.slurm.refusal = "Job violates accounting/QOS policy (job submit limit)"
     bench.start()
@@ -348,8 +366,14 @@ def test_specification__jobs_plan_to_end_before_their_walltime(bench):
 
 def test_script__an_mpi_pool_books_ranks(tmp_path):
     script = Bench(tmp_path, mpi_ranks=4, threads=2, memory="8GB").jobs.script("dft", name="dft-0")
-    assert "#SBATCH --ntasks=4\n#SBATCH --cpus-per-task=2\n" in script
-    assert "--nodes" not in script
+    assert "#SBATCH --ntasks=4\n#SBATCH --cpus-per-task=2\n#SBATCH --nodes=1\n" in script
+    assert "#SBATCH --mem=8200M\n" in script
+
+
+def test_script__memory_is_shared_out_over_nodes(tmp_path):
+    script = Bench(tmp_path, mpi_ranks=4, nodes=2, memory="8GB").jobs.script("dft", name="dft-0")
+    assert "#SBATCH --nodes=2\n" in script
+    assert "#SBATCH --mem=4200M\n" in script
 
 
 def test_script__workers_share_a_job(tmp_path):

@@ -376,3 +376,42 @@ def test_local__idle_pools_end_quickly(tmp_path):
     assert middle - start < 15.0
     assert read_json(tmp_path / "schedule" / "scheduler.json") is None
     assert not _processes(str(tmp_path))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of half a megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this test mounts a small file system, which takes root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def _fill(path):
+    """Write a file until the disk is full."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        while os.write(fd, b"x" * 1024):
+            pass
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def test_local__full_disk_costs_time_and_no_results(small_disk):
+    """Tasks fail with the reason while the disk is full, and are done when it is not."""
+    with Pools.from_settings(_settings(workers=1), directory=small_disk) as pools:
+        (first,) = pools.run(_labels(small_disk, 1))
+        assert first.status == "done"
+        _fill(small_disk / "filler")
+        outcomes = list(pools.run(_labels(small_disk, 3)))
+        assert sorted(o.status for o in outcomes) == ["failed", "failed", "found"]
+        assert all("No space left" in o.reason for o in outcomes if o.status == "failed")
+        (small_disk / "filler").unlink()
+        outcomes = list(pools.run(_labels(small_disk, 3)))
+        assert sorted(o.status for o in outcomes) == ["done", "done", "found"]
+    assert len(list(small_disk.glob("*.json"))) == 3

@@ -55,6 +55,8 @@ def test_format_walltime__round_trip(seconds):
         ({"pools": {"a": {"workers": {"min": 3, "max": 2}}}}, "min <= max"),
         ({"pools": {"a": {"job_extra": ["constraint=milan"]}}}, "expected a directive"),
         ({"pools": {"a": {"treads": 2}}}, "treads"),
+        ({"pools": {"a": {"mpi_ranks": 2, "workers_per_job": 2}}}, "one MPI worker per job"),
+        ({"pools": {"a": {"mpi_ranks": 2, "nodes": 4}}}, "a rank per node"),
         ({"dashboard_port": 99999}, "65535"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -99,6 +100,12 @@ def test_execute_task__summary_must_be_json():
     result = execute_task(Task("label", "1", tasks.unprintable))
     assert result["status"] == "failed"
     assert "JSON" in result["reason"]
+
+
+def test_execute_task__exit_of_a_task_is_a_failure():
+    result = execute_task(Task("label", "1", sys.exit, {}))
+    assert result["status"] == "failed"
+    assert result["reason"].startswith("SystemExit")
 
 
 def test_execute_task__reason_is_one_line():
