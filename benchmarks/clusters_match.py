@@ -1,9 +1,10 @@
 """Force matching of the defective brick in S_ld with GFN1-xTB, beside Table SI.3 of the paper.
 
-    python benchmarks/clusters_match.py [--size tiny|full] [--labels DIR]
+    python benchmarks/clusters_match.py [--size tiny|small|full] [--labels DIR]
 
 Labels are kept in DIR: an interrupted run goes on where it was. Full size: three frames of the
-448-atom cell (some minutes each) and their clusters.
+448-atom cell (some minutes each) and their clusters; small size: of the 106-atom primitive cell,
+which is smaller than its clusters.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mofal.reference import label_one
 
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"cell": "primitive", "frames": 1, "shells": (0,), "partial": False},
+    "small": {"cell": "primitive", "frames": 3, "shells": (0, 1), "partial": (0.5,)},
     "full": {"cell": "conventional", "frames": 3, "shells": (0, 1), "partial": (0.5,)},
 }
 PAPER = {"all": (456, 200), "Zr": (114, 67), "formate": (41, 31)}

@@ -349,8 +349,8 @@ def verdict(
 ) -> Verdict:
     """Name the cheapest candidate whose core forces are within tolerance.
 
-    A candidate larger than its parent is taken only where no other one passes: labelling the
-    parent would be cheaper.
+    A candidate larger than its parent is taken only where no other one passes: the parent itself
+    could be labelled instead.
 
     Parameters
     ----------
@@ -392,7 +392,7 @@ def verdict(
         text += f" Two noisy labels differ by {pair:.0f} meV/Å (noise floor {noise_floor:.0f})"
         text += ": no candidate can do better." if rmse[chosen] <= 1.2 * pair else "."
     if larger[chosen]:
-        text += " It is larger than its parent: labelling the parent itself costs less."
+        text += " It is larger than its parent: think of labelling the parent itself."
     if target != "parent":
         text += " The parent was too large to be labelled: this is convergence, not agreement."
     return Verdict(
