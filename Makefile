@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 
 help:
 	@echo "make demo        the main job: a campaign on one machine, with its report (under 20 minutes)"
-	@echo "make test        everything (under 25 minutes on 2 cores)"
+	@echo "make test        all but the tests on SLURM (under 25 minutes on 2 cores)"
 	@echo "make check       lint, types and the fast tests (under 3 minutes)"
 	@echo "make slurm-test  the tests on a real SLURM that they start themselves"
 	@echo "make bench       all benchmarks at their tiny size"
@@ -44,7 +44,6 @@ check: lint
 
 test: lint gpaw
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
-	$(MAKE) --no-print-directory slurm-test
 
 slurm-test: $(STAMP)
 	$(BIN)/python -m pytest -q -m slurm tests
