@@ -11,6 +11,11 @@ python=${1:?"which Python? Type: sh scripts/gpaw/install.sh .venv/bin/python"}
 here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
 version=${MOFAL_GPAW_VERSION:-26.7.0}
 packages="g++ libxc-dev libopenblas-dev libopenmpi-dev openmpi-bin libscalapack-openmpi-dev libfftw3-dev"
+# Absolute, since the verification starts it elsewhere; not resolved, or a venv's link would lead out of the venv.
+case $python in
+*/*) python=$(CDPATH= cd -- "$(dirname -- "$python")" && pwd)/$(basename -- "$python") ;;
+*) python=$(command -v -- "$python") ;;
+esac
 prefix=$("$python" -c 'import sys; print(sys.prefix)')
 stamp="$prefix/share/mofal/gpaw-$version"
 

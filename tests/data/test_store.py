@@ -42,8 +42,8 @@ def test_write_group__reads_back_bit_for_bit(tmp_path_factory, ds, rows):
         assert back[name].attrs == ds[name].attrs
 
 
-@pytest.mark.parametrize("rows_per_shard", [1, 7, 100, 613, 10**6])
-@pytest.mark.parametrize("dask_rows", [None, 9, 100, 250, 10**6])
+@pytest.mark.parametrize("rows_per_shard", [1, 7, 100, 10**6])
+@pytest.mark.parametrize("dask_rows", [None, 9, 250])
 def test_write_group__any_shards_from_any_chunks(tmp_path, rows_per_shard, dask_rows):
     """Also shards and chunks that do not divide, and that are longer than the data."""
     ds = features(3 if rows_per_shard == 1 else 12, seed=1)

@@ -155,6 +155,7 @@ def test_local__performance_report(pools, tmp_path):
         assert "<html" in path.read_text()
 
 
+@pytest.mark.slow
 def test_local__gpus_are_shared_out_one_per_worker(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     with Pools.from_settings(_settings(gpus=1), directory=tmp_path) as pools:
@@ -174,6 +175,7 @@ def test_local__gpus_are_shared_out_one_per_worker(tmp_path, monkeypatch):
         assert sorted(seen.values()) == ["4", "7"]
 
 
+@pytest.mark.slow
 def test_local__worker_dies_once_and_the_task_is_done(tmp_path):
     arguments = {"marker": str(tmp_path / "marker"), "output": str(tmp_path / "x.json")}
     with Pools.from_settings(_settings(), directory=tmp_path) as pools:
@@ -200,6 +202,7 @@ def test_local__task_that_kills_workers_is_quarantined(tmp_path):
     assert any("quarantine" in line for line in said)
 
 
+@pytest.mark.slow
 def test_local__memory_of_a_pool_is_a_limit(tmp_path):
     with Pools.from_settings(_settings(memory="400MB", workers=1), directory=tmp_path) as pools:
         (outcome,) = pools.run([Task("label", "big", tasks.hoard, {"megabytes": 600})])
@@ -227,6 +230,7 @@ def test_local__killed_workers_cost_nothing_but_what_they_had_in_hand(tmp_path):
     assert set(durable.values()) == {1}
 
 
+@pytest.mark.slow
 def test_local__a_scheduler_that_dies_is_replaced(tmp_path):
     trace = tmp_path / "trace"
     said = []
@@ -245,6 +249,7 @@ def test_local__a_scheduler_that_dies_is_replaced(tmp_path):
     assert set(_starts(trace).values()) == {1}
 
 
+@pytest.mark.slow
 def test_local__a_pool_that_dies_on_arrival_is_given_up(tmp_path):
     broken = _settings(environment={"PYTHONHOME": "/nowhere"})
     with (
@@ -314,6 +319,7 @@ def test_local__workers_end_with_a_killed_driver(tmp_path, driver):
     assert sum(_starts(tmp_path / "trace").values()) <= 40 + 2  # at most one per worker again
 
 
+@pytest.mark.slow
 def test_local__interrupted_driver_leaves_nothing(tmp_path, driver):
     for _ in range(2):
         assert driver.stdout.readline()
