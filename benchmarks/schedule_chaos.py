@@ -5,7 +5,8 @@
 Each seed is one run through a schedule of accidents (worker, driver, scheduler killed, job
 cancelled, node lost, controller restarted). With ``--what tasks`` a run has many short durable
 tasks, with ``--what campaign`` it is a whole small campaign (`mofal run`), compared with one that
-nobody disturbed. Prints a table.
+nobody disturbed. Prints a table: the accidents, drivers needed, workers at risk (at work when they
+were hit), tasks cut (started once more), durable results computed again, results lost.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,8 +39,61 @@ SETTINGS = {
 }
 
 
-def run_tasks(lab: SlurmLab, folder: Path, seed: int, size: str) -> tuple[ChaosResult, list[str]]:
-    """Many short tasks; what is wrong afterwards."""
+@dataclass
+class Run:
+    """What became of one seed.
+
+    Attributes
+    ----------
+    result
+        What happened to it.
+    lost
+        Results that are not there.
+    again
+        Results that were durable and computed again.
+    cut
+        Starts beyond one per result: what was in hand when something died.
+    wrong
+        What is not as if nothing had happened.
+    """
+
+    result: ChaosResult
+    lost: int
+    again: int
+    cut: int
+    wrong: list[str]
+
+    @classmethod
+    def judged(
+        cls,
+        result: ChaosResult,
+        folder: Path,
+        *,
+        made: dict[str, float],
+        lost: int,
+        wrong: list[str],
+    ) -> Run:
+        """Judge what tasks noted of their starts, against when results came to be on disk."""
+        trace = folder / "trace"
+        starts = tasks.starts(trace)
+        run = cls(
+            result=result,
+            lost=lost,
+            again=tasks.started_again(trace, made),
+            cut=sum(starts.values()) - len(starts),
+            wrong=wrong,
+        )
+        if run.lost:
+            wrong.append(f"{run.lost} results lost")
+        if run.again:
+            wrong.append(f"{run.again} durable results computed again")
+        if run.cut > result.at_risk:
+            wrong.append(f"{run.cut} starts too many where {result.at_risk} were at risk")
+        return run
+
+
+def run_tasks(lab: SlurmLab, folder: Path, seed: int, size: str) -> Run:
+    """Many short tasks."""
     number, seconds, accidents = SIZES[size]
     command = [sys.executable, "-m", "tests.slurm.driver", str(folder), str(number), str(seconds)]
     command.append(json.dumps(SETTINGS))
@@ -53,18 +108,14 @@ def run_tasks(lab: SlurmLab, folder: Path, seed: int, size: str) -> tuple[ChaosR
         first=(folder / "trace").exists,
     )
     result = chaos.run()
-    durable, starts = tasks.durables(folder / "trace"), tasks.starts(folder / "trace")
     wrong = [] if result.finished else ["the driver gave up"]
-    missing = [i for i in range(number) if not (folder / f"{i:04d}.json").exists()]
-    if missing:
-        wrong.append(f"{len(missing)} tasks lost")
-    return result, wrong + judge(durable, starts, result, number)
+    lost = sum(not (folder / f"{i:04d}.json").exists() for i in range(number))
+    made = tasks.first_durable(folder / "trace")
+    return Run.judged(result, folder, made=made, lost=lost, wrong=wrong)
 
 
-def run_campaign(
-    lab: SlurmLab, folder: Path, seed: int, size: str, undisturbed: Path
-) -> tuple[ChaosResult, list[str]]:
-    """A whole campaign; what is wrong afterwards."""
+def run_campaign(lab: SlurmLab, folder: Path, seed: int, size: str, undisturbed: Path) -> Run:
+    """A whole campaign, compared with one that nobody disturbed."""
     file = campaigns.write_campaign(folder)
     chaos = Chaos(
         lab,
@@ -80,24 +131,9 @@ def run_campaign(
     wrong = [] if result.finished else ["the driver gave up"]
     if result.finished:
         wrong += campaigns.compare(undisturbed, folder)
-    durable, starts = tasks.durables(folder / "trace"), tasks.starts(folder / "trace")
-    return result, wrong + judge(durable, starts, result, len(durable))
-
-
-def judge(
-    durable: Counter[str], starts: Counter[str], result: ChaosResult, number: int
-) -> list[str]:
-    """What must hold of the starts and ends that the tasks noted themselves."""
-    wrong = []
-    again = sum(count - 1 for count in durable.values())
-    if again > result.at_risk:
-        wrong.append(f"{again} results were computed twice")
-    cut = sum(starts.values()) - sum(durable.values())
-    if cut > result.at_risk:
-        wrong.append(f"{cut} tasks were cut where {result.at_risk} were at risk")
-    if len(durable) < number:
-        wrong.append(f"{number - len(durable)} results are missing")
-    return wrong
+    made, wanted = campaigns.records(folder), campaigns.records(undisturbed)
+    lost = len(set(wanted) - set(made))
+    return Run.judged(result, folder, made=made, lost=lost, wrong=wrong)
 
 
 def seeds_of(text: str) -> list[int]:
@@ -137,25 +173,29 @@ def main(argv: list[str] | None = None) -> int:
             print(f"undisturbed: {quiet.seconds:.0f} s", flush=True)
         words = ("worker", "driver", "scheduler", "scancel", "node", "controller")
         print(f"{'seed':>5}" + "".join(f"{word:>11}" for word in words), end="")
-        print(f"{'drivers':>9}{'at risk':>9}{'cut':>5}{'again':>7}{'seconds':>9}  verdict")
+        columns = ("drivers", "at risk", "cut", "again", "lost", "seconds")
+        print("".join(f"{column:>9}" for column in columns) + "  verdict", flush=True)
+        total: Counter[str] = Counter()
         for seed in seeds:
             folder = base / f"seed-{seed}"
             folder.mkdir(parents=True, exist_ok=True)
             lab.restore()
             if options.what == "tasks":
-                result, wrong = run_tasks(lab, folder, seed, options.size)
+                run = run_tasks(lab, folder, seed, options.size)
             else:
-                result, wrong = run_campaign(lab, folder, seed, options.size, undisturbed)
-            durable, starts = tasks.durables(folder / "trace"), tasks.starts(folder / "trace")
-            cut = sum(starts.values()) - sum(durable.values())
-            again = sum(count - 1 for count in durable.values())
-            bad += bool(wrong)
-            print(f"{seed:>5}" + "".join(f"{result.accidents[word]:>11}" for word in words), end="")
+                run = run_campaign(lab, folder, seed, options.size, undisturbed)
+            bad += bool(run.wrong)
+            total.update({**run.result.accidents, "cut": run.cut, "again": run.again})
+            total.update({"lost": run.lost, "at risk": run.result.at_risk})
             print(
-                f"{result.drivers:>9}{result.at_risk:>9}{cut:>5}{again:>7}{result.seconds:>9.0f}"
-                f"  {'; '.join(wrong) or 'ok'}",
+                f"{seed:>5}"
+                + "".join(f"{run.result.accidents[word]:>11}" for word in words)
+                + f"{run.result.drivers:>9}{run.result.at_risk:>9}{run.cut:>9}{run.again:>9}"
+                + f"{run.lost:>9}{run.result.seconds:>9.0f}  {'; '.join(run.wrong) or 'ok'}",
                 flush=True,
             )
+        print("  all" + "".join(f"{total[word]:>11}" for word in words), end="")
+        print(f"{'':>9}" + "".join(f"{total[column]:>9}" for column in columns[1:5]))
     finally:
         lab.stop()
         if options.keep:

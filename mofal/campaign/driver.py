@@ -217,6 +217,9 @@ class _Driver:
             state = self.open.pop(step)
             text = stages.finish(self.site, step, list(state.outcomes.values()))
             self.display.ended(step, text)
+            if step.stage == "train" and self.site.config.schedule.performance_reports:
+                name = f"cycle-{step.cycle:03d}.html"
+                self.pools.performance_report(self.site.root / "schedule" / "performance" / name)
             if not self.site.exists(step.makes):
                 raise CampaignError(f"{step.name} ended without its product {step.makes}")
         return bool(done)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mofal.campaign import plan
 from mofal.campaign.seeding import examine
 
 if TYPE_CHECKING:
     from mofal.campaign.driver import Campaign
+    from mofal.campaign.site import Site
+    from mofal.schedule.preview import Work
 
 #: Seconds of one label per (atoms / 114)³ on one core, where the campaign has no labels yet:
 #: measured with GFN1-xTB; of other references nothing is known before the first label.
@@ -42,18 +44,23 @@ def describe_run(campaign: Campaign) -> str:
     steps = site.steps()
     left = plan.unfinished(steps, site.exists)
     lines.append(f"{len(steps)} steps, {len(left)} left; {config.cycles} cycles")
-    work = _work(campaign)
+    work = work_left(site)
     for item in work:
         lines.append(f"  {item.number:6d} x {item.kind}")
     lines += ["", dry_run(config.schedule, directory=site.root, work=work)]
     return "\n".join(lines)
 
 
-def _work(campaign: Campaign) -> list[Any]:
+def work_left(site: Site) -> list[Work]:
+    """Tasks of each kind that a campaign is still going to have, and what is known of their length.
+
+    Of a step that can start, or has, those tasks are counted that are not done; of later ones as
+    many as the campaign file says.
+    """
+    from mofal.campaign import stages
     from mofal.schedule.preview import Work
 
-    site, config = campaign.site, campaign.config
-    left = plan.unfinished(site.steps(), site.exists)
+    config = site.config
     seed = config.seed_data
     n_seed = (
         seed.perturbed.frames
@@ -62,11 +69,15 @@ def _work(campaign: Campaign) -> list[Any]:
         if seed.clusters
         else 0
     )
+    left = plan.unfinished(site.steps(), site.exists)
+    ready = plan.ready(left, site.exists)
     counts: dict[str, int] = {}
     at_once: dict[str, int] = {}
     for step in left:
         n = 1
-        if step.stage == "walk":
+        if step in ready:
+            n = sum(not task.found() for task in stages.expand(site, step))
+        elif step.stage == "walk":
             n = config.exploration.walks
         elif step.stage == "label":
             n = config.selection.clusters if step.cycle else n_seed
@@ -75,24 +86,36 @@ def _work(campaign: Campaign) -> list[Any]:
         kind = "train" if step.stage == "control" else step.stage
         counts[kind] = counts.get(kind, 0) + n
         at_once[kind] = max(at_once.get(kind, 0), n * max(1, len(config.explored)))
-    return [
-        Work(kind, n, _seconds(campaign, kind), min(n, at_once[kind]))
-        for kind, n in counts.items()
-        if n
-    ]
+    lengths = known_lengths(site)
+    return [Work(k, n, lengths.get(k), min(n, at_once[k])) for k, n in counts.items() if n]
 
 
-def _seconds(campaign: Campaign, kind: str) -> float | None:
-    """Mean length of a task: of those of its kind that this campaign has done already."""
+def known_lengths(site: Site) -> dict[str, float]:
+    """Mean length (s) of a task by kind: of those that this campaign has done, else as its file
+    says (`schedule.lengths`), else as measured with the embedded reference."""
     from mofal.schedule.events import read_events
 
-    times = [
-        float(event["wall_time"])
-        for event in read_events(campaign.site.root)
-        if event["event"] == "end" and event.get("kind") == kind and event.get("status") == "done"
-    ]
-    if times:
-        return sum(times) / len(times)
-    if kind == "label" and campaign.config.reference.name.startswith("gfn"):
-        return XTB_SECONDS * 4  # a 66- to 186-atom cluster
-    return None
+    lengths: dict[str, float] = {}
+    if site.config.reference.name.startswith("gfn"):
+        lengths["label"] = XTB_SECONDS * 4  # a 66- to 186-atom cluster
+    lengths.update(site.config.schedule.lengths)
+    times: dict[str, list[float]] = {}
+    for event in read_events(site.root):
+        if event["event"] == "end" and event.get("status") == "done":
+            times.setdefault(event["kind"], []).append(float(event["wall_time"]))
+    lengths.update({kind: sum(own) / len(own) for kind, own in times.items()})
+    return lengths
+
+
+def seconds_left(site: Site) -> float | None:
+    """Time (s) that what is left takes with all workers that the pools may have, one kind after
+    the other; None where the length of a kind is not known yet."""
+    schedule = site.config.schedule
+    pools = schedule.effective_pools()
+    total = 0.0
+    for item in work_left(site):
+        if item.seconds is None:
+            return None
+        workers = pools[schedule.pool_of(item.kind)].workers.max
+        total += item.number * item.seconds / min(workers, item.at_once or item.number)
+    return total

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from mofal.campaign import plan
+from mofal.campaign.dryrun import seconds_left
 from mofal.campaign.site import Site
 
 
@@ -46,6 +47,14 @@ def show(directory: str | os.PathLike[str]) -> str:
     if left and progress and time.time() - progress[-1].stat().st_mtime < 120:
         lines += ["", f"{progress[-1].stem}: {progress[-1].read_text().strip()}"]
     lines += ["", format_status(read_status(site.root))]
+    seconds = seconds_left(site) if left else None
+    if seconds is not None:
+        hours = f"{seconds / 3600:.1f} h" if seconds > 7200 else f"{seconds / 60:.0f} min"
+        end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
+        lines += [
+            "",
+            f"all that is left takes about {hours} with all workers at work (until {end})",
+        ]
     return "\n".join(lines)
 
 

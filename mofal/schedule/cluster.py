@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 #: Seconds for the scheduler to come up (a busy machine imports slowly).
 SCHEDULER_START = 120.0
+#: Seconds for one attempt at connecting to it.
+CONNECT = 15.0
 #: Seconds that the reason of a worker's death is waited for before it is taken as it is.
 REASON_TIMEOUT = 10.0
 #: A scheduler that dies this often within a minute is not started again.
@@ -95,6 +97,17 @@ class ClusterBackend:
                 "found no `distributed`, which the local and slurm backends need; expected it: "
                 "pip install 'mofal[parallel]' (or set schedule: {backend: threads})"
             ) from error
+        while not self._try_to_start_scheduler(Client):
+            self._scheduler_died()
+
+    def _try_to_start_scheduler(self, client: type[Client]) -> bool:
+        """Start a scheduler and connect to it; False if something killed it meanwhile.
+
+        Raises
+        ------
+        ScheduleError
+            It ended by itself, or does not answer.
+        """
         self._layout.scheduler_file.unlink(missing_ok=True)
         port = self._settings.dashboard_port
         command = [sys.executable, "-m", "mofal.schedule.scheduler"]
@@ -117,6 +130,8 @@ class ClusterBackend:
             )
         deadline = time.monotonic() + SCHEDULER_START
         while (facts := read_json(self._layout.scheduler_file)) is None:
+            if (self._process.poll() or 0) < 0:
+                return False
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise ScheduleError(
                     "the scheduler did not start; its log says: "
@@ -128,15 +143,42 @@ class ClusterBackend:
             from mofal.schedule.security import load_security
 
             security = load_security(self._layout.tls)
-        self._client = Client(
-            facts["address"], security=security, set_as_default=False, name="mofal", timeout=60
-        )
+        while True:
+            try:
+                self._client = client(
+                    facts["address"],
+                    security=security,
+                    set_as_default=False,
+                    name="mofal",
+                    timeout=CONNECT,
+                )
+                break
+            except OSError as error:
+                if (self._process.poll() or 0) < 0:
+                    return False
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise ScheduleError(
+                        f"the scheduler at {facts['address']} does not answer ({one_line(error)}); "
+                        f"its log says: {last_lines(self._layout.log('scheduler'))}"
+                    ) from error
         self._client.subscribe_topic("mofal", self._event)
         if facts["dashboard"] and self._settings.dashboard_port is not None:
             self.dashboard = f"http://127.0.0.1:{facts['dashboard']}/status"
         self._events.write(
             "scheduler", address=facts["address"], dashboard=self.dashboard, tls=self._tls
         )
+        return True
+
+    def _scheduler_died(self) -> None:
+        """Say so, unless it is too often."""
+        now = time.monotonic()
+        self._scheduler_deaths = [t for t in self._scheduler_deaths if now - t < 60] + [now]
+        if len(self._scheduler_deaths) >= SCHEDULER_DEATHS:
+            raise ScheduleError(
+                f"the scheduler died {SCHEDULER_DEATHS} times in a minute; its log says: "
+                f"{last_lines(self._layout.log('scheduler'))}"
+            )
+        self._say("the scheduler is gone; starting another")
 
     def _host(self) -> str:
         """The one address that the scheduler binds to."""
@@ -274,6 +316,9 @@ class ClusterBackend:
             self._post(("give-up", pool, error))
             return
         now = time.monotonic()
+        for record in self._jobs.of(pool):
+            if not busy.get(record.name):
+                self._jobs.give_up_on_silent(record)
         records = self._jobs.of(pool)
         jobs = [self._view(record, busy.get(record.name, 0), now) for record in records]
         slurm = self._pools[pool].backend == "slurm"
@@ -290,15 +335,17 @@ class ClusterBackend:
         for _ in range(decision.submit):
             self._jobs.submit(pool)
 
-    @staticmethod
-    def _view(record: JobRecord, busy: int, now: float) -> JobView:
-        if busy or not record.connected:
+    def _view(self, record: JobRecord, busy: int, now: float) -> JobView:
+        # A job that runs counts as there before its worker has come: it waited for its start, or
+        # finishes what the driver before gave it.
+        pending = not (busy or record.connected or self._jobs.runs(record))
+        if busy or pending:
             record.idle_since = None
         elif record.idle_since is None:
             record.idle_since = now
         return JobView(
             name=record.name,
-            pending=not record.connected,
+            pending=pending,
             workers=record.workers,
             busy=busy,
             idle_since=record.idle_since,
@@ -313,14 +360,7 @@ class ClusterBackend:
         self._judge()
 
     def _restart_scheduler(self) -> None:
-        now = time.monotonic()
-        self._scheduler_deaths = [t for t in self._scheduler_deaths if now - t < 60] + [now]
-        log = last_lines(self._layout.log("scheduler"))
-        if len(self._scheduler_deaths) >= SCHEDULER_DEATHS:
-            raise ScheduleError(
-                f"the scheduler died {SCHEDULER_DEATHS} times in a minute; its log says: {log}"
-            )
-        self._say("the scheduler is gone; starting another")
+        self._scheduler_died()
         if self._client is not None:
             with suppress(Exception):
                 self._client.close(timeout=0.1)
@@ -397,8 +437,16 @@ def _quiet_distributed(log: Path) -> None:
 
     handler = logging.FileHandler(log, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    for name in ["distributed", *(n for n in logger.manager.loggerDict if "distributed." in n)]:
-        for old in list(logging.getLogger(name).handlers):
-            logging.getLogger(name).removeHandler(old)
-    logger.addHandler(handler)
-    logger.propagate = False
+    for name in list(logger.manager.loggerDict):
+        if name.startswith("distributed."):
+            child = logging.getLogger(name)
+            child.handlers.clear()
+            child.propagate = True  # Dask cuts some of them off
+    for name in ("distributed", "tornado"):
+        top = logging.getLogger(name)
+        top.handlers[:] = [handler]
+        top.propagate = False
+    for name in ("tornado.application", "tornado.general", "tornado.access"):
+        child = logging.getLogger(name)
+        child.handlers.clear()
+        child.propagate = True

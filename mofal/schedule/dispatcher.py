@@ -24,7 +24,7 @@ from mofal.errors import MofalError, ScheduleError
 from mofal.schedule.backend import Attempt, Backend, Loss, ThreadsBackend, WorkerInfo
 from mofal.schedule.events import EventLog, schedule_directory
 from mofal.schedule.execution import Result, one_line
-from mofal.schedule.files import Layout
+from mofal.schedule.files import Layout, job_of_worker
 from mofal.schedule.handover import HandedOver, Handover
 from mofal.schedule.policy import PoolView, TaskQueue, look_ahead
 from mofal.schedule.settings import ScheduleSettings
@@ -56,6 +56,7 @@ class Entry:
     attempts: int = 0
     kills: int = 0
     cuts: int = 0
+    owner: str = ""  # worker that lost its driver and still computes this
     was_claimed: bool = False
     deaths: list[str] = field(default_factory=list)
     outcome: Outcome | None = None
@@ -181,6 +182,8 @@ class Dispatcher:
             self._inbox.put(("stop",))
             self._thread.join()
             self._thread = None
+            if not keep_busy:
+                self._handover.withdraw()
         elif not self.inline and any(pool.backend == "slurm" for pool in self._pools.values()):
             # Everything was found, and jobs that a driver before left have nothing to do.
             from mofal.schedule.jobs import cancel_leftovers
@@ -306,7 +309,7 @@ class Dispatcher:
         owner = self._backend.claim(entry.task)
         if not owner:
             return False
-        entry.state = "claimed"
+        entry.state, entry.owner = "claimed", owner
         entry.was_claimed = True
         self._claimed.append(entry)
         self._events.write("claimed", kind=entry.task.kind, key=entry.task.key, worker=owner)
@@ -535,7 +538,6 @@ class Dispatcher:
     def _quarantine(self, entry: Entry, reason: str) -> None:
         task = entry.task
         folder = schedule_directory(self._directory) / "quarantine"
-        folder.mkdir(parents=True, exist_ok=True)
         facts = {
             "kind": task.kind,
             "key": task.key,
@@ -546,8 +548,13 @@ class Dispatcher:
             "deaths": entry.deaths,
         }
         path = folder / f"{task.name}.json"
-        path.write_text(json.dumps(facts, indent=1, default=str) + "\n")
-        self._say(f"{task.name} is in quarantine: {reason}; its input is kept in {path}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(facts, indent=1, default=str) + "\n")
+            kept = f"its input is kept in {path}"
+        except OSError as error:  # a full disk: the campaign goes on
+            kept = f"its input could not be kept: {one_line(error)}"
+        self._say(f"{task.name} is in quarantine: {reason}; {kept}")
         worker = entry.deaths[-1].partition(":")[0]
         self._end(entry, Outcome(task=task, status="quarantined", reason=reason, worker=worker))
 
@@ -560,23 +567,33 @@ class Dispatcher:
             pass  # a full disk: the reason is in the outcome
 
     # -- now and then
-    def _tick(self) -> None:
+    def _look_at_claims(self) -> None:
+        """End claimed tasks whose output has come, queue those whose worker gave up."""
         assert self._backend is not None
-        self._handover.check()
-        self._backend.tick()
         claimed, self._claimed = self._claimed, []
         for entry in claimed:
             if entry.task.found():
                 self._end(entry, Outcome(task=entry.task, status="found"))
-            elif not self._backend.claim(entry.task):
-                self._queue(entry)
-            else:
+                continue
+            entry.owner = self._backend.claim(entry.task)
+            if entry.owner:
                 self._claimed.append(entry)
+            else:
+                self._queue(entry)
+
+    def _tick(self) -> None:
+        assert self._backend is not None
+        self._handover.check()
+        self._backend.tick()
+        self._look_at_claims()
         now = time.monotonic()
         for pool, settings in self._pools.items():
             if pool in self._dead:
                 continue
-            busy: Counter[str] = Counter()
+            # A job with a claimed task is as busy as any: it must not be given back.
+            busy = Counter(
+                job_of_worker(entry.owner) for entry in self._claimed if entry.pool == pool
+            )
             for worker in self._workers.values():
                 if worker.info.pool == pool:
                     busy[worker.info.job] += bool(worker.running)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
+import math
 import os
+import re
 import secrets
 import socket
 import tempfile
@@ -12,11 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mofal.errors import ConfigError
-from mofal.schedule.settings import PoolSettings, ScheduleSettings, parse_walltime
+from mofal.schedule.settings import (
+    DriverSettings,
+    PoolSettings,
+    ScheduleSettings,
+    parse_walltime,
+)
 from mofal.schedule.slurm import SlurmCommands, SlurmError, directives, run_command
 
 #: One thing looked at: its name, whether it works, what was seen, how to mend it.
 Finding = tuple[str, bool, str, str]
+#: Facts of partitions by name.
+Partitions = dict[str, dict[str, str]]
 
 
 def doctor_slurm(
@@ -60,6 +70,8 @@ def doctor_slurm(
     if settings is None:
         return
     accounts = read_accounts()
+    if settings.driver is not None:
+        yield look_at_driver(settings.driver, partitions, accounts)
     for name, pool in settings.effective_pools().items():
         if pool.backend != "slurm":
             continue
@@ -69,23 +81,33 @@ def doctor_slurm(
             yield probe_pool(settings, name, pool, timeout=timeout, folder=folder)
 
 
-def read_partitions() -> dict[str, dict[str, str]]:
-    """Partitions with their facts: ``time`` limit, ``cores``, ``memory`` (MB), ``gres``, ``up``."""
+def read_partitions() -> Partitions:
+    """Partitions with their facts.
+
+    Those are ``time`` (its limit), ``cores``, ``memory`` (MB) and ``gpus`` of its largest node,
+    ``gres``, ``up``, ``states``.
+    """
     out = run_command(["sinfo", "--noheader", "--format=%R|%l|%c|%m|%G|%a|%t"], timeout=20)
-    partitions: dict[str, dict[str, str]] = {}
+    partitions: Partitions = {}
     for line in out.splitlines():
         fields = line.strip().split("|")
         if len(fields) != 7:
             continue
         name, limit, cores, memory, gres, up, state = fields
-        known = partitions.setdefault(
-            name, {"time": limit, "cores": "0", "memory": "0", "gres": "", "up": up, "states": ""}
-        )
+        empty = {"cores": "0", "memory": "0", "gpus": "0", "gres": "", "states": ""}
+        known = partitions.setdefault(name, {"time": limit, "up": up, **empty})
         known["cores"] = str(max(int(known["cores"]), _number(cores)))
         known["memory"] = str(max(int(known["memory"]), _number(memory)))
+        known["gpus"] = str(max(int(known["gpus"]), count_gpus(gres)))
         known["gres"] += f" {gres}"
         known["states"] += f" {state}"
     return partitions
+
+
+def count_gpus(gres: str) -> int:
+    """GPUs in ``gpu:2``, ``gpu:a100:4(S:0-1)``, ``gpu:h100:2,gpu:a30:1``; one without a number."""
+    found = re.findall(r"\bgpu(?::[A-Za-z][^:,(]*)?(?::(\d+))?", gres)
+    return sum(int(number or 1) for number in found)
 
 
 def _number(text: str) -> int:
@@ -97,7 +119,7 @@ def _number(text: str) -> int:
 def read_accounts() -> set[str] | None:
     """Accounts of this user; None where the cluster keeps none (or does not say)."""
     command = ["sacctmgr", "--noheader", "--parsable2", "show", "associations"]
-    command += [f"user={os.environ.get('USER', '')}", "format=account"]
+    command += [f"user={getpass.getuser()}", "format=account"]
     try:
         out = run_command(command, timeout=20)
     except SlurmError:
@@ -109,47 +131,82 @@ def read_accounts() -> set[str] | None:
 def look_at_pool(
     name: str,
     pool: PoolSettings,
-    partitions: dict[str, dict[str, str]],
+    partitions: Partitions,
     accounts: set[str] | None,
 ) -> Finding:
     """Whether a pool's partition exists and can take a job of it."""
-    title = f"pool {name}"
-    if pool.partition is not None and pool.partition not in partitions:
-        return (
-            title,
-            False,
-            f"no partition {pool.partition!r}",
-            f"set pools: {name}: partition: to one of {', '.join(sorted(partitions))}",
-        )
-    if pool.account is not None and accounts is not None and pool.account not in accounts:
-        return (
-            title,
-            False,
-            f"no account {pool.account!r}",
-            f"set pools: {name}: account: to one of {', '.join(sorted(accounts))}",
-        )
+    title, place = f"pool {name}", f"pools: {name}:"
+    refused = look_at_names(title, place, pool, partitions, accounts)
+    if refused is not None:
+        return refused
     if pool.partition is None:
         return (title, True, "the default partition", "")
     facts = partitions[pool.partition]
-    cores = pool.threads * pool.workers_per_job if pool.mpi_ranks == 1 else pool.threads
-    wrong = []
-    if facts["up"] != "up":
-        wrong.append((f"the partition is {facts['up']}", "wait, or take another partition"))
-    if facts["time"] not in ("infinite", "n/a"):
-        limit = parse_walltime(facts["time"])
-        if pool.walltime > limit:
-            mend = f"set walltime: {facts['time']} or less"
-            wrong.append((f"walltime beyond the partition's {facts['time']}", mend))
+    wrong = look_at_limits(pool.walltime, facts)
+    # What one node has to have of a job, whose ranks are spread over all its nodes.
+    cores = math.ceil(pool.mpi_ranks / pool.nodes) * pool.threads * pool.workers_per_job
+    memory = (pool.memory or 0) * pool.workers_per_job / pool.nodes
+    gpus = pool.gpus * pool.workers_per_job
     if cores > int(facts["cores"]):
-        wrong.append((f"{cores} cores on nodes of {facts['cores']}", "ask for fewer threads"))
-    if pool.memory is not None and pool.memory * pool.workers_per_job / 1e6 > int(facts["memory"]):
+        fewer = "threads" if pool.mpi_ranks == 1 else "mpi_ranks, or more nodes:"
+        wrong.append((f"{cores} cores on nodes of {facts['cores']}", f"ask for fewer {fewer}"))
+    if memory / 1e6 > int(facts["memory"]):
         have = int(facts["memory"]) / 1e3
         wrong.append((f"more memory than a node has ({have:.1f} GB)", "lower memory:"))
-    if pool.gpus and "gpu" not in facts["gres"]:
+    if gpus and "gpu" not in facts["gres"]:
         wrong.append(("GPUs where the partition has none", "take a partition with GPUs"))
+    elif gpus > int(facts["gpus"]):
+        wrong.append((f"{gpus} GPUs on nodes of {facts['gpus']}", "lower gpus:"))
     if wrong:
         return (title, False, "; ".join(w for w, _ in wrong), "; ".join(m for _, m in wrong))
     return (title, True, f"partition {pool.partition}, limit {facts['time']}", "")
+
+
+def look_at_driver(
+    driver: DriverSettings, partitions: Partitions, accounts: set[str] | None
+) -> Finding:
+    """Whether a job of the driver itself (`mofal run --submit`) can be had."""
+    title = "driver's job"
+    refused = look_at_names(title, "driver:", driver, partitions, accounts)
+    if refused is not None:
+        return refused
+    wrong = []
+    if driver.partition is not None:
+        wrong = look_at_limits(driver.walltime, partitions[driver.partition])
+    if driver.margin >= driver.walltime:
+        wrong.append(("a margin as long as its walltime", "set driver: margin: 10m"))
+    if wrong:
+        return (title, False, "; ".join(w for w, _ in wrong), "; ".join(m for _, m in wrong))
+    return (title, True, f"partition {driver.partition or '(default)'}", "")
+
+
+def look_at_names(
+    title: str,
+    place: str,
+    job: PoolSettings | DriverSettings,
+    partitions: Partitions,
+    accounts: set[str] | None,
+) -> Finding | None:
+    """What is wrong with the names of a job's partition and account, None if nothing is."""
+    for word, value, known in (
+        ("partition", job.partition, set(partitions)),
+        ("account", job.account, accounts),
+    ):
+        if value is not None and known is not None and value not in known:
+            mend = f"set {place} {word}: to one of {', '.join(sorted(known))}"
+            return (title, False, f"no {word} {value!r}", mend)
+    return None
+
+
+def look_at_limits(walltime: int, facts: dict[str, str]) -> list[tuple[str, str]]:
+    """What is wrong with a partition as such, or a walltime in it: (what, how to mend it)."""
+    wrong = []
+    if facts["up"] != "up":
+        wrong.append((f"the partition is {facts['up']}", "wait, or take another partition"))
+    if facts["time"] not in ("infinite", "n/a") and walltime > parse_walltime(facts["time"]):
+        mend = f"set walltime: {facts['time']} or less"
+        wrong.append((f"walltime beyond the partition's {facts['time']}", mend))
+    return wrong
 
 
 def probe_pool(

@@ -91,6 +91,11 @@ class Layout:
             folder.mkdir(parents=True, exist_ok=True)
 
 
+def job_of_worker(worker: str) -> str:
+    """Name of the job of worker ``JOB.INDEX.GENERATION`` (see `job.py`)."""
+    return worker.rsplit(".", 2)[0]
+
+
 def write_json(path: Path, facts: dict[str, Any], *, mode: int = 0o644) -> None:
     """Write a small file so that a reader sees the old or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

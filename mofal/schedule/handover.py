@@ -13,6 +13,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mofal.errors import ConfigError, ScheduleError
@@ -140,6 +141,13 @@ class Handover:
             if facts.get("SLURM_JOB_END_TIME", "").isdigit():
                 end = min(end, float(facts["SLURM_JOB_END_TIME"]))
             self._deadline = end - settings.driver.margin
+
+    def withdraw(self, commands: Commands | None = None) -> None:
+        """Cancel a successor that is not needed any more: the work is done, or was stopped."""
+        if self.successor:
+            with suppress(SlurmError):  # then it starts, finds nothing to do, and ends
+                (commands or SlurmCommands()).cancel([self.successor])
+            self.successor = ""
 
     def check(self, now: float | None = None) -> None:
         """Submit the successor when it is time; raise `HandedOver` when it asks for the campaign.

@@ -36,6 +36,9 @@ from mofal.schedule.slurm import (
 
 #: Seconds of silence after which a job's beat counts as stopped.
 SILENCE = 60.0
+#: The same for one that has not beaten yet (a busy file system imports slowly), and the time
+#: between two looks at it.
+START_SILENCE, LOOK = 300.0, 10.0
 #: A worker plans to end this long before its walltime, and jobs of a pool spread their ends over
 #: this fraction of it.
 MARGIN, STAGGER = 30.0, 0.1
@@ -60,6 +63,7 @@ class JobRecord:
     ending: float | None = None
     ends_at: float | None = None
     idle_since: float | None = None
+    next_look: float = 0.0
 
 
 class Jobs:
@@ -263,11 +267,6 @@ class Jobs:
             self._deaths[record.pool].clear()
             self._refusals[record.pool].clear()
 
-    def scheduler_lost(self) -> None:
-        """No worker is connected any more."""
-        for record in self._records.values():
-            record.connected = False
-
     # -- what became of them
     def loss(self, job: str, worker: str) -> Loss | None:
         """How a worker came to its end, None as long as nobody says."""
@@ -314,12 +313,41 @@ class Jobs:
             queued = self._queue.get(self.prefix + job)
             if queued is None or queued.state in ENDED_STATES:
                 return False
-        number, since = self._beats.get(job, (-1, 0.0))
+        return self._silence(job, beat) < SILENCE
+
+    def _silence(self, job: str, beat: dict[str, Any] | None) -> float:
+        """Seconds for which a job's beat has been the same (by this clock: theirs may differ)."""
+        now, number = time.monotonic(), -1 if beat is None else int(beat["beat"])
+        known, since = self._beats.get(job, (-2, 0.0))
+        if number != known:
+            self._beats[job] = (number, now)
+            return 0.0
+        return now - since
+
+    def runs(self, record: JobRecord) -> bool:
+        """Whether a job runs, as SLURM says."""
+        queued = None if self._queue is None else self._queue.get(self.prefix + record.name)
+        return queued is not None and queued.state in ("RUNNING", "COMPLETING")
+
+    def give_up_on_silent(self, record: JobRecord) -> None:
+        """Cancel a job without work that runs, as SLURM says, and does not beat: its node is lost.
+
+        SLURM may take many minutes to find out; nothing waits for a place that such a job holds.
+        """
         now = time.monotonic()
-        if number != beat["beat"]:
-            self._beats[job] = (beat["beat"], now)
-            return True
-        return now - since < SILENCE
+        if self._queue is None or not record.slurm_id or now < record.next_look:
+            return
+        record.next_look = now + LOOK
+        if not self.runs(record):
+            return
+        beat = read_json(self._layout.beat(record.name))
+        silence = self._silence(record.name, beat)
+        if silence > (START_SILENCE if beat is None else SILENCE):
+            text = f"job {record.slurm_id} ({record.name}) has not given a sign for {silence:.0f} s"
+            self._say(f"{text}: its node is taken for lost, and the job is replaced")
+            record.ending = now
+            if self._thread is not None:
+                self._thread.cancel([record.slurm_id])
 
     @staticmethod
     def _local_and_dead(beat: dict[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 Item = TypeVar("Item")
 
@@ -317,8 +317,3 @@ def stagger(index: int, *, walltime: float, fraction: float) -> float:
         base /= 2
         n >>= 1
     return value * fraction * walltime
-
-
-def crash_loop(deaths: Sequence[Any], *, limit: int) -> bool:
-    """Whether a pool is given up: its last `limit` jobs all ended before a worker connected."""
-    return len(deaths) >= limit

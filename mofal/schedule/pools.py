@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from mofal.errors import MofalError, ScheduleError
 from mofal.schedule.dispatcher import Dispatcher, Entry
@@ -257,20 +256,3 @@ class Pools:
         finally:
             self._events.write("driver-end", pid=os.getpid())
             self._events.close()
-
-
-def workers_of(settings: ScheduleSettings) -> dict[str, int]:
-    """Largest number of workers per pool."""
-    return {name: pool.workers.max for name, pool in settings.effective_pools().items()}
-
-
-def summary_of(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as the event log keeps it."""
-    return {
-        "kind": outcome.task.kind,
-        "key": outcome.task.key,
-        "status": outcome.status,
-        "wall_time": round(outcome.wall_time, 3),
-        "worker": outcome.worker,
-        "reason": outcome.reason,
-    }

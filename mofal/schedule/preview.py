@@ -102,7 +102,11 @@ def dry_run(
             lines += ["    " + line for line in script(settings, name, directory=directory)]
     lines += ["", f"in all about {total_hours:.1f} node-hours, {total_cores:.1f} core-hours"]
     if unknown:
-        lines[-1] += f", and what {', '.join(sorted(set(unknown)))} takes"
+        first = sorted(set(unknown))[0]
+        lines[-1] += (
+            f", and what {', '.join(sorted(set(unknown)))} takes: say what you expect, e.g. "
+            f"schedule: lengths: {{{first}: 2h}}, for a better estimate"
+        )
     if settings.driver is not None:
         lines.append(
             f"driver in a job of {format_walltime(settings.driver.walltime)}, followed by another "

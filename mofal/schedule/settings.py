@@ -221,6 +221,11 @@ class ScheduleSettings(_Settings):
         How long workers on SLURM wait for a new driver when theirs is gone, before they end.
     driver
         The batch job of the driver itself.
+    lengths
+        What a task of a kind is expected to take (``{label: 2h}``): for the estimates of a dry run,
+        as long as this campaign has done none.
+    performance_reports
+        Write Dask's performance report of each cycle into ``schedule/performance/`` (needs bokeh).
     """
 
     backend: Literal["inline", "threads", "local", "slurm"] = "local"
@@ -235,6 +240,8 @@ class ScheduleSettings(_Settings):
     idle_time: float = Field(30.0, ge=0)
     linger: float = Field(300.0, ge=0)
     driver: DriverSettings | None = None
+    lengths: dict[str, Seconds] = Field(default_factory=dict)
+    performance_reports: bool = False
 
     @field_validator("pools")
     @classmethod

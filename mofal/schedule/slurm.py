@@ -33,10 +33,10 @@ TRANSIENT = re.compile(
     r"MaxSubmitJob|controller",
     re.IGNORECASE,
 )
-#: Reasons for which a pending job will never start, whatever time goes by.
+#: Reasons for which a pending job will never start, whatever time goes by. (PartitionNodeLimit is
+#: none of them: SLURM also says so while the partition's nodes are down.)
 HOPELESS = re.compile(
-    r"PartitionTimeLimit|PartitionNodeLimit|BadConstraints|NotAllowed|InvalidAccount|InvalidQOS|"
-    r"MaxWall|PerJob|AssociationJobLimit",
+    r"PartitionTimeLimit|BadConstraints|NotAllowed|InvalidAccount|InvalidQOS|MaxWall|PerJob"
 )
 
 
@@ -46,7 +46,9 @@ class SlurmError(Exception):
     @property
     def transient(self) -> bool:
         """Whether the same may pass later."""
-        return TRANSIENT.search(str(self)) is not None
+        text = str(self)
+        # "submit limit, user's size and/or time limits" may be either; the line before says which.
+        return TRANSIENT.search(text) is not None and HOPELESS.search(text) is None
 
 
 def run_command(command: Sequence[str], *, timeout: float = 60.0) -> str:
@@ -78,9 +80,21 @@ def run_command(command: Sequence[str], *, timeout: float = 60.0) -> str:
     except subprocess.TimeoutExpired as error:
         raise SlurmError(f"{command[0]} timed out: unable to contact the controller") from error
     if done.returncode:
-        text = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise SlurmError(text[-1] if text else f"{command[0]} failed ({done.returncode})")
+        lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise SlurmError(_said(lines) or f"{command[0]} failed ({done.returncode})")
     return done.stdout
+
+
+def _said(lines: Sequence[str]) -> str:
+    """What a command said when it failed: its last line, and the one before where that explains it.
+
+    ``sbatch: error: QOSMaxWallDurationPerJobLimit`` comes before ``sbatch: error: Batch job
+    submission failed: Job violates accounting/QOS policy (...)``.
+    """
+    if len(lines) > 1 and "submission failed" in lines[-1] and lines[-2].startswith("sbatch:"):
+        cause = lines[-2].removeprefix("sbatch: ").removeprefix("error: ")
+        return f"{lines[-1]} ({cause})"
+    return lines[-1] if lines else ""
 
 
 @dataclass(frozen=True)

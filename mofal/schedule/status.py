@@ -132,7 +132,8 @@ class StatusReader:
             "since": self._first,
             "node_hours": sum(pool["hours"] for pool in pools.values()),
             "core_hours": sum(pool["core_hours"] for pool in pools.values()),
-            "expected_end": self._expected_end(pools),
+            # Without a driver nothing ends.
+            "expected_end": self._expected_end(pools) if lock.held() else None,
         }
 
     def _pools(self, waiting: dict[str, Counter[str]], *, queue: bool) -> dict[str, Any]:
@@ -147,6 +148,7 @@ class StatusReader:
                 "running": counts["running"],
                 "jobs_pending": 0,
                 "jobs_running": 0,
+                "reasons": {},
                 "slots": 0,
                 "hours": 0.0,
                 "core_hours": 0.0,
@@ -157,9 +159,12 @@ class StatusReader:
             seconds, cores, slots = (facts.get(k, 0) for k in ("seconds", "cores", "slots"))
             if facts["state"] == "there":
                 beat = read_json(layout.beat(job)) or {}
-                if not beat and states.get(job) not in ("RUNNING", "COMPLETING"):
+                state, reason = states.get(job, (None, ""))
+                if not beat and state not in ("RUNNING", "COMPLETING"):
                     pool["jobs_pending"] += 1
-                elif beat and not beat.get("ended") and _beats(beat, states.get(job)):
+                    if state == "PENDING" and reason not in ("", "None"):
+                        pool["reasons"][reason] = pool["reasons"].get(reason, 0) + 1
+                elif beat and not beat.get("ended") and _beats(beat, state):
                     pool["jobs_running"] += 1
                     pool["slots"] += beat.get("slots", 1)
                 seconds = beat.get("time", 0.0) - beat.get("started", 0.0)
@@ -170,8 +175,8 @@ class StatusReader:
             pool["slot_hours"] += seconds * max(slots, 1) / 3600
         return pools
 
-    def _queue_states(self) -> dict[str, str]:
-        """SLURM's state of this campaign's jobs, {} where there is no SLURM or no answer."""
+    def _queue_states(self) -> dict[str, tuple[str, str]]:
+        """SLURM's state of this campaign's jobs, and why they wait; {} where it does not answer."""
         if not any(job.get("slurm_id") for job in self._jobs.values()):
             return {}
         from mofal.schedule.slurm import SlurmCommands, SlurmError
@@ -181,7 +186,9 @@ class StatusReader:
             listed = SlurmCommands().list()
         except SlurmError:
             return {}
-        return {by_id[job.identity]: job.state for job in listed if job.identity in by_id}
+        return {
+            by_id[job.identity]: (job.state, job.reason) for job in listed if job.identity in by_id
+        }
 
     def _expected_end(self, pools: dict[str, Any]) -> float | None:
         """Unix time at which the tasks that are known now will have ended; None: unknown."""
@@ -222,8 +229,9 @@ def read_status(directory: str | os.PathLike[str], *, queue: bool = True) -> dic
     dict
         ``driver`` (host, pid, time of its heartbeat, alive); ``kinds`` ({kind: {waiting, running,
         done, found, failed, quarantined, seconds}}); ``pools`` ({pool: {waiting, running,
-        jobs_pending, jobs_running, slots (workers there), hours (jobs x hours), core_hours,
-        slot_hours, busy_hours}}); ``node_hours``, ``core_hours`` (sums); ``failures`` (list of
+        jobs_pending, jobs_running, reasons ({why jobs are pending, as SLURM says: how many}),
+        slots (workers there), hours (jobs x hours), core_hours, slot_hours, busy_hours}});
+        ``node_hours``, ``core_hours`` (sums); ``failures`` (list of
         {kind, key, status, reason, t}); ``messages`` (the last ones, {t, text}); ``since`` (unix
         time of the first event); ``expected_end`` of the tasks known now (unix time or None);
         ``dashboard``.
@@ -263,6 +271,10 @@ def format_status(status: dict[str, Any], *, failures: int = 5, messages: int = 
                 + "".join(f"{pool[column]:>14}" for column in columns)
                 + f"{pool['hours']:>14.2f}{pool['core_hours']:>14.2f}{busy:>14}"
             )
+        for name, pool in status["pools"].items():
+            if pool.get("reasons"):
+                said = ", ".join(f"{reason} {n}" for reason, n in sorted(pool["reasons"].items()))
+                lines.append(f"{name:<12}jobs wait in SLURM's queue: {said}")
     if status["kinds"]:
         words = ("waiting", "running", *ENDS)
         lines += ["", f"{'kind':<12}" + "".join(f"{word:>12}" for word in words) + f"{'hours':>9}"]

@@ -12,7 +12,15 @@ from mofal.schedule import EventLog, HandedOver, ScheduleSettings, submit_driver
 from mofal.schedule.files import Layout, write_json
 from mofal.schedule.handover import COMMAND, Handover, takeover_file
 from mofal.schedule.jobs import Jobs, cancel_leftovers, extra_paths
-from mofal.schedule.slurm import QueuedJob, SlurmError, SlurmThread
+from mofal.schedule.slurm import QueuedJob, SlurmError, SlurmThread, run_command
+
+POLICY = (
+    "sbatch: error: Batch job submission failed: Job violates accounting/QOS policy (job submit "
+    "limit, user's size and/or time limits)"
+)
+UNAVAILABLE = (
+    "sbatch: error: Batch job submission failed: Requested node configuration is not available"
+)
 
 
 class PretendSlurm:
@@ -89,6 +97,11 @@ class Bench:
 
     def set_state(self, name, state, reason=""):
         self.slurm.queue[self.jobs.prefix + name][1:] = [state, reason]
+
+    def seen(self, record):
+        """What the last look at the queue said of a job."""
+        nothing = QueuedJob("", "", "")
+        return self.jobs._queue.get(self.jobs.prefix + record.name, nothing)
 
     def beat(self, name, **facts):
         default = {"name": name, "slurm_id": "1", "host": "node", "pid": 1, "process": "1"}
@@ -221,6 +234,39 @@ def test_jobs__limit_of_submissions_is_waited_out(bench):
     bench.until(lambda: (bench.jobs.submit("dft"), bench.jobs.of("dft"))[1])
 
 
+@pytest.mark.parametrize(
+    ("lines", "passes"),
+    [
+        (("sbatch: error: AssocMaxSubmitJobLimit", POLICY), True),
+        (("sbatch: error: QOSMaxWallDurationPerJobLimit", POLICY), False),
+        (("sbatch: error: Batch job submission failed: Invalid account",), False),
+        (("sbatch: error: Batch job submission failed: Unable to contact slurm controller",), True),
+        (("sbatch: error: Memory specification can not be satisfied", UNAVAILABLE), False),
+    ],
+)
+def test_run_command__what_sbatch_says(tmp_path, lines, passes):
+    """A stand-in for sbatch prints what real ones do; the line that tells why is kept."""
+    script = tmp_path / "sbatch"
+    script.write_text("#!/bin/sh\n" + "".join(f'echo "{line}" >&2\n' for line in lines) + "exit 1")
+    script.chmod(0o755)
+    with pytest.raises(SlurmError) as caught:
+        run_command([str(script)])
+    assert lines[0].removeprefix("sbatch: error: ") in str(caught.value)
+    assert caught.value.transient is passes
+
+
+@pytest.mark.parametrize("reason", ["AssociationJobLimit", "QOSMaxJobsPerUserLimit", "Priority"])
+def test_jobs__that_only_wait_are_left_alone(bench, reason):
+    bench.start()
+    bench.jobs.submit("dft")
+    (record,) = bench.jobs.of("dft")
+    bench.until(lambda: record.slurm_id)
+    bench.set_state(record.name, "PENDING", reason)
+    bench.until(lambda: bench.seen(record).reason == reason)
+    assert bench.jobs.of("dft") == [record]
+    assert bench.slurm.cancelled == []
+
+
 @pytest.mark.parametrize("reason", ["PartitionTimeLimit", "QOSMaxWallDurationPerJobLimit"])
 def test_jobs__that_would_never_start_are_refusals(bench, reason):
     bench.start()
@@ -325,6 +371,33 @@ def test_alive__claims_are_believed_as_long_as_the_heart_beats(bench, monkeypatc
     assert bench.jobs.alive("dft-9", "w")
     bench.beat("dft-9", workers=["w"], beat=3, ended=True)
     assert not bench.jobs.alive("dft-9", "w")
+
+
+@pytest.mark.parametrize(("beats", "after"), [(True, 70.0), (False, 310.0)])
+def test_give_up_on_silent__job_on_a_node_that_is_lost(bench, monkeypatch, beats, after):
+    bench.start()
+    bench.jobs.submit("dft")
+    (record,) = bench.jobs.of("dft")
+    bench.until(lambda: record.slurm_id)
+    clock = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def later(seconds):
+        clock[0] += seconds
+        bench.jobs.give_up_on_silent(record)
+        return record.ending is not None
+
+    assert not later(1000.0)  # it waits in the queue, and may for as long as it likes
+    bench.set_state(record.name, "RUNNING")
+    bench.until(lambda: bench.seen(record).state == "RUNNING")
+    for number in range(1, 4):
+        if beats:
+            bench.beat(record.name, beat=number)
+        assert not later(50.0)
+    assert later(after)
+    assert bench.jobs.of("dft") == []
+    bench.until(lambda: bench.slurm.cancelled == [record.slurm_id], timeout=60.0)
+    assert "not given a sign" in bench.said[-1]
 
 
 def test_close__busy_jobs_may_be_kept(bench):
@@ -470,6 +543,16 @@ def test_handover__successor_before_the_end_and_only_one(tmp_path):
     handover.check(now + 3600 - 500)
     assert calls == [["mofal", "run"]]
     assert handover.successor == "12"
+
+
+def test_handover__successor_that_is_not_needed_is_cancelled(tmp_path):
+    handover, _ = _handover(tmp_path, lambda *a, **k: "12")
+    slurm = PretendSlurm()
+    handover.withdraw(slurm)
+    assert slurm.cancelled == []
+    handover.check(time.time() + 3600)
+    handover.withdraw(slurm)
+    assert slurm.cancelled == ["12"]
 
 
 def test_handover__end_that_slurm_tells(tmp_path):

@@ -45,7 +45,7 @@ def test_dry_run__says_what_would_happen(tmp_path):
     assert "pool dft (slurm): 1 to 50 workers, each 32 cores (16 MPI ranks x 2 threads)" in text
     assert "600 x label, 60 min each" in text
     assert "500 x walk, unknown length" in text
-    assert "and what walk takes" in text
+    assert "and what walk takes: say what you expect, e.g. schedule: lengths: {walk: 2h}" in text
     for line in (
         "#SBATCH --partition=large",
         "#SBATCH --account=lp_mofs",

@@ -104,7 +104,9 @@ def test_read_status__jobs_hours_and_expected_end(tmp_path):
     now = time.time()
     beat = {"started": now - 3600, "time": now, "cores": 8, "slots": 2, "ended": False}
     write_json(layout.beat("dft-1"), beat)
-    status = read_status(tmp_path)
+    assert read_status(tmp_path)["expected_end"] is None  # without a driver nothing ends
+    with CampaignLock(tmp_path):
+        status = read_status(tmp_path)
     pool = status["pools"]["dft"]
     assert (pool["jobs_running"], pool["jobs_pending"], pool["waiting"]) == (1, 1, 16)
     assert status["node_hours"] == pytest.approx(3.0, abs=0.01)
@@ -116,6 +118,26 @@ def test_read_status__jobs_hours_and_expected_end(tmp_path):
     text = format_status(status)
     assert "100 %" in text
     assert "(in 8 h" in text
+
+
+def test_read_status__why_jobs_wait(tmp_path, monkeypatch):
+    """A stand-in for squeue says what a real one does."""
+    queue = tmp_path / "squeue"
+    queue.write_text(
+        "#!/bin/sh\n"
+        "echo '7|mofal-x-dft-0|PENDING|Priority'\n"
+        "echo '8|mofal-x-dft-1|PENDING|QOSMaxJobsPerUserLimit'\n"
+        "echo '9|mofal-x-dft-2|PENDING|Priority'\n"
+    )
+    queue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    jobs = [("job", {"job": f"dft-{i}", "pool": "dft"}) for i in range(3)]
+    sent = [("submitted", {"job": f"dft-{i}", "slurm_id": str(7 + i)}) for i in range(3)]
+    _log(tmp_path, *jobs, *sent)
+    status = read_status(tmp_path)
+    assert status["pools"]["dft"]["reasons"] == {"Priority": 2, "QOSMaxJobsPerUserLimit": 1}
+    words = "dft         jobs wait in SLURM's queue: Priority 2, QOSMaxJobsPerUserLimit 1"
+    assert words in format_status(status)
 
 
 def test_read_status__job_that_is_silent_is_not_running(tmp_path):

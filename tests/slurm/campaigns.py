@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import yaml
 
+from tests.slurm.cheap import name_of
+
 #: Three pools as on a real cluster; the GPU is a pretended one.
 POOLS: dict[str, Any] = {
     "cpu": {"kinds": ["*"], "partition": "cpu", "workers": 1, "walltime": "20m"},
-    "dft": {"kinds": ["label"], "partition": "dft", "workers": 3, "walltime": "20m"},
+    "dft": {"kinds": ["label"], "partition": "dft", "workers": 2, "walltime": "20m"},
     "gpu": {
         "kinds": ["train", "walk", "density", "propose", "judge"],
         "partition": "gpu",
@@ -59,8 +61,9 @@ def content(trace: Path, *, cycles: int = 1, **changes: Any) -> dict[str, Any]:
             "backend": "slurm",
             "interface": "lo",
             "poll_interval": 1.0,
-            "idle_time": 20.0,
+            "idle_time": 300.0,  # to start a worker costs more than all that it does here
             "linger": 60.0,
+            "performance_reports": True,
             "pools": pools,
         },
         **changes,
@@ -86,6 +89,15 @@ def command(file: Path) -> list[str]:
         "--directory",
         str(file.parent / "campaign"),
     ]
+
+
+def records(folder: Path) -> dict[str, float]:
+    """When the label of each structure came to be on disk, by what the trace calls it."""
+    made = {}
+    for path in (folder / "campaign" / "label-records").rglob("*.npz"):
+        with np.load(path, allow_pickle=False) as record:
+            made[name_of(record["positions"])] = path.stat().st_mtime
+    return made
 
 
 def compare(one: Path, other: Path) -> list[str]:

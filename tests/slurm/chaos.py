@@ -29,7 +29,7 @@ class ChaosResult:
     Attributes
     ----------
     accidents
-        How often each of `ACCIDENTS` happened (those that found a victim).
+        How often each of `ACCIDENTS` happened; one waits until there is somebody to hit.
     drivers
         Drivers that were needed.
     seconds
@@ -132,10 +132,11 @@ class Chaos:
                     armed = True
                     next_one = now + self.rng.uniform(*self.pause)
                 if armed and self.order and now >= next_one:
-                    kind = self.order.pop(0)
-                    if getattr(self, f"_{kind}")(driver):
-                        self.result.accidents[kind] += 1
-                    next_one = time.monotonic() + self.rng.uniform(*self.pause)
+                    if getattr(self, f"_{self.order[0]}")(driver):
+                        self.result.accidents[self.order.pop(0)] += 1
+                        next_one = time.monotonic() + self.rng.uniform(*self.pause)
+                    else:  # nobody to hit: no worker is there yet, or no job runs
+                        next_one = time.monotonic() + 0.5
                 time.sleep(0.05)
         finally:
             if driver.poll() is None:

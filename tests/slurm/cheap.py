@@ -15,6 +15,11 @@ from ase.neighborlist import neighbor_list
 from tests.slurm.tasks import note
 
 
+def name_of(positions: np.ndarray) -> str:
+    """What the trace calls a structure."""
+    return hashlib.sha256(np.ascontiguousarray(positions.round(8)).tobytes()).hexdigest()[:16]
+
+
 class Pairs(Calculator):
     """Morse pairs at the sum of covalent radii; smooth at its cut-off, the same on every machine.
 
@@ -44,8 +49,7 @@ class Pairs(Calculator):
     ) -> None:
         """Energy (eV), forces (eV/Å), stress (eV/Å³)."""
         super().calculate(atoms, properties, system_changes)
-        positions = np.ascontiguousarray(self.atoms.get_positions().round(8))
-        name = hashlib.sha256(positions.tobytes()).hexdigest()[:16]
+        name = name_of(self.atoms.get_positions())
         trace = os.environ.get("MOFAL_TEST_TRACE", "")
         if len(self.atoms) == 1:  # isolated atoms are no labels
             self._calculate()
@@ -55,7 +59,7 @@ class Pairs(Calculator):
         time.sleep(self.seconds)
         self._calculate()
         if trace:
-            note(trace, f"durable {name} {os.getpid()} {time.time():.3f}")
+            note(trace, f"computed {name} {os.getpid()} {time.time():.3f}")
 
     def _calculate(self) -> None:
         first, second, distance, vector = neighbor_list("ijdD", self.atoms, self.cutoff)

@@ -49,9 +49,9 @@ def lab(session_lab, monkeypatch):
 
 @pytest.fixture
 def until():
-    """Wait for something, or fail."""
+    """Wait for something, or fail; for as long as a busy machine may take."""
 
-    def wait(condition, *, timeout=30.0, every=0.05):
+    def wait(condition, *, timeout=180.0, every=0.05):
         deadline = time.monotonic() + timeout
         while not (value := condition()):
             assert time.monotonic() < deadline, "it did not happen"

@@ -173,7 +173,7 @@ class SlurmLab:
             time.sleep(0.05)
 
     # -- all of it
-    def start(self, *, timeout: float = 60.0) -> None:
+    def start(self, *, timeout: float = 120.0) -> None:
         """Write the configuration, start everything, wait until the nodes are idle."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o755)
@@ -196,7 +196,7 @@ class SlurmLab:
             self.start_daemon(name)
         self.wait_for_nodes(timeout=timeout)
 
-    def wait_for_nodes(self, *, timeout: float = 60.0) -> None:
+    def wait_for_nodes(self, *, timeout: float = 120.0) -> None:
         """Until every node takes jobs."""
         deadline = time.monotonic() + timeout
         while True:
@@ -279,7 +279,7 @@ PartitionName=gpu Nodes=g1 MaxTime=01:00:00 DefaultTime=00:10:00 State=UP
             return "NodeName=g1 Name=gpu File=/dev/tty[0-1]\n"
         return "NodeName=g1 Name=gpu Count=2\n"
 
-    def cancel_all(self, *, timeout: float = 20.0) -> None:
+    def cancel_all(self, *, timeout: float = 60.0) -> None:
         """Cancel every job and wait until none is left."""
         with suppress(RuntimeError, subprocess.TimeoutExpired):
             identities = [job[0] for job in self.jobs()]

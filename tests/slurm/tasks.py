@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,34 @@ def label(*, output: str, seconds: float, trace: str) -> dict[str, Any]:
 def parallel(*, ranks: int) -> dict[str, Any]:
     """Start an MPI-like program on the whole allocation."""
     command = ["srun", f"--ntasks={ranks}", "bash", "-c", "echo $SLURM_PROCID"]
-    out = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    out = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return {"ranks": sorted(out.stdout.split()), "error": out.stderr}
 
 
 def starts(trace: str | Path) -> Counter[str]:
     """How often each task was started."""
-    return _count(trace, "start")
+    return Counter(name for name, _ in _lines(trace, "start"))
 
 
 def durables(trace: str | Path) -> Counter[str]:
-    """How often each task was made durable."""
-    return _count(trace, "durable")
+    """How often each task said that its result is there."""
+    return Counter(name for name, _ in _lines(trace, "durable"))
 
 
-def _count(trace: str | Path, word: str) -> Counter[str]:
+def first_durable(trace: str | Path) -> dict[str, float]:
+    """When each task's result was there for the first time (unix time)."""
+    made: dict[str, float] = {}
+    for name, when in _lines(trace, "durable"):
+        made[name] = min(when, made.get(name, when))
+    return made
+
+
+def started_again(trace: str | Path, made: Mapping[str, float]) -> int:
+    """How often something was started whose result had been on disk already."""
+    return sum(when > made.get(name, float("inf")) + 0.2 for name, when in _lines(trace, "start"))
+
+
+def _lines(trace: str | Path, word: str) -> list[tuple[str, float]]:
     path = Path(trace)
-    lines = path.read_text().splitlines() if path.exists() else []
-    return Counter(line.split()[1] for line in lines if line.startswith(f"{word} "))
+    lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    return [(fields[1], float(fields[3])) for fields in lines if fields[0] == word]

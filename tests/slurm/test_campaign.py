@@ -12,7 +12,7 @@ from mofal.cli import main
 from mofal.schedule import read_events, read_status
 
 from . import tasks
-from .campaigns import command, compare, write_campaign
+from .campaigns import command, compare, records, write_campaign
 from .chaos import Chaos
 
 pytestmark = pytest.mark.timeout(900)
@@ -57,13 +57,18 @@ def test_campaign__from_sbatch_to_report(undisturbed):
     events = list(read_events(directory))
     where = {(e["kind"], e["pool"]) for e in events if e["event"] == "end"}
     assert {("label", "dft"), ("train", "gpu"), ("walk", "gpu"), ("sample", "cpu")} <= where
+    # Dask's own report of each cycle, since the file asks for it.
+    for cycle in (0, 1):
+        page = directory / "schedule" / "performance" / f"cycle-{cycle:03d}.html"
+        assert "run_attempt" in page.read_text() or "label-" in page.read_text()
     status = read_status(directory)
     assert status["node_hours"] > 0
     assert not status["driver"]["alive"]
     # Nothing was computed twice, and every label is there.
-    durable = tasks.durables(undisturbed / "trace")
-    assert set(durable.values()) == {1}
-    assert len(durable) == campaign.labels.sizes["structure"] == 10
+    started = tasks.starts(undisturbed / "trace")
+    assert set(started.values()) == {1}
+    assert set(started) == set(records(undisturbed))
+    assert len(started) == campaign.labels.sizes["structure"] == 10
 
 
 @pytest.mark.parametrize(
@@ -93,10 +98,11 @@ def test_campaign__through_accidents(lab, undisturbed, tmp_path, seed, accidents
     assert result.finished, log
     assert sum(result.accidents.values()) == len(accidents), result
     assert compare(undisturbed, tmp_path) == []
-    durable, starts = tasks.durables(tmp_path / "trace"), tasks.starts(tmp_path / "trace")
-    assert len(durable) == 10
+    made, started = records(tmp_path), tasks.starts(tmp_path / "trace")
+    assert len(made) == 10
     # A result that was durable is not computed again; what was in hand may be, once per worker.
-    assert sum(starts.values()) - 10 <= result.at_risk
+    assert tasks.started_again(tmp_path / "trace", made) == 0
+    assert sum(started.values()) - 10 <= result.at_risk
     assert "Traceback" not in log
 
 

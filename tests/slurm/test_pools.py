@@ -96,7 +96,7 @@ def test_pools__kinds_go_where_they_belong(lab, tmp_path, until):
         assert facts["address"].startswith("tls://127.0.0.1:")
         _refuses_strangers(facts["address"])
         # Idle jobs are given back, and end as completed, not as cancelled.
-        until(lambda: not lab.jobs(), timeout=20)
+        until(lambda: not lab.jobs())
         states = lab.run("squeue", "--noheader", "--states=all", "--format=%j %T").splitlines()
         mine = [line.split()[1] for line in states if line.startswith("mofal-")]
         assert len(mine) >= 4
@@ -129,7 +129,7 @@ def test_pools__lost_workers_and_jobs_are_replaced(lab, tmp_path, until):
         for number, _ in enumerate(pools.run(batch), start=1):
             running = [job for job in lab.jobs() if job[2] == "RUNNING"]
             if number == 3:
-                os.kill(_a_worker(tmp_path), signal.SIGKILL)
+                os.kill(_process(tmp_path), signal.SIGKILL)
                 interrupted += 1
             elif number == 6:
                 lab.run("scancel", running[0][0])
@@ -147,17 +147,17 @@ def test_pools__lost_workers_and_jobs_are_replaced(lab, tmp_path, until):
     assert sum(tasks.starts(tmp_path / "trace").values()) <= 18 + interrupted
 
 
-def _a_worker(folder):
-    """A worker process of this campaign."""
+def _process(folder, what="worker"):
+    """A worker process of this campaign, or its scheduler."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 command = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if b"mofal.schedule.worker" in command and str(folder).encode() in command:
+            if f"mofal.schedule.{what}".encode() in command and str(folder).encode() in command:
                 return int(entry.name)
-    raise AssertionError("no worker there")
+    raise AssertionError(f"no {what} there")
 
 
 def _driver(folder, number, seconds, content):
@@ -180,7 +180,7 @@ def test_driver__killed_and_its_jobs_serve_the_next(lab, tmp_path):
     first.wait()
     first.stdout.close()
     second = _driver(tmp_path, 14, 1.5, _content())
-    out, _ = second.communicate(timeout=60)
+    out, _ = second.communicate(timeout=180)
     assert out.splitlines()[-1] == "FINISHED"
     # Nobody did anything twice: what the workers had in hand, they finished without a driver.
     assert set(tasks.starts(tmp_path / "trace").values()) == {1}
@@ -190,13 +190,33 @@ def test_driver__killed_and_its_jobs_serve_the_next(lab, tmp_path):
     assert out.count("found") >= 3
 
 
+@pytest.mark.parametrize("who", ["driver", "scheduler"])
+def test_claims__what_is_in_hand_is_left_to_end(lab, tmp_path, until, who):
+    """Nothing else waits, the next driver (or scheduler) has no worker yet: no reason to cancel
+    the jobs, however long what they do takes."""
+    content = _content(cpu={"workers": 2}, idle_time=1.0)
+    driver = _driver(tmp_path, 2, 10.0, content)
+    until(lambda: len(tasks.starts(tmp_path / "trace")) == 2)
+    if who == "driver":
+        driver.kill()
+        driver.wait()
+        driver.stdout.close()
+        driver = _driver(tmp_path, 2, 10.0, content)
+    else:
+        os.kill(_process(tmp_path, "scheduler"), signal.SIGKILL)
+    out, _ = driver.communicate(timeout=180)
+    assert out.splitlines()[-1] == "FINISHED"
+    assert out.count("found") == 2
+    assert set(tasks.starts(tmp_path / "trace").values()) == {1}
+
+
 def test_driver__killed_for_good_and_its_jobs_end_by_themselves(lab, tmp_path, until):
     driver = _driver(tmp_path, 3, 1.0, _content(linger=2.0))
     assert driver.stdout.readline().startswith("done")
     driver.kill()
     driver.wait()
     driver.stdout.close()
-    until(lambda: not lab.jobs(), timeout=30)
+    until(lambda: not lab.jobs())
 
 
 def test_controller__killed_and_restarted(lab, tmp_path):
@@ -209,7 +229,7 @@ def test_controller__killed_and_restarted(lab, tmp_path):
         for number, _ in enumerate(pools.run(batch), start=1):
             if number == 2:
                 lab.signal_daemon("slurmctld")
-                os.kill(_a_worker(tmp_path), signal.SIGKILL)
+                os.kill(_process(tmp_path), signal.SIGKILL)
             elif number == 6:
                 lab.start_daemon("slurmctld")
     assert len(tasks.durables(tmp_path / "trace")) == 12
@@ -265,11 +285,11 @@ def test_node__lost_with_everything_on_it(lab, tmp_path, until):
 
 
 def test_walltime__nothing_is_started_that_would_not_end(lab, tmp_path):
-    """Five generations of jobs, and not one task is cut: each worker drains before its end."""
-    settings = _settings(cpu={"walltime": "16s", "workers": 2}, idle_time=1.0)
+    """Generations of jobs, and not one task is cut: each worker drains before its end."""
+    settings = _settings(cpu={"walltime": "24s", "workers": 2}, idle_time=1.0)
     with Pools.from_settings(settings, directory=tmp_path) as pools:
-        outcomes = list(pools.run(work(tmp_path, 24, 1.5)))
-    assert len(outcomes) == 24
+        outcomes = list(pools.run(work(tmp_path, 30, 1.5)))
+    assert len(outcomes) == 30
     assert set(tasks.starts(tmp_path / "trace").values()) == {1}
     assert len(_events(tmp_path, "submitted")) >= 3
     assert not _events(tmp_path, "lost")
@@ -278,11 +298,12 @@ def test_walltime__nothing_is_started_that_would_not_end(lab, tmp_path):
 def test_handover__driver_in_a_job_passes_the_campaign_on(lab, tmp_path, until):
     content = _content(
         cpu={"workers": 2},
-        driver={"partition": "dft", "memory": "500MB", "walltime": "60s", "margin": "45s"},
+        # The successor is submitted after 10 s, and there is time for it to start.
+        driver={"partition": "dft", "memory": "500MB", "walltime": "180s", "margin": "170s"},
     )
     from mofal.schedule import submit_driver
 
-    command = [sys.executable, "-m", "tests.slurm.driver", str(tmp_path), "22", "1.0"]
+    command = [sys.executable, "-m", "tests.slurm.driver", str(tmp_path), "50", "1.0"]
     command.append(json.dumps(content))
     os.environ["PYTHONPATH"] = str(ROOT)
     try:
@@ -290,17 +311,17 @@ def test_handover__driver_in_a_job_passes_the_campaign_on(lab, tmp_path, until):
     finally:
         del os.environ["PYTHONPATH"]
     log = tmp_path / "schedule" / "logs" / "driver-job.log"
-    until(lambda: log.exists() and "FINISHED" in log.read_text(), timeout=90)
+    until(lambda: log.exists() and "FINISHED" in log.read_text())
     assert "LEFT handed over to another driver" in log.read_text()
     assert len(_events(tmp_path, "driver-start")) >= 2
     # The workers stayed, and what they had in hand was not lost.
     assert set(tasks.starts(tmp_path / "trace").values()) == {1}
-    assert len(tasks.durables(tmp_path / "trace")) == 22
-    until(lambda: not [job for job in lab.jobs() if "driver" not in job[1]], timeout=20)
+    assert len(tasks.durables(tmp_path / "trace")) == 50
+    until(lambda: not [job for job in lab.jobs() if "driver" not in job[1]])
 
 
 def test_doctor_slurm__pools_that_work(lab, tmp_path):
-    findings = list(doctor_slurm(_settings(), folder=tmp_path, timeout=30))
+    findings = list(doctor_slurm(_settings(), folder=tmp_path))
     assert [finding[0] for finding in findings] == [
         "slurm commands",
         "slurm controller",
@@ -343,4 +364,4 @@ def test_doctor_slurm__no_controller(lab, tmp_path):
     *_, (name, ok, detail, _) = doctor_slurm(_settings(), folder=tmp_path)
     assert (name, ok) == ("slurm controller", False)
     assert detail
-    assert time.monotonic() - start < 45
+    assert time.monotonic() - start < 120
