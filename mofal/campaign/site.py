@@ -113,6 +113,11 @@ class Site:
         """What was found out when the campaign was prepared: elements, systems, identity."""
         from mofal.data import read_json
 
+        if not (self.root / FACTS).exists():
+            raise CampaignError(
+                f"{self.root} holds a campaign file and nothing of a campaign (it has no {FACTS}); "
+                f"start it, or go on with it: mofal run {self.root / CONFIG} --directory DIR"
+            )
         content = read_json(self.root / FACTS)
         return dict(content)
 

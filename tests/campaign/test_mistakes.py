@@ -105,6 +105,7 @@ def test_run__places_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture
     refuse(["run", str(file), "--directory", str(file)], "is a file", capsys)
     refuse(["run", str(tmp_path / "no.yaml")], "does not exist", capsys)
     refuse(["status", str(other)], "holds no campaign", capsys)
+    refuse(["report", str(tmp_path)], "nothing of a campaign", capsys)  # a file, not started yet
     refuse(["report", str(tmp_path / "nowhere")], "holds no campaign", capsys)
 
 
