@@ -54,7 +54,9 @@ _VALENCE = {
     1: 1, 5: 3, 6: 4, 7: 3, 8: 2, 9: 1, 14: 4, 15: 3, 16: 2, 17: 1, 33: 3, 34: 2, 35: 1, 52: 2,
     53: 1, 85: 1,
 }  # fmt: skip
-_SPECIAL = {"CO": 0, "N3": -1, "O2": 0, "NO": 0, "HF2": -1, "I3": -1, "Br3": -1}
+_SPECIAL = {
+    "CO": 0, "N3": -1, "N2O": 0, "O2": 0, "O2S": 0, "NO": 0, "HF2": -1, "I3": -1, "Br3": -1,
+}  # fmt: skip
 
 
 def formula(counts: Counter[str] | dict[str, int]) -> str:
@@ -165,26 +167,97 @@ def fragment_charge(
     lack = np.array(
         [lacking(int(z[k]), int(degree[k]), int(terminal_o[neighbours[k]].sum())) for k in range(n)]
     )
+    cage, charge = _boron_cages(z, neighbours, degree)
+    # Phosphonium: four carbons, and no O to share a double bond with.
+    onium = np.isin(z, [15, 33]) & (degree == 4)
+    onium &= np.array([len(a) > 0 and bool(np.all(z[a] == 6)) for a in neighbours], bool)
+    charge += int(onium.sum())
+    lack[cage | onium] = 0
     # Too many bonds: N+, O+, S+ (ammonium, oxonium) or B-, Si-, P- (BF4, SiF6, PF6).
     surplus = np.where(lack < 0, -lack, 0)
     negative = np.isin(z, [5, 14, 15, 33])
-    charge = int(surplus[~negative].sum() - surplus[negative].sum())
+    charge += int(surplus[~negative].sum() - surplus[negative].sum())
     want = np.clip(lack, 0, None)
     graph = np.zeros((n, n), bool)
     for a, others in enumerate(neighbours):
         graph[a, others] = True
-    for atom in _anionic_nitrogens(z, neighbours, want, n_metal, macrocycle):
-        want[atom] -= 1
-        charge -= 1
     # O and S at the end of a chain and on a metal would rather be anions (phenolate, not quinone):
     # they lend a bond only to atoms that find no other partner.
     donor = np.isin(z, [8, 16, 34]) & (n_metal > 0)
     graph &= ~(donor[:, None] & donor[None])
-    rest = np.where(donor, 0, want)
-    reached = tutte_rank(graph, want, rows=~donor)
-    lent = reached - tutte_rank(graph, rest)
-    charge -= int(want[donor].sum()) - lent + int(rest.sum()) - reached
+
+    def unpaired() -> int:
+        return int(want[~donor].sum()) - tutte_rank(graph, want, rows=~donor)
+
+    lone_pair = (z == 7) & (degree == 3) & (want == 0) & (n_metal == 0)
+    signs = dict.fromkeys(_anionic_nitrogens(z, neighbours, want, n_metal, macrocycle), -1)
+    signs |= dict.fromkeys(_pyridinium_nitrogens(neighbours, want, lone_pair), 1)
+    for atom, sign in signs.items():
+        want[atom] += sign
+    for atom, sign in list(signs.items()) if not macrocycle else []:
+        # What leaves an atom without a partner is none: two rings of one conjugated chain share a
+        # single charge (dipyrrin), a pyridone has none.
+        alone = unpaired()
+        want[atom] -= sign
+        if unpaired() < alone:
+            del signs[atom]
+        else:
+            want[atom] += sign
+    charge += sum(signs.values())
+    alone = unpaired()
+    lent = int(want[~donor].sum()) - alone - tutte_rank(graph, np.where(donor, 0, want))
+    charge -= int(want[donor].sum()) - lent + alone
+    if alone and not np.any(n_metal[z == 6]):
+        charge += 2 * _iminium(graph, want, lone_pair & (want == 0), ~donor, alone)
     return charge
+
+
+def _boron_cages(
+    z: NDArray[np.integer], neighbours: list[list[int]], degree: NDArray[np.integer]
+) -> tuple[NDArray[np.bool_], int]:
+    """Vertices of closed boron cages (carboranes), and the charge of those by Wade's rules.
+
+    A closed cage of n vertices holds n + 1 pairs of electrons; a BH gives two, a CH three.
+    """
+    vertex = np.isin(z, [5, 6]) & (degree >= 5) & bool(np.any(z == 5))
+    charge, left = 0, set(np.flatnonzero(vertex).tolist())
+    while left:
+        queue = [left.pop()]
+        for atom in queue:
+            near = [k for k in neighbours[atom] if k in left]
+            left.difference_update(near)
+            queue += near
+        charge += sum(2 if z[k] == 5 else 3 for k in queue) - 2 * (len(queue) + 1)
+    return vertex, charge
+
+
+def _iminium(
+    graph: NDArray[np.bool_],
+    want: NDArray[np.integer],
+    lone_pair: NDArray[np.bool_],
+    counted: NDArray[np.bool_],
+    alone: int,
+) -> int:
+    """How many of `alone` atoms find a partner in the lone pair of an N (imidazolium, ...)."""
+    copies = np.where(lone_pair, 1, want)
+    rows = counted & ~lone_pair
+    return alone - int(want[rows].sum()) + tutte_rank(graph, copies, rows=rows)
+
+
+def _pyridinium_nitrogens(
+    neighbours: list[list[int]], want: NDArray[np.integer], lone_pair: NDArray[np.bool_]
+) -> list[int]:
+    """N with three neighbours in a ring of six that is unsaturated all around."""
+    out = []
+    for atom in np.flatnonzero(lone_pair).tolist():
+        paths = [[atom]]
+        for _ in range(5):
+            paths = [
+                [*p, k] for p in paths for k in neighbours[p[-1]] if want[k] >= 1 and k not in p
+            ]
+        if any(atom in neighbours[p[-1]] for p in paths):
+            out.append(atom)
+    return out
 
 
 def _anionic_nitrogens(

@@ -24,12 +24,18 @@ from mofal.frameworks.bonds import (
     free_origin,
     structure_arrays,
 )
+from mofal.frameworks.charges import formula
 
 if TYPE_CHECKING:
     import xarray as xr
 
 # Below this fraction of the sum of covalent radii two atoms cannot both be there.
 _OVERLAP = 0.62
+# Guests that are anions by themselves: no hydrogen is missing from them.
+_ANIONS = frozenset(
+    "NO3 NO2 N3 ClO4 BF4 F6P F6Sb AsF6 F6Si O4S O3S CF3O3S CNS CN F Cl Br I I3 Br3 C2H3O2 CHO2 "
+    "C2F3O2 C24H20B".split()
+)
 _VOLUME_PER_ATOM = (4.0, 400.0)  # Å^3: denser than diamond; emptier than any known framework
 
 
@@ -201,11 +207,11 @@ def check_charges(blocks: xr.Dataset, numbers: NDArray[np.integer], charge: int)
     block = int(suspects[blocks["kind"].values[suspects] == kind][0])
     q = int(per_block[block])
     what = {"node": "brick", "linker": "linker", "guest": "guest molecule"}[str(role[block])]
-    formula = str(blocks["formula"].values[block])
+    name = str(blocks["formula"].values[block])
     # A charge is named per block only where blocks of this kind explain all of it.
     sum_text = "" if q * count == total else f" ({total:+d} in the cell)"
-    atoms = numbers[member[start[block] : start[block + 1]]]
-    if q < 0 and (8 in atoms or 7 in atoms):
+    inside = member[start[block] : start[block + 1]]
+    if q < 0 and _may_lack_hydrogen(blocks, numbers, inside, str(role[block])):
         why = (
             f"{-q} hydrogen{'s are' if q < -1 else ' is'} missing on it (OH, water or NH without "
             "H); add them"
@@ -213,12 +219,25 @@ def check_charges(blocks: xr.Dataset, numbers: NDArray[np.integer], charge: int)
     elif q > 0:
         why = "an anion is missing, or it has too many hydrogens"
     else:
-        why = "a cation is missing"
+        why = "a cation is missing (an ammonium or a metal ion in the pores)"
     raise StructureError(
-        f"formal charge {q:+d} per {what} {formula} of which there are {count}{sum_text}, "
+        f"formal charge {q:+d} per {what} {name} of which there are {count}{sum_text}, "
         f"expected {charge} in all: {why}; if the charge is meant, say "
         f"read_framework(path, charge={total})"
     )
+
+
+def _may_lack_hydrogen(
+    blocks: xr.Dataset, numbers: NDArray[np.integer], inside: NDArray[np.int64], role: str
+) -> bool:
+    """Whether a negative block has an O or N that a hydrogen could be missing from."""
+    z = numbers[inside]
+    if role == "guest" and formula(Counter(chemical_symbols[k] for k in z)) in _ANIONS:
+        return False
+    if role != "node":
+        return bool(np.isin(z, [7, 8]).any())
+    # Of a node only what is not part of an acid group: O on metals alone, or N.
+    return bool(_bare_oxygen(blocks, numbers)[inside].any() or np.any(z == 7))
 
 
 def notes_on(blocks: xr.Dataset, numbers: NDArray[np.integer]) -> list[str]:
@@ -252,7 +271,14 @@ def notes_on(blocks: xr.Dataset, numbers: NDArray[np.integer]) -> list[str]:
 
 
 def _bridging_oxygen(blocks: xr.Dataset, numbers: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """O bonded to metals only (mu-O): (atom,) bool."""
+    """O bonded to two or more metals only (mu-O): (atom,) bool."""
+    return _bare_oxygen(blocks, numbers, 2)
+
+
+def _bare_oxygen(
+    blocks: xr.Dataset, numbers: NDArray[np.integer], least: int = 1
+) -> NDArray[np.bool_]:
+    """O bonded to metals only, `least` of them or more: (atom,) bool."""
     pair = blocks["bond_atom"].values
     n = len(numbers)
     other = np.zeros(n, bool)
@@ -261,7 +287,7 @@ def _bridging_oxygen(blocks: xr.Dataset, numbers: NDArray[np.integer]) -> NDArra
         is_metal = IS_METAL[numbers[pair[:, b]]]
         other[pair[~is_metal, a]] = True
         np.add.at(metal, pair[is_metal, a], 1)
-    return (numbers == 8) & ~other & (metal > 1)
+    return (numbers == 8) & ~other & (metal >= least)
 
 
 def check_structure(

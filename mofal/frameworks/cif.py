@@ -252,8 +252,11 @@ def _merge(
     positions: NDArray[np.float64], cell: NDArray[np.float64], site: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Images to keep: of those of one site that coincide, the first."""
-    i, j = neighbour_list("ij", positions=positions, cell=cell, pbc=[True] * 3, cutoff=SPECIAL)
-    later = (site[i] == site[j]) & (i > j)
+    if len(np.unique(site)) == len(site):
+        return np.arange(len(site))
+    # The search cuts the cell into boxes as wide as its cutoff: one of 0.05 Å would make 10^9.
+    i, j, d = neighbour_list("ijd", positions=positions, cell=cell, pbc=[True] * 3, cutoff=1.0)
+    later = (site[i] == site[j]) & (i > j) & (d < SPECIAL)
     keep = np.ones(len(positions), bool)
     keep[i[later]] = False
     return np.flatnonzero(keep)

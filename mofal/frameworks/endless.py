@@ -72,11 +72,10 @@ def refuse_endless(
             "be cut around it; frameworks with finite nodes are needed"
         )
     periods = pieces.periods(inner, first)
-    others = [name for name in rule_names() if name not in rule.split("+") and
-              _is_finite(z, bonds, f"{rule}+{name}")]  # fmt: skip
+    finite = _rules_that_cut(z, bonds, rule, rule_names())
     hint = (
-        f"find_blocks(ds, rule='{_shortest(z, bonds, rule, others[0])}') cuts it"
-        if others
+        f"find_blocks(ds, rule='{finite}') cuts it"
+        if finite
         else "no registered rule cuts it: register one with "
         "mofal.frameworks.register_rule (docs/frameworks.md)"
     )
@@ -86,8 +85,23 @@ def refuse_endless(
     )
 
 
-def _shortest(z: NDArray[np.integer], bonds: Bonds, rule: str, other: str) -> str:
-    return other if _is_finite(z, bonds, other) else f"{rule}+{other}"
+def _rules_that_cut(
+    z: NDArray[np.integer], bonds: Bonds, rule: str, names: list[str]
+) -> str | None:
+    """Fewest rules, joined by ``+``, that leave finite blocks: one, one more, or those needed."""
+    given = rule.split("+")
+    others = [name for name in names if name not in given]
+    for candidate in (*others, *(f"{rule}+{name}" for name in others)):
+        if _is_finite(z, bonds, candidate):
+            return candidate
+    needed = [*given, *others]
+    if not _is_finite(z, bonds, "+".join(needed)):
+        return None
+    for name in reversed(list(needed)):
+        fewer = [k for k in needed if k != name]
+        if _is_finite(z, bonds, "+".join(fewer)):
+            needed = fewer
+    return "+".join(needed)
 
 
 def _is_finite(z: NDArray[np.integer], bonds: Bonds, rule: str) -> bool:

@@ -196,13 +196,37 @@ def azolate(m: Molecule) -> list[Cut]:
 
 @register_rule("pillar")
 def pillar(m: Molecule) -> list[Cut]:
-    """Carboxylates, and metal-N of neutral pillars (pyridines, amines): nothing replaces those."""
+    """Carboxylates, and metal-N of neutral ligands: pyridines, diazines, amines, nitriles.
+
+    Nothing replaces those: a lone pair ends the bond on either side.
+    """
     ring = _in_five_ring(m, (m.z == 7) | (m.z == 6))
-    donor = (m.z == 7) & ~ring & (m.count(m.metal) == 1) & (m.count(m.z == 6) >= 2)
+    n_organic = m.count(m.z == 6) + m.count(m.z == 7)
+    on_metal = (m.z == 7) & ~ring & (m.count(m.metal) == 1) & (m.count(m.z == 6) >= 1)
+    # A nitrile is C-C-N-metal; in a cyanide the C holds a metal as well.
+    nitrile_carbon = (m.z == 6) & (m.degree == 2) & (m.count(m.metal) == 0)
+    nitrile = (m.degree == 2) & (m.count(nitrile_carbon) == 1)
+    donor = on_metal & ((n_organic >= 2) | (m.count(m.z == 1) == 2) | nitrile)
     return [
         *carboxylate(m),
         Cut(m.between(m.metal, donor), node_cap=LONE_PAIR, linker_cap=LONE_PAIR),
     ]
+
+
+@register_rule("azolate-ring")
+def azolate_ring(m: Molecule) -> list[Cut]:
+    """C-C between an azolate on metals and its organic part, as with carboxylates; both get H.
+
+    The azolates stay with the metals that they bridge (the clusters of Mn-BTT or PCN-601).
+    """
+    ring = _in_five_ring(m, (m.z == 7) | (m.z == 6))
+    nitrogen = ring & (m.z == 7)
+    held = nitrogen & (m.count(m.metal) > 0)
+    # The carbon may be a bond further from the nitrogens that hold metals (pyrazolate).
+    near = m.count(held) > 0
+    azole = ring & (m.z == 6) & (near | (m.count(near & ring) > 0))
+    edges = m.between(azole, (m.z == 6) & ~ring)
+    return [Cut(edges, node_cap=H_CAP, linker_cap=H_CAP)]
 
 
 def _in_five_ring(m: Molecule, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -51,6 +51,12 @@ FRAGMENTS = {
     "phosphonate, cut": (
         -2, "P O O O", [(0, k) for k in (1, 2, 3)], {"metal": (1, 2, 3), "cut": (0,)}
     ),
+    "phosphonate on metals, sulfonate free": (
+        -3, "C C C C C C H H H H P O O O S O O O",
+        [*BENZENE, *((k, k + 5) for k in (1, 2)), *((k, k + 4) for k in (4, 5)), (0, 10), (3, 14)]
+        + [(10, k) for k in (11, 12, 13)] + [(14, k) for k in (15, 16, 17)],
+        {"metal": (11, 12, 13)}
+    ),
     "phosphate": (-3, "P O O O O", [(0, k) for k in (1, 2, 3, 4)], {"metal": (1, 2, 3, 4)}),
     "perchlorate": (-1, "Cl O O O O", [(0, k) for k in (1, 2, 3, 4)], {}),
     "tetrafluoroborate": (-1, "B F F F F", [(0, k) for k in (1, 2, 3, 4)], {}),
@@ -117,6 +123,45 @@ FRAGMENTS = {
         [*BENZENE, (1, 6), (2, 7), (3, 8), (4, 9), (5, 10), (0, 11), (11, 12), (11, 13)], {}
     ),
     "superoxide-free dioxygen": (0, "O O", [(0, 1)], {}),
+    "sulfur dioxide": (0, "S O O", [(0, 1), (0, 2)], {}),
+    "imidazolium": (
+        1, "N C N C C H H H H H",
+        [*ring(0, 1, 2, 3, 4), (0, 5), (1, 6), (2, 7), (3, 8), (4, 9)], {}
+    ),
+    "pyridinium": (
+        1, "N C C C C C H H H H H H", [*BENZENE, *((k, k + 6) for k in range(6))], {}
+    ),
+    "bipyridinium, two cuts": (
+        2, "N C C C C C N C C C C C H H H H H H H H",
+        [*BENZENE, *ring(6, 7, 8, 9, 10, 11), (3, 9)]
+        + list(zip((1, 2, 4, 5, 7, 8, 10, 11), range(12, 20))), {"cut": (0, 6)}
+    ),
+    "guanidinium": (
+        1, "C N N N H H H H H H",
+        [(0, k) for k in (1, 2, 3)] + [(1 + k // 2, 4 + k) for k in range(6)], {}
+    ),
+    "pyridine with an amine": (
+        0, "N C C C C C H H H H N H H",
+        [*BENZENE, *((k, k + 5) for k in (1, 2, 4, 5)), (3, 10), (10, 11), (10, 12)],
+        {"metal": (0,)}
+    ),
+    "tetramethylphosphonium": (
+        1, "P C C C C " + "H " * 12,
+        [(0, k) for k in (1, 2, 3, 4)] + [(1 + k // 3, 5 + k) for k in range(12)], {}
+    ),
+    "trimethylphosphine": (
+        0, "P C C C " + "H " * 9,
+        [(0, k) for k in (1, 2, 3)] + [(1 + k // 3, 4 + k) for k in range(9)], {"metal": (0,)}
+    ),
+    "dipyrrin": (
+        -1, "N C C C C C N C C C C H H H H H H H",
+        [*ring(0, 1, 2, 3, 4), (4, 5), (5, 7), *ring(6, 7, 8, 9, 10)]
+        + list(zip((1, 2, 3, 5, 8, 9, 10), range(11, 18))), {"metal": (0, 6)}
+    ),
+    "cyclopentadienide": (
+        -1, "C C C C C H H H H H", [*ring(0, 1, 2, 3, 4), *((k, k + 5) for k in range(5))],
+        {"metal": (0, 1, 2, 3, 4)}
+    ),
 }  # fmt: skip
 
 
@@ -124,6 +169,19 @@ FRAGMENTS = {
 def test_fragment_charge__textbook(name):
     expected, symbols, bonds, more = FRAGMENTS[name]
     assert charge(symbols, bonds, **more) == expected
+
+
+@pytest.mark.parametrize(("carbons", "expected"), [(0, -2), (1, -1), (2, 0)])
+def test_fragment_charge__icosahedral_cages(carbons, expected):
+    # B12H12(2-), CB11H12(-), C2B10H12: Wade's rules.
+    phi = (1 + np.sqrt(5)) / 2
+    corner = [(0, a, b * phi) for a in (1, -1) for b in (1, -1)]
+    x = np.array([np.roll(c, k) for c in corner for k in range(3)])
+    far = np.linalg.norm(x[:, None] - x[None], axis=-1)
+    cage = [(a, b) for a in range(12) for b in range(a) if far[a, b] < 2.1]
+    assert len(cage) == 30
+    names = ["C"] * carbons + ["B"] * (12 - carbons) + ["H"] * 12
+    assert charge(" ".join(names), [*cage, *((k, k + 12) for k in range(12))]) == expected
 
 
 def test_fragment_charge__bispyrazolate_is_no_quinoid():
