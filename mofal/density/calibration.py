@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mofal.density.graphs import is_dask
+from mofal.density.graphs import is_dask, plain
 from mofal.density.rows import group_rows
 from mofal.errors import DataError
 
@@ -68,7 +68,9 @@ def quantile_of(knots: Knots, log_likelihood: np.ndarray) -> np.ndarray:
     q = np.interp(l_, knots.value, knots.level)
     low, high = l_ < knots.value[0], l_ > knots.value[-1]
     with np.errstate(over="ignore"):
-        q[low] = knots.level[0] / (1.0 + (knots.value[0] - l_[low]) / knots.below)
+        # Halves, so that the difference of the largest numbers does not overflow.
+        far = 0.5 * knots.value[0] - 0.5 * l_[low]
+        q[low] = knots.level[0] * (0.5 * knots.below / (0.5 * knots.below + far))
         rest = 1.0 - knots.level[-1]
         q[high] = 1.0 - rest / (1.0 + (l_[high] - knots.value[-1]) / knots.above)
     return q
@@ -99,7 +101,7 @@ class QuantileScale:
         DataError
             A label without a finite log-likelihood, or NaN.
         """
-        values, labels = np.asarray(log_likelihood, np.float64), np.asarray(labels)
+        values, labels = plain(log_likelihood).astype(np.float64), plain(labels)
         if values.shape != labels.shape:
             raise DataError(
                 f"found {values.shape} log-likelihoods and {labels.shape} labels, expected as many"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mofal.density.graphs import is_dask
+from mofal.density.graphs import is_dask, plain
 from mofal.errors import DataError
 
 _BINS = 64
@@ -183,8 +183,8 @@ def _wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def _columns(quantile: Any, error: Any, index: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    q, e = np.asarray(quantile, np.float64), np.asarray(error, np.float64)
-    s = np.asarray(index)
+    q, e = plain(quantile).astype(np.float64), plain(error).astype(np.float64)
+    s = plain(index)
     if not q.shape == e.shape == s.shape:
         raise DataError(
             f"found {q.shape} quantiles, {e.shape} errors and {s.shape} structure indices, "

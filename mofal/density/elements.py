@@ -14,7 +14,7 @@ from mofal.density import survey as surveys
 from mofal.density.basis import Projection, project
 from mofal.density.calibration import QuantileScale
 from mofal.density.em import Progress, Run
-from mofal.density.graphs import is_dask, one_column_chunk
+from mofal.density.graphs import is_dask, plain
 from mofal.density.inputs import open_rows, unwrap
 from mofal.density.kernels import Evaluator
 from mofal.density.mixture import GaussianMixture, check_settings
@@ -156,6 +156,8 @@ class PerElementDensity(BaseEstimator):
             raise DataError(
                 "the weight of every row is zero; expected at least one row that counts"
             )
+        if max(overview) > np.iinfo(np.int64).max:
+            raise DataError(f"found label {max(overview)}, expected numbers below 2⁶³")
         self.n_features_in_ = rows.n_features
         self.projection_ = self._project(overview)
         if self.projection_ is not None:
@@ -206,7 +208,7 @@ class PerElementDensity(BaseEstimator):
     def _check(self, features: Any, labels: Any) -> tuple[Any, Any]:
         features, labels = unwrap(features), unwrap(labels)
         if not is_dask(features):
-            features = np.asarray(features)
+            features = plain(features)
             if is_dask(labels):
                 labels = labels.compute()
         if features.ndim != 2:
@@ -216,10 +218,11 @@ class PerElementDensity(BaseEstimator):
         if features.dtype not in (np.float32, np.float64):
             features = features.astype(np.float64)
         if not is_dask(labels):
-            labels = np.asarray(labels)
+            labels = plain(labels)
         if labels.dtype.kind not in "iu":
             raise DataError(f"found labels of dtype {labels.dtype}, expected whole numbers")
-        if not np.isnan(features.shape[0]) and labels.shape != (features.shape[0],):
+        sizes = (features.shape[0], *labels.shape)
+        if not np.isnan(sizes).any() and labels.shape != (features.shape[0],):
             raise DataError(
                 f"labels have shape {labels.shape}, expected ({features.shape[0]},): one per row"
             )
@@ -349,7 +352,7 @@ class PerElementDensity(BaseEstimator):
                 f"found {features.shape[1]} features, the density was fitted with "
                 f"{self.n_features_in_}"
             )
-        return (one_column_chunk(features) if is_dask(features) else features), labels
+        return features, labels
 
     def _scorer(self) -> Scorer:
         return Scorer(
@@ -390,13 +393,13 @@ class Scorer:
         self.projection, self.evaluators = projection, evaluators
 
 
-def _score_rows(shared: Scorer, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _score_rows(shared: Scorer, x: np.ndarray, labels: np.ndarray, *, first: int = 0) -> np.ndarray:
     out = np.full(x.shape[0], -np.inf)
     for label, rows in group_rows(labels):
         if label in shared.evaluators:
             part = project(shared.projection, x[rows])
             score = np.empty((1, rows.size))
-            shared.evaluators[label].evaluate(part, out=score, numbers=rows)
+            shared.evaluators[label].evaluate(part, out=score, numbers=first + rows)
             out[rows] = score[0]
     return out
 
@@ -405,21 +408,23 @@ def _in_pieces(shared: Scorer, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
     out = np.empty(x.shape[0])
 
     def work(rows: slice) -> None:
-        out[rows] = _score_rows(shared, x[rows], labels[rows])
+        out[rows] = _score_rows(shared, x[rows], labels[rows], first=rows.start)
 
     for _ in walk(pieces(x.shape[0]), work):
         pass
     return out
 
 
-def _predict_rows(shared: Scorer, x: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _predict_rows(
+    shared: Scorer, x: np.ndarray, labels: np.ndarray, *, first: int = 0
+) -> np.ndarray:
     from mofal.density.scoring import component_rows
 
     out = np.full(x.shape[0], -1, np.int64)
     for label, rows in group_rows(labels):
         if label in shared.evaluators:
             part = project(shared.projection, x[rows])
-            out[rows] = component_rows(shared.evaluators[label], part)
+            out[rows] = component_rows(shared.evaluators[label], part, numbers=first + rows)
     return out
 
 

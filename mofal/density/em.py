@@ -50,6 +50,8 @@ class State:
     projection: Projection = None
     active: dict[int, list[int]] = field(default_factory=dict)
     evaluators: dict[int, Evaluator] = field(default_factory=dict)
+    eps: dict[int, float] = field(default_factory=dict)
+    """What is added to the weights of the components of a label; see `start.EPS`."""
 
     def prepared(self) -> State:
         """The same with evaluators of what has not converged."""
@@ -89,7 +91,8 @@ def start_state(
         label: make_basis(*survey[label].moments(), specs[0].covariance_type)
         for label, specs in plan.items()
     }
-    return State(runs, bases, tolerance, max_iter, projection).prepared()
+    eps = {label: EPS * survey[label].mean_weight for label in plan}
+    return State(runs, bases, tolerance, max_iter, projection, eps=eps).prepared()
 
 
 def em_chunk(chunk: Chunk, state: State) -> dict[int, Statistics]:
@@ -129,7 +132,9 @@ def em_step(state: State, statistics: dict[int, Statistics]) -> State:
             previous = run.lower_bounds[-1] if run.lower_bounds else -np.inf
             runs[label][i] = replace(
                 run,
-                parameters=maximise(evaluator, model, stats, run.spec.reg_covar),
+                parameters=maximise(
+                    evaluator, model, stats, run.spec.reg_covar, eps=state.eps[label]
+                ),
                 lower_bounds=(*run.lower_bounds, bound),
                 converged=abs(bound - previous) < state.tolerance,
             )
@@ -137,7 +142,12 @@ def em_step(state: State, statistics: dict[int, Statistics]) -> State:
 
 
 def maximise(
-    evaluator: Evaluator, model: int, statistics: Statistics, reg_covar: np.ndarray
+    evaluator: Evaluator,
+    model: int,
+    statistics: Statistics,
+    reg_covar: np.ndarray,
+    *,
+    eps: float = EPS,
 ) -> Parameters:
     """New parameters of one model from its statistics."""
     e, old = evaluator, evaluator.models[model]
@@ -149,7 +159,7 @@ def maximise(
     first, second = share.order[:n_product], share.order[n_product:]
     if n_product:
         sums = statistics.product[share.product]
-        n, mean_z = _divide(sums[:, 0], sums[:, 1 : 1 + d])
+        n, mean_z = _divide(sums[:, 0], sums[:, 1 : 1 + d], eps)
         number[first] = n
         if e.matrix:
             means[first] = e.basis.centre + mean_z @ e.basis.backward.T
@@ -160,14 +170,14 @@ def maximise(
         chosen = e.stable_index[share.stable]
         sums = statistics.stable[share.stable]
         if e.matrix:
-            n, mean_y = _divide(sums[:, d, d], sums[:, :d, d])
+            n, mean_y = _divide(sums[:, d, d], sums[:, :d, d], eps)
             # Rows of y are in units of the old component: μ + L y with L Lᵀ its covariance.
             lower = np.linalg.inv(e.factors[chosen][:, :d, :d])
             means[second] = old.means[second] + np.einsum("kij,kj->ki", lower, mean_y)
             inner = sums[:, :d, :d] / n[:, None, None] - mean_y[:, :, None] * mean_y[:, None, :]
             scatter[second] = lower @ inner @ np.swapaxes(lower, 1, 2)
         else:
-            n, mean_y = _divide(sums[:, 2, 0], sums[:, 1])
+            n, mean_y = _divide(sums[:, 2, 0], sums[:, 1], eps)
             sigma = 1.0 / e.factors[chosen]
             means[second] = old.means[second] + sigma * mean_y
             scatter[second] = sigma**2 * (sums[:, 0] / n[:, None] - mean_y**2)
@@ -177,8 +187,8 @@ def maximise(
     return finish(number, means, pool(scatter, number, reg_covar, e.kind), e.kind)
 
 
-def _divide(number: np.ndarray, first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    n = number + EPS
+def _divide(number: np.ndarray, first: np.ndarray, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    n = number + eps
     return n, first / n[:, None]
 
 

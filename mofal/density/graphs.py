@@ -21,11 +21,41 @@ def is_dask(x: Any) -> bool:
     return type(x).__module__.startswith("dask.") and hasattr(x, "dask")
 
 
+def plain(x: Any) -> np.ndarray:
+    """A NumPy array (Dask arrays are computed).
+
+    What is masked is refused, because NumPy would hand out what lies below the mask.
+
+    Raises
+    ------
+    DataError
+        A value is masked.
+    """
+    if is_dask(x):
+        x = x.compute()
+    if isinstance(x, np.ma.MaskedArray):
+        count = int(np.ma.count_masked(x))
+        if count:
+            raise DataError(
+                f"found {count} masked values, expected numbers; drop such rows first: "
+                "x = x[~numpy.ma.getmaskarray(x).any(axis=1)].data"
+            )
+    return np.asarray(x)
+
+
+def has_known_rows(x: Any) -> bool:
+    """Whether a Dask array knows how many rows its chunks have (after x[mask] it does not)."""
+    return not np.isnan(x.shape[0])
+
+
+def whole_rows(x: Any) -> Any:
+    """A Dask array (n, d) whose chunks hold whole rows; lazy."""
+    return x.rechunk({1: -1}) if x.numblocks[1] > 1 else x
+
+
 def one_column_chunk(x: Any) -> Any:
     """A Dask array (n, d) whose chunks hold whole rows, with known sizes."""
-    if np.isnan(x.shape[0]):
-        x = x.compute_chunk_sizes()
-    return x.rechunk({1: -1}) if x.numblocks[1] > 1 else x
+    return whole_rows(x if has_known_rows(x) else x.compute_chunk_sizes())
 
 
 def column_of(column: Any, x: Any, name: str) -> Any:
@@ -37,8 +67,8 @@ def column_of(column: Any, x: Any, name: str) -> Any:
         It has not one entry per row.
     """
     if not is_dask(column):
-        column = np.asarray(column)
-    elif np.isnan(column.shape[0]):
+        column = plain(column)
+    elif not has_known_rows(column):
         column = column.compute_chunk_sizes()
     if column.shape != (x.shape[0],):
         raise DataError(f"{name} has shape {column.shape}, expected ({x.shape[0]},): one per row")
@@ -108,7 +138,9 @@ def _overlap(array: Any, edges: np.ndarray, start: int, stop: int) -> tuple[list
 
 
 def _cut(parts: list[np.ndarray], start: int, stop: int) -> np.ndarray:
-    joined = np.asarray(parts[0]) if len(parts) == 1 else np.concatenate(parts)
+    # One by one: joining masked arrays by np.concatenate would lose their masks.
+    whole = [plain(part) for part in parts]
+    joined = whole[0] if len(whole) == 1 else np.concatenate(whole)
     return joined[start:stop]
 
 

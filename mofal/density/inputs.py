@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import validate_data
 
-from mofal.density.graphs import is_dask
+from mofal.density.graphs import is_dask, plain
 from mofal.density.rows import DaskRows, LocalRows, Rows
 from mofal.errors import DataError
 
@@ -35,6 +35,8 @@ def check_rows(estimator: Any, x: Any, *, reset: bool) -> Any:
     x = unwrap(x)
     if not is_dask(x):
         kinds = [np.float64, np.float32]
+        if isinstance(x, np.ma.MaskedArray):
+            x = plain(x)
         return validate_data(estimator, x, reset=reset, dtype=kinds, ensure_min_samples=1 + reset)
     if x.ndim != 2:
         raise DataError(f"found an array of {x.ndim} dims, expected 2: rows, features")
@@ -50,14 +52,17 @@ def check_rows(estimator: Any, x: Any, *, reset: bool) -> Any:
     return x
 
 
-def open_rows(x: Any, weights: Any = None, labels: Any = None) -> Rows:
-    """A source of rows over a NumPy or Dask array."""
+def open_rows(x: Any, weights: Any = None, labels: Any = None, *, least: int = 1) -> Rows:
+    """A source of at least so many rows over a NumPy or Dask array."""
     if is_dask(x):
-        return DaskRows(x, weights=weights, labels=labels)
+        rows = DaskRows(x, weights=weights, labels=labels)
+        if rows.n_rows < least:
+            raise DataError(f"found {rows.n_rows} row, expected at least {least}")
+        return rows
     n = x.shape[0]
     columns = []
     for name, column in (("sample_weight", weights), ("labels", labels)):
-        array = None if column is None else np.asarray(column)
+        array = None if column is None else plain(column)
         if array is not None and array.shape != (n,):
             if name == "sample_weight" and array.ndim == 0:
                 array = np.full(n, array)

@@ -118,7 +118,8 @@ class Evaluator:
         shift = np.concatenate([m.means for m in models]) - basis.centre
         self.norms = np.concatenate([log_norms(m) for m in models])
         self._model_of = np.repeat(np.arange(len(models)), [m.n_components for m in models])
-        self._prepare_stable(chol, shift)
+        self.means = np.concatenate([m.means for m in models])
+        self._prepare_stable(chol, shift, tolerance)
         coefficients, amplification, fits = self._prepare_product(chol, shift)
 
         mask = {"product": np.ones_like(fits), "stable": np.zeros_like(fits)}.get(form, fits)
@@ -162,14 +163,17 @@ class Evaluator:
         self.block = self._block_size()
 
     # ------------------------------------------------------------------------- preparation
-    def _prepare_stable(self, chol: np.ndarray, shift: np.ndarray) -> None:
+    def _prepare_stable(self, chol: np.ndarray, shift: np.ndarray, tolerance: float) -> None:
         """Stacked factors: y = Pᵀ(x - centre) - Pᵀ(μ - centre), or (x - μ)/σ.
 
         For matrices t = x - centre and y are given one more row of ones: the shift is then part of
         the product with the factors, and number and first moments part of the second moments.
+        `distant` are components so many of their own widths away from the centre that the
+        difference loses too many digits: for those μ is subtracted first.
         """
         if not self.matrix:
-            self.factors, self.offsets = np.ascontiguousarray(chol), shift
+            self.factors = np.ascontiguousarray(chol)
+            self.distant = np.ones(shift.shape[0], bool)
             return
         k, d = shift.shape
         self.factors = np.zeros((k, d + 1, d + 1))
@@ -177,6 +181,9 @@ class Evaluator:
         self.offsets = np.einsum("kji,kj->ki", chol, shift)
         self.factors[:, :d, d] = -self.offsets
         self.factors[:, d, d] = 1.0
+        root = np.sqrt(d)
+        error = 2.0 * root * UNIT_ROUNDOFF * np.linalg.norm(self.offsets, axis=1) * (root + 3.0)
+        self.distant = error > 0.5 * tolerance
 
     def _prepare_product(
         self, chol: np.ndarray, shift: np.ndarray
@@ -323,7 +330,8 @@ class Evaluator:
                 square = joint[-1]
         if self.n_stable:
             y = work.take("y", n)
-            stable = self._stable(t, self.stable_index, y, work.take("stable", n))
+            raw = work.take("raw", n) if self.distant[self.stable_index].any() else None
+            stable = self._stable(x, t, self.stable_index, y, work.take("stable", n), raw)
         respond = statistics is not None or visit is not None
         for model, share in enumerate(self.shares):
             l_k = self._gather(share, joint, stable)
@@ -343,7 +351,7 @@ class Evaluator:
             if respond and l_k.shape[0] > 1:
                 l_k *= total
             if again.size:
-                repeated, responsibilities = self._repeat(model, t[:, again])
+                repeated, responsibilities = self._repeat(model, x[again], t[:, again])
                 log_likelihood[again] = repeated
                 if respond:
                     l_k[:, again] = responsibilities[share.order]
@@ -376,6 +384,7 @@ class Evaluator:
             "ring": (d + d // 2,),
             "phi": (self.n_columns,),
             "joint": (self.coefficients.shape[0],),
+            "raw": (d,),
             "y": (k, width),
             "weighted": (k, width),
             "stable": (k,),
@@ -401,16 +410,24 @@ class Evaluator:
 
     def _stable(
         self,
+        x: np.ndarray,
         t: np.ndarray,
         index: np.ndarray,
         y: np.ndarray | None = None,
         joint: np.ndarray | None = None,
+        raw: np.ndarray | None = None,
     ) -> np.ndarray:
         """Joint log-densities (k, n) of the components `index`; y (k, d, n) is kept in `y`."""
         k, n = index.size, t.shape[1]
         y = np.empty((k, *t.shape)) if y is None else y
         factors = self.factors[index]
-        if self.kind == "tied":
+        distant = np.flatnonzero(self.distant[index])
+        if distant.size:
+            raw = np.empty((self.n_features, n)) if raw is None else raw
+            np.copyto(raw, x.T)
+        if self.matrix and distant.size == k:
+            y[:, -1] = 1.0
+        elif self.kind == "tied":
             # One factor per model: rotate once, then shift for each component.
             for a, b in _runs(self._model_of[index]):
                 turned = factors[a] @ t
@@ -418,8 +435,13 @@ class Evaluator:
         elif self.matrix:
             np.matmul(factors.reshape(-1, t.shape[0]), t, out=y.reshape(-1, n))
         else:
-            np.subtract(t, self.offsets[index][:, :, None], out=y)
+            assert raw is not None
+            np.subtract(raw, self.means[index][:, :, None], out=y)
             y *= factors[:, :, None]
+        if self.matrix:
+            for i in distant:
+                near = raw - self.means[index[i]][:, None]
+                np.matmul(factors[i, :-1, :-1], near, out=y[i, :-1])
         joint = np.einsum("kdn,kdn->kn", y, y, out=joint)
         joint *= -0.5
         # The row of ones has added one to the square.
@@ -461,7 +483,7 @@ class Evaluator:
         error = a * square + b * np.sqrt(square) + c
         return np.flatnonzero(~(error <= self.tolerance * np.maximum(1.0, np.abs(log_likelihood))))
 
-    def _repeat(self, model: int, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _repeat(self, model: int, x: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log-likelihoods (n,) and responsibilities (K, n), every component in the stable form."""
         start = sum(m.n_components for m in self.models[:model])
         index = np.arange(start, start + self.models[model].n_components)
@@ -469,7 +491,7 @@ class Evaluator:
         responsibilities = np.empty((index.size, t.shape[1]))
         for a in range(0, t.shape[1], 256):
             rows = slice(a, a + 256)
-            joint = self._stable(np.ascontiguousarray(t[:, rows]), index)
+            joint = self._stable(x[rows], np.ascontiguousarray(t[:, rows]), index)
             top = joint.max(axis=0)
             joint -= np.where(np.isfinite(top), top, 0.0)
             np.exp(joint, out=joint)

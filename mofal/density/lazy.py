@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.density.basis import project
-from mofal.density.graphs import Blocks, column_of, is_dask, one_column_chunk, tree
+from mofal.density.graphs import Blocks, column_of, is_dask, one_column_chunk, plain, tree
 from mofal.density.pca import PCA
 from mofal.errors import DataError
 
@@ -65,6 +65,8 @@ def _minima_chunk(
     first: int, n: int, values: np.ndarray, index: np.ndarray
 ) -> tuple[int, np.ndarray, np.ndarray]:
     """Minimum and its place for the structures that a chunk touches, from the first of them on."""
+    if not index.size:
+        return 0, np.empty(0), np.empty(0, np.int64)
     low, high = int(index.min()), int(index.max())
     if high >= n or low < 0:
         raise DataError(
@@ -299,7 +301,9 @@ def _reduce(
 ) -> Any:
     """Chunk / combine over aligned columns: a value in memory, a Delayed over Dask arrays."""
     if not lazy and not any(is_dask(c) for c in columns):
-        return chunk(0, shared, *(np.asarray(c) for c in columns))
+        return chunk(0, shared, *(plain(c) for c in columns))
+    if all(c.shape[0] == 0 for c in columns) and not hasattr(shared, "dask"):
+        return chunk(0, shared, *(np.empty(c.shape, c.dtype) for c in columns))
     import dask
     from dask.delayed import Delayed
 
@@ -319,7 +323,7 @@ def _rank(column: Any) -> float:
 def _call(
     chunk: Callable[..., Any], order: list[int], first: int, shared: Any, *columns: np.ndarray
 ) -> Any:
-    in_order = [np.asarray(column) for _, column in sorted(zip(order, columns), key=lambda p: p[0])]
+    in_order = [plain(column) for _, column in sorted(zip(order, columns), key=lambda p: p[0])]
     return chunk(first, shared, *in_order)
 
 

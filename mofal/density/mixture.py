@@ -125,7 +125,7 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         """
         X = check_rows(self, X, reset=True)
         check_settings(self)
-        rows = open_rows(X, sample_weight)
+        rows = open_rows(X, sample_weight, least=2)
         seeds = check_random_state(self.random_state).randint(2**31 - 1, size=1 + self.n_init)
         size = max(survey.SAMPLE, 256 * self.n_components)
         surveyed = survey.take(rows, int(seeds[0]), size)
@@ -166,6 +166,14 @@ class GaussianMixture(DensityMixin, BaseEstimator):
         reg = np.broadcast_to(np.asarray(self.reg_covar, np.float64), (d,)).copy()
         if self.warm_start and hasattr(self, "converged_"):
             start = self._parameters()
+            found = (*start.means.shape, start.covariances.shape)
+            shape = covariance_shape(self.covariance_type, self.n_components, d)
+            if found != (self.n_components, d, shape):
+                raise DataError(
+                    f"warm_start continues from {found[0]} components of {found[1]} features with "
+                    f"covariances of shape {found[2]}, found settings or rows that want "
+                    f"{self.n_components}, {d} and {shape}; fit a new estimator"
+                )
             return [Spec(self.n_components, self.covariance_type, reg, start=start)]
         weights, means, precisions_ = check_start(self, d)
         return [
@@ -246,17 +254,28 @@ class GaussianMixture(DensityMixin, BaseEstimator):
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean log-likelihood of the rows; computes."""
+        total, n = self._total(X)
+        return total / n
+
+    def _total(self, X: Any) -> tuple[float, int]:
+        """Sum of the log-likelihoods, and how many rows there are."""
         scores = self.score_samples(X)
-        return float(scores.mean().compute() if is_dask(scores) else scores.mean())
+        if not is_dask(scores):
+            return float(scores.sum()), scores.size
+        import dask
+
+        count = scores.map_blocks(np.ones_like, dtype=np.float64).sum()
+        total, n = dask.compute(scores.sum(), count)
+        return float(total), int(n)
 
     def bic(self, X: Any) -> float:
         """Bayesian information criterion on X (lower is better); computes."""
-        n = X.shape[0]
-        return -2.0 * self.score(X) * n + free_parameters(self._parameters()) * float(np.log(n))
+        total, n = self._total(X)
+        return -2.0 * total + free_parameters(self._parameters()) * float(np.log(n))
 
     def aic(self, X: Any) -> float:
         """Akaike information criterion on X (lower is better); computes."""
-        return -2.0 * self.score(X) * X.shape[0] + 2.0 * free_parameters(self._parameters())
+        return -2.0 * self._total(X)[0] + 2.0 * free_parameters(self._parameters())
 
     def sample(self, n_samples: int = 1) -> tuple[np.ndarray, np.ndarray]:
         """Draw rows, shape (n, d), and their components, shape (n,)."""
@@ -305,17 +324,21 @@ def check_settings(model: GaussianMixture) -> None:
         )
 
 
+def covariance_shape(kind: str, k: int, d: int) -> tuple[int, ...]:
+    """Shape of the covariances of k components of d features."""
+    return {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}[kind]
+
+
 def check_start(
     model: GaussianMixture, d: int
 ) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
     """Given parts of the start as arrays of the right shape."""
     k, kind = model.n_components, model.covariance_type
-    shapes = {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}
     out: list[np.ndarray | None] = []
     expected = {
         "weights_init": (k,),
         "means_init": (k, d),
-        "precisions_init": shapes[kind],
+        "precisions_init": covariance_shape(kind, k, d),
     }
     for name, shape in expected.items():
         value = getattr(model, name)

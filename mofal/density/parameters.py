@@ -56,6 +56,8 @@ def make(
     DataError
         A covariance is not positive definite; the message names the component.
     """
+    if not np.isfinite(covariances).all():
+        refuse_overflow()
     chol = cholesky_of_precisions(covariances, covariance_type)
     return Parameters(covariance_type, weights, means, covariances, chol)
 
@@ -79,6 +81,14 @@ def cholesky_of_precisions(covariances: np.ndarray, covariance_type: str) -> np.
             _refuse_singular(k)
         out[k] = solve_triangular(lower, eye, lower=True).T
     return out[0] if covariance_type == "tied" else out
+
+
+def refuse_overflow() -> None:
+    """Say that the data are too large for their squares."""
+    raise DataError(
+        "a covariance overflows: values beyond about 1e150 have no squares; "
+        "scale the features first"
+    )
 
 
 def _refuse_singular(component: int) -> None:

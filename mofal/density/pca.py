@@ -8,11 +8,13 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from mofal.density.basis import project
+from mofal.density.basis import Projection, project
 from mofal.density.graphs import is_dask
 from mofal.density.inputs import check_rows, open_rows
+from mofal.density.parameters import refuse_overflow
 from mofal.density.rows import Chunk
 from mofal.density.scoring import on_chunks
+from mofal.density.survey import check_chunk
 from mofal.errors import DataError
 
 Moments = tuple[float, np.ndarray, np.ndarray]
@@ -20,6 +22,7 @@ Moments = tuple[float, np.ndarray, np.ndarray]
 
 def moments_chunk(chunk: Chunk, shared: None) -> Moments:
     """Weight, mean (d,) and scatter (d, d) of one chunk."""
+    check_chunk(chunk)
     x = chunk.x.astype(np.float64)
     w = chunk.weights
     total = float(x.shape[0]) if w is None else float(w.sum())
@@ -93,6 +96,11 @@ def count_directions(variances: np.ndarray, wanted: int | float | None) -> int:
     )
 
 
+def _project_chunk(projection: Projection, x: np.ndarray, *, first: int = 0) -> np.ndarray:
+    check_chunk(Chunk(x, numbers=first))
+    return project(projection, x)
+
+
 class PCA(TransformerMixin, BaseEstimator):
     """Principal component analysis by the covariance matrix, in memory or larger than memory.
 
@@ -132,10 +140,7 @@ class PCA(TransformerMixin, BaseEstimator):
         rows = open_rows(X, sample_weight)
         total, mean, scatter = rows.get(rows.reduce(moments_chunk, moments_combine, rows.put(None)))
         if not np.isfinite(scatter).all():
-            raise DataError(
-                "the rows contain NaN or infinity; drop such rows first: "
-                "x = x[numpy.isfinite(x).all(axis=1)]"
-            )
+            refuse_overflow()
         if total <= 1:
             raise DataError(f"the weight of all rows is {total:g} (zero or one row), expected more")
         self._set(mean, scatter / (total - 1.0))
@@ -162,7 +167,9 @@ class PCA(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         X = check_rows(self, X, reset=False)
         if is_dask(X):
-            return on_chunks(project, self._matrix(), X, width=self.n_components_, dtype=np.float64)
+            return on_chunks(
+                _project_chunk, self._matrix(), X, width=self.n_components_, dtype=np.float64
+            )
         return project(self._matrix(), X)
 
     def inverse_transform(self, X: Any) -> Any:

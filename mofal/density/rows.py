@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mofal.density.graphs import Blocks, column_of, one_column_chunk, tree
+from mofal.density.graphs import Blocks, column_of, one_column_chunk, plain, tree
 from mofal.errors import DataError
 
 CHUNK = 32768
@@ -264,7 +264,8 @@ def _run_chunk(
     *columns: np.ndarray,
 ) -> Any:
     rest = list(columns)
-    weights = np.asarray(rest.pop(0)) if has[0] else None
-    labels = np.asarray(rest.pop(0)) if has[1] else None
+    # Sums of float16 weights would overflow, those of float32 lose digits.
+    weights = plain(rest.pop(0)).astype(np.float64) if has[0] else None
+    labels = plain(rest.pop(0)) if has[1] else None
     with one_blas_thread():
-        return function(Chunk(np.asarray(x), weights, labels, first_row), shared)
+        return function(Chunk(plain(x), weights, labels, first_row), shared)

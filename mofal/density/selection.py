@@ -203,7 +203,7 @@ def select_components(
     model = GaussianMixture(1, **settings)
     X = check_rows(model, X, reset=True)
     check_settings(model)
-    rows = open_rows(X, sample_weight)
+    rows = open_rows(X, sample_weight, least=2)
     wanted = candidate_counts(counts, max_components)
     seeds = check_random_state(model.random_state).randint(2**31 - 1, size=1 + model.n_init)
     survey = surveys.take(rows, int(seeds[0]), max(surveys.SAMPLE, 256 * wanted[-1]))

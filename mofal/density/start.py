@@ -13,12 +13,15 @@ from mofal.density.parameters import (
     cholesky_of_precisions,
     covariances_from_cholesky,
     make,
+    refuse_overflow,
 )
 from mofal.density.survey import Sample
 
 INIT_PARAMS = ("kmeans", "k-means++", "random", "random_from_data")
 EPS = 10 * float(np.finfo(np.float64).eps)
-"""Added to the weight of a component, as in scikit-learn: an empty one divides by it."""
+"""Added to the weight of a component, as in scikit-learn: an empty one divides by it.
+
+Relative to the mean weight of a row, so that the unit of sample weights does not matter."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,14 @@ def begin(spec: Spec, sample: Sample) -> Parameters:
         return Parameters(kind, spec.weights, spec.means, covariances, given_chol)
     x = sample.x.astype(np.float64)
     weights, means, covariances = estimate(
-        x, responsibilities(spec, x, sample.w) * sample.w[:, None], spec.reg_covar, kind
+        x,
+        responsibilities(spec, x, sample.w) * sample.w[:, None],
+        spec.reg_covar,
+        kind,
+        eps=EPS * sample.mean_weight,
     )
+    if not np.isfinite(covariances).all():
+        refuse_overflow()
     chol: np.ndarray | None = None
     if spec.precisions is not None:
         chol = cholesky_from_precisions(spec.precisions, kind)
@@ -120,10 +129,15 @@ def _partition(
 
 
 def estimate(
-    x: np.ndarray, resp: np.ndarray, reg_covar: np.ndarray, covariance_type: str
+    x: np.ndarray,
+    resp: np.ndarray,
+    reg_covar: np.ndarray,
+    covariance_type: str,
+    *,
+    eps: float = EPS,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights, means and covariances for given weighted responsibilities (s, K)."""
-    number = resp.sum(axis=0) + EPS
+    number = resp.sum(axis=0) + eps
     origin = x.mean(axis=0)
     x = x - origin
     means = (resp.T @ x) / number[:, None]

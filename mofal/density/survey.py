@@ -45,6 +45,11 @@ class Sample:
     w: np.ndarray
     size: int
 
+    @property
+    def mean_weight(self) -> float:
+        """Of the rows that count."""
+        return self.weight / max(self.count, 1)
+
     def moments(self) -> tuple[np.ndarray, np.ndarray]:
         """Weighted mean (d,) and covariance (d, d) of the sample, float64."""
         x = self.x.astype(np.float64)
@@ -70,7 +75,7 @@ def priorities(numbers: np.ndarray, seed: int) -> np.ndarray:
 def survey_chunk(chunk: Chunk, shared: tuple[int, int]) -> Survey:
     """Count and sample one chunk; `shared` is (seed, rows to keep of each label)."""
     seed, size = shared
-    _check_rows(chunk)
+    check_chunk(chunk)
     return {label: _sample(part, seed, size) for label, part in chunk.by_label()}
 
 
@@ -121,7 +126,8 @@ def _merge(a: Sample, b: Sample) -> Sample:
     )
 
 
-def _check_rows(chunk: Chunk) -> None:
+def check_chunk(chunk: Chunk) -> None:
+    """Refuse NaN, infinity and negative weights; the message names the row."""
     x = chunk.x
     # A sum is one pass without a temporary; only if it is not finite is each value looked at.
     with np.errstate(over="ignore", invalid="ignore"):

@@ -114,9 +114,9 @@ def test_evaluate__far_rows_are_repeated_in_the_stable_form():
     repeated = []
     plain = e._repeat
 
-    def spy(model, t):
+    def spy(model, rows, t):
         repeated.append(t.shape[1])
-        return plain(model, t)
+        return plain(model, rows, t)
 
     e._repeat = spy
     e.tolerance = 1e-14
@@ -227,3 +227,24 @@ def test_evaluate__component_of_weight_zero():
     q = p.with_weights(np.array([0.5, 0.0, 0.25, 0.25]))
     x = draw(p, 300)
     assert relative_error(_scores(evaluator_of(q), x), exact_log_likelihood(q, x)) < EQUAL
+
+
+@pytest.mark.parametrize("kind", COVARIANCE_TYPES)
+def test_evaluate__components_far_apart_in_units_of_their_widths(kind):
+    """A million widths between components: the mean is subtracted before anything is multiplied."""
+    p = random_parameters(6, n_components=6, n_features=5, kind=kind, spread=1e6)
+    x = draw(p, 600)
+    exact = exact_log_likelihood(p, x)
+    assert relative_error(log_likelihood_rows(evaluator_of(p), x), exact) < 1e-14
+    assert relative_error(_sklearn(p, x), exact) > 1e-12
+    e = evaluator_of(p)
+    statistics = e.new_statistics()
+    e.evaluate(x, statistics=statistics)
+    found = maximise(e, 0, statistics, np.zeros(5))
+    owner = np.linalg.norm(x[:, None] - p.means, axis=2).argmin(1)
+    for k in range(6):
+        own = x[owner == k]
+        np.testing.assert_allclose(found.means[k], own.mean(0), rtol=1e-13)
+        if kind == "full":
+            near = own - p.means[k]
+            np.testing.assert_allclose(found.covariances[k], np.cov(near.T, bias=True), rtol=1e-9)

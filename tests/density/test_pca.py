@@ -86,5 +86,5 @@ def test_fit__settings_that_cannot_be_meant(x, n_components, message):
 def test_fit__not_finite_rows_are_refused(x):
     bad = x.copy()
     bad[5, 2] = np.nan
-    with pytest.raises(DataError, match="contain NaN"):
+    with pytest.raises(DataError, match="row 5 contains NaN"):
         PCA().fit(da.from_array(bad, chunks=(400, 6)))
