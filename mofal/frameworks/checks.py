@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 # Below this fraction of the sum of covalent radii two atoms cannot both be there.
 _OVERLAP = 0.62
 # Guests that are anions by themselves: no hydrogen is missing from them.
-_ANIONS = frozenset(
-    "NO3 NO2 N3 ClO4 BF4 F6P F6Sb AsF6 F6Si O4S O3S CF3O3S CNS CN F Cl Br I I3 Br3 C2H3O2 CHO2 "
-    "C2F3O2 C24H20B".split()
-)
+# fmt: off
+_ANIONS = frozenset((
+    "NO3", "NO2", "N3", "ClO4", "BF4", "F6P", "F6Sb", "AsF6", "F6Si", "O4S", "O3S", "CF3O3S", "CNS",
+    "CN", "F", "Cl", "Br", "I", "I3", "Br3", "CHO2", "C2H3O2", "C2F3O2", "C24H20B",
+))
+# fmt: on
 _VOLUME_PER_ATOM = (4.0, 400.0)  # Å^3: denser than diamond; emptier than any known framework
 
 

@@ -1,8 +1,8 @@
 """Defect labels: which brick lacks which linker, read off the structure itself.
 
-A formate (an acid group on a metal that ends in H) is where a linker could be. Two of them that
-face each other at a linker's length are one missing linker; several that point at one place where
-a brick would be mark a missing brick; one by itself is a capped site.
+A capped site (a formate, an acetate, a pair of OH and water; see `capped_sites`) is where a linker
+could be. Two of them that face each other at a linker's length are one missing linker; several that
+point at one place where a brick would be mark a missing brick; one by itself stays a capped site.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csgraph
 
 from mofal.frameworks.bonds import IS_METAL, free_origin
+from mofal.frameworks.capped import capped_sites
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,87 +47,51 @@ def label_defects(
     -------
     Dataset
         With ``defect_label(defect)``, ``defect_block(defect)`` (the brick), ``defect_atom(defect)``
-        (the carbon of its formate), ``defect_partner(defect)`` (the defect at the other end of a
-        missing linker, else -1), ``defect_hole(defect)`` (number of the missing brick, else -1) and
-        ``n_missing(block)`` (linkers that each block lacks).
+        (the carbon of its formate or acetate, or the O of its OH), ``defect_hydrogen(defect)`` (the
+        atom that ends it: H, or C of an acetate's methyl), ``defect_other(defect)`` (the O of the
+        water beside an OH, else -1), ``defect_cap(defect)`` (formula of the cap),
+        ``defect_partner(defect)`` (the defect at the other end of a missing linker, else -1),
+        ``defect_hole(defect)`` (number of the missing brick, else -1) and ``n_missing(block)``
+        (linkers that each block lacks).
     """
-    site, hydrogen = _formates(blocks, numbers)
     n_blocks = blocks.sizes["block"]
-    label = np.full(len(site), LABELS.index("capped site"))
-    partner = np.full(len(site), -1, np.int64)
-    hole = np.full(len(site), -1, np.int64)
     of_atom = np.empty(len(numbers), np.int64)
     of_atom[blocks["member_atom"].values] = np.repeat(
         np.arange(n_blocks), blocks["block_n_atoms"].values
     )
-    if len(site):
-        outward = _outward(blocks, numbers, positions, cell, site)
-        length, reach = _linker_and_brick(blocks, numbers, positions, cell, of_atom)
-        if length > 0:
-            tip = positions[site] + length * outward
-            partner = _facing(positions[site], tip, outward, cell, pbc)
-            label[partner >= 0] = LABELS.index("missing linker")
-            alone = np.flatnonzero(partner < 0)
-            centre = positions[site[alone]] + (length + reach) * outward[alone]
-            groups = _clusters(centre, cell, pbc, 1.5 * _FACING)
-            size = np.bincount(groups, minlength=groups.max(initial=-1) + 1)
-            shared = size[groups] > 1
-            _, hole[alone[shared]] = np.unique(groups[shared], return_inverse=True)
-            label[alone[shared]] = LABELS.index("missing brick")
+    length, reach = _linker_and_brick(blocks, numbers, positions, cell, of_atom)
+    sites = capped_sites(blocks, numbers, positions, cell, of_atom, reach)
+    n = len(sites.atom)
+    label = np.full(n, LABELS.index("capped site"))
+    partner = np.full(n, -1, np.int64)
+    hole = np.full(n, -1, np.int64)
+    if n and length > 0:
+        tip = sites.point + length * sites.outward
+        partner = _facing(sites.point, tip, sites.outward, cell, pbc)
+        label[partner >= 0] = LABELS.index("missing linker")
+        alone = np.flatnonzero(partner < 0)
+        centre = sites.point[alone] + (length + reach) * sites.outward[alone]
+        groups = _clusters(centre, cell, pbc, 1.5 * _FACING)
+        size = np.bincount(groups, minlength=groups.max(initial=-1) + 1)
+        shared = size[groups] > 1
+        _, hole[alone[shared]] = np.unique(groups[shared], return_inverse=True)
+        label[alone[shared]] = LABELS.index("missing brick")
     return blocks.assign(
         {
             "defect_label": ("defect", np.array(LABELS)[label]),
-            "defect_block": ("defect", of_atom[site]),
-            "defect_atom": ("defect", site.astype(np.int64)),
-            "defect_hydrogen": ("defect", hydrogen.astype(np.int64)),
+            "defect_block": ("defect", of_atom[sites.atom]),
+            "defect_atom": ("defect", sites.atom),
+            "defect_hydrogen": ("defect", sites.end),
+            "defect_other": ("defect", sites.other),
+            "defect_cap": ("defect", np.array(sites.cap, "U24")),
             "defect_partner": ("defect", partner),
             "defect_hole": ("defect", hole),
             "n_missing": (
                 "block",
-                np.bincount(of_atom[site], minlength=n_blocks).astype(np.int32),
+                np.bincount(of_atom[sites.atom], minlength=n_blocks).astype(np.int32),
             ),
         }
     )
-
-
-def _formates(
-    blocks: xr.Dataset, numbers: NDArray[np.integer]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Carbon and hydrogen of every formate on a metal."""
-    pair = blocks["bond_atom"].values
-    start = np.concatenate([pair[:, 0], pair[:, 1]])
-    end = np.concatenate([pair[:, 1], pair[:, 0]])
-    n = len(numbers)
-    on_metal = np.zeros(n, bool)
-    on_metal[start[IS_METAL[numbers[end]]]] = True
-    oxygen = np.bincount(start[(numbers == 8)[end]], minlength=n)
-    bound = np.bincount(start[((numbers == 8) & on_metal)[end]], minlength=n)
-    hydrogens = np.bincount(start[(numbers == 1)[end]], minlength=n)
-    degree = np.bincount(start, minlength=n)
-    formate = (numbers == 6) & (degree == 3) & (oxygen == 2) & (bound > 0) & (hydrogens == 1)
-    site = np.flatnonzero(formate)
-    of_site = np.full(n, -1)
-    mine = formate[start] & (numbers[end] == 1)
-    of_site[start[mine]] = end[mine]
-    return site, of_site[site]
-
-
-def _outward(
-    blocks: xr.Dataset,
-    numbers: NDArray[np.integer],
-    positions: NDArray[np.float64],
-    cell: NDArray[np.float64],
-    site: NDArray[np.int64],
-) -> NDArray[np.float64]:
-    """Unit vectors from the middle of the two O of each formate through its C."""
-    pair = blocks["bond_atom"].values
-    vector = positions[pair[:, 1]] + blocks["bond_shift"].values @ cell - positions[pair[:, 0]]
-    total = np.zeros_like(positions)
-    for a, sign in ((0, 1.0), (1, -1.0)):
-        to_oxygen = numbers[pair[:, 1 - a]] == 8
-        np.add.at(total, pair[to_oxygen, a], sign * vector[to_oxygen])
-    out = -total[site]
-    return out / np.linalg.norm(out, axis=1, keepdims=True)
 
 
 def _linker_and_brick(

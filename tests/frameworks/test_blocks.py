@@ -228,9 +228,8 @@ def test_find_blocks__warm_frames_keep_their_blocks(make, rule):
             assert np.array_equal(blocks[name].values, still[name].values), name
 
 
-def test_find_blocks__hydroxide_and_water_in_place_of_formate():
-    # NU-1000, MOF-808 and many defects: OH on one metal, H2O on the next.
-    ds = build("S_ld", cell="primitive")
+def recapped(ds, cap):
+    """Put other caps in place of the formates: "OH + H2O", "2 H2O", "acetate" or "CF3CO2"."""
     blocks = find_blocks(ds)
     x, cell = ds["positions"].values, ds["cell"].values[0]
     bonds = find_bonds(ds)
@@ -239,24 +238,82 @@ def test_find_blocks__hydroxide_and_water_in_place_of_formate():
     shift = np.vstack([shift, -shift])
     vector = x[pair[:, 1]] + shift @ cell - x[pair[:, 0]]
     atoms = to_atoms(ds, 0)
-    new, gone = [], []
+    new, symbols, gone = [], [], []
     for carbon, hydrogen in zip(
         blocks["defect_atom"].values.tolist(), blocks["defect_hydrogen"].values.tolist()
     ):
-        gone += [carbon, hydrogen]
         mine = np.flatnonzero((pair[:, 0] == carbon) & (atoms.numbers[pair[:, 1]] == 8))
-        for count, edge in zip((1, 2), mine):
+        # Out of the plane of the two O.
+        side = np.cross(vector[mine[0]], vector[mine[1]])
+        side /= np.linalg.norm(side)
+        if "H2O" not in cap:
+            gone.append(hydrogen)
+            out = vector[(pair[:, 0] == carbon) & (pair[:, 1] == hydrogen)][0]
+            out /= np.linalg.norm(out)
+            methyl = x[carbon] + 1.51 * out
+            across = np.cross(out, side)
+            new.append(methyl)
+            symbols.append("C")
+            end, length = ("F", 1.34) if cap == "CF3CO2" else ("H", 1.09)
+            for turn in np.radians([0.0, 120.0, 240.0]):
+                away = out / 3 + np.sqrt(8) / 3 * (np.cos(turn) * side + np.sin(turn) * across)
+                new.append(methyl + length * away)
+                symbols.append(end)
+            continue
+        gone += [carbon, hydrogen]
+        for count, edge in zip((2, 2) if cap == "2 H2O" else (1, 2), mine):
             oxygen = int(pair[edge, 1])
             away = -vector[edge] / np.linalg.norm(vector[edge])
-            # Out of the plane of the two O, which are only 2.3 Å apart.
-            side = np.cross(away, vector[mine[0]] - vector[mine[1]])
-            side /= np.linalg.norm(side)
             for sign in (1, -1)[:count]:
                 new.append(x[oxygen] + 0.97 * (0.6 * away + sign * 0.8 * side))
-    atoms += Atoms(["H"] * len(new), positions=new)
+                symbols.append("H")
+    atoms += Atoms(symbols, positions=new)
     del atoms[gone]
-    found = kinds(check_structure(dataset(atoms)))
+    return dataset(atoms)
+
+
+def test_find_blocks__hydroxide_and_water_in_place_of_formate():
+    # NU-1000, MOF-808 and many defects: OH on one metal, H2O on the next.
+    found = kinds(check_structure(recapped(build("S_ld", cell="primitive"), "OH + H2O")))
     assert found[0] == (1, "C10H10O32Zr6", "node", 0, 10)
+
+
+@pytest.mark.parametrize(
+    ("cap", "formula"),
+    [("OH + H2O", "H3O2"), ("2 H2O", "H4O2"), ("acetate", "C2H3O2"), ("CF3CO2", "C2F3O2")],
+)
+@pytest.mark.parametrize("name", ["S_ld", "S_reo", "S_scu"])
+def test_find_blocks__defect_labels_whatever_caps_the_site(name, cap, formula):
+    formate = find_blocks(build(name))
+    other = recapped(build(name), cap)
+    found = find_blocks(other)
+    assert set(found["defect_cap"].values.tolist()) == {formula}
+    assert found.sizes["defect"] == formate.sizes["defect"]
+    for variable in ("coordination", "n_missing"):
+        bricks = found["role"].values == "node"
+        assert sorted(found[variable].values[bricks]) == sorted(
+            formate[variable].values[formate["role"].values == "node"]
+        )
+    for variable in ("defect_label", "defect_hole"):
+        a, b = (sorted(d[variable].values.tolist()) for d in (formate, found))
+        assert a == b, variable
+    partner = found["defect_partner"].values
+    paired = np.flatnonzero(partner >= 0)
+    assert np.array_equal(partner[partner[paired]], paired)
+    assert len(paired) == (formate["defect_partner"].values >= 0).sum()
+    z = other["numbers"].values
+    if "H2O" in cap:
+        assert set(z[found["defect_atom"].values]) == set(z[found["defect_other"].values]) == {8}
+        assert set(z[found["defect_hydrogen"].values]) == {1}
+    else:
+        assert set(z[found["defect_atom"].values]) == set(z[found["defect_hydrogen"].values]) == {6}
+        assert set(found["defect_other"].values.tolist()) == {-1}
+
+
+def test_find_blocks__water_on_paddlewheels_and_trimers_is_no_defect():
+    # Open metal sites, not places of a linker.
+    assert find_blocks(dataset(published.mil88b())).sizes["defect"] == 0
+    assert find_blocks(dataset(published.hkust1())).sizes["defect"] == 0
 
 
 def test_find_blocks__isomers_are_different_kinds():

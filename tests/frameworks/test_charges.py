@@ -133,8 +133,8 @@ FRAGMENTS = {
     ),
     "bipyridinium, two cuts": (
         2, "N C C C C C N C C C C C H H H H H H H H",
-        [*BENZENE, *ring(6, 7, 8, 9, 10, 11), (3, 9)]
-        + list(zip((1, 2, 4, 5, 7, 8, 10, 11), range(12, 20))), {"cut": (0, 6)}
+        [*BENZENE, *ring(6, 7, 8, 9, 10, 11), (3, 9),
+         *zip((1, 2, 4, 5, 7, 8, 10, 11), range(12, 20))], {"cut": (0, 6)}
     ),
     "guanidinium": (
         1, "C N N N H H H H H H",
@@ -155,8 +155,8 @@ FRAGMENTS = {
     ),
     "dipyrrin": (
         -1, "N C C C C C N C C C C H H H H H H H",
-        [*ring(0, 1, 2, 3, 4), (4, 5), (5, 7), *ring(6, 7, 8, 9, 10)]
-        + list(zip((1, 2, 3, 5, 8, 9, 10), range(11, 18))), {"metal": (0, 6)}
+        [*ring(0, 1, 2, 3, 4), (4, 5), (5, 7), *ring(6, 7, 8, 9, 10),
+         *zip((1, 2, 3, 5, 8, 9, 10), range(11, 18))], {"metal": (0, 6)}
     ),
     "cyclopentadienide": (
         -1, "C C C C C H H H H H", [*ring(0, 1, 2, 3, 4), *((k, k + 5) for k in range(5))],
