@@ -420,15 +420,16 @@ class Jobs:
         if record is None:
             return
         self._events.write("refused", job=name, pool=record.pool, reason=str(error))
-        self._refuse(record.pool, f"sbatch: {error}", counts=not error.transient)
+        counts = not error.transient
+        self._refuse(record.pool, f"sbatch: {error}", counts=counts, patient=not error.wrong)
 
-    def _refuse(self, pool: str, reason: str, *, counts: bool = True) -> None:
+    def _refuse(self, pool: str, reason: str, *, counts: bool = True, patient: bool = True) -> None:
         """Remember that SLURM did not take a job, and wait a little before the next."""
         refusals = self._refusals[pool]
         # Jobs that were submitted together are refused together: that is one refusal.
         if counts and time.monotonic() >= self._next_submit.get(pool, 0.0):
             refusals.append(reason)
-        wait = min(self._settings.poll_interval * 2 ** len(refusals), 300.0)
+        wait = min(self._settings.poll_interval * 2 ** len(refusals), 300.0 if patient else 5.0)
         self._next_submit[pool] = time.monotonic() + wait
         self._say_once(pool, f"pool {pool}: {reason}")
 

@@ -102,7 +102,7 @@ def dry_run(
             lines += ["    " + line for line in script(settings, name, directory=directory)]
     lines += ["", f"in all about {total_hours:.1f} node-hours, {total_cores:.1f} core-hours"]
     if unknown:
-        first = sorted(set(unknown))[0]
+        first = min(unknown, key=lambda kind: (kind not in ("label", "train"), kind))
         lines[-1] += (
             f", and what {', '.join(sorted(set(unknown)))} takes: say what you expect, e.g. "
             f"schedule: lengths: {{{first}: 2h}}, for a better estimate"

@@ -40,8 +40,21 @@ HOPELESS = re.compile(
 )
 
 
+#: What sbatch says of a request that no time will mend.
+WRONG = re.compile(
+    r"invalid (partition|account|qos|wckey|generic|feature|constraint)|time limit is invalid|"
+    r"configuration is not available|invalid job|unrecognized option|invalid option",
+    re.IGNORECASE,
+)
+
+
 class SlurmError(Exception):
     """A command of SLURM that failed; its message is what the command printed."""
+
+    @property
+    def wrong(self) -> bool:
+        """Whether the request itself is at fault."""
+        return WRONG.search(str(self)) is not None
 
     @property
     def transient(self) -> bool:
@@ -89,12 +102,13 @@ def _said(lines: Sequence[str]) -> str:
     """What a command said when it failed: its last line, and the one before where that explains it.
 
     ``sbatch: error: QOSMaxWallDurationPerJobLimit`` comes before ``sbatch: error: Batch job
-    submission failed: Job violates accounting/QOS policy (...)``.
+    submission failed: Job violates accounting/QOS policy (...)``; what all of them begin with is
+    left out.
     """
+    texts = [re.sub(r"^sbatch: (error: )?(Batch job submission failed: )?", "", e) for e in lines]
     if len(lines) > 1 and "submission failed" in lines[-1] and lines[-2].startswith("sbatch:"):
-        cause = lines[-2].removeprefix("sbatch: ").removeprefix("error: ")
-        return f"{lines[-1]} ({cause})"
-    return lines[-1] if lines else ""
+        return f"{texts[-1]} ({texts[-2]})"
+    return texts[-1] if texts else ""
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,22 @@ def test_jobs__refused_again_and_again_is_the_end_of_a_pool(bench):
     assert bench.jobs._number <= 5 + 2
 
 
+@pytest.mark.parametrize(
+    ("text", "patience"), [("Invalid account", 5.0), ("Socket is not there", 3600.0)]
+)
+def test_jobs__what_no_time_mends_is_tried_soon_and_given_up(tmp_path, text, patience):
+    """With a look at the queue every half hour, a wrong name is known after seconds."""
+    bench = Bench(tmp_path)
+    bench.jobs._settings = bench.settings.model_copy(update={"poll_interval": 1800.0})
+    bench.slurm.refusal = text
+    bench.start()
+    bench.jobs.submit("dft")
+    bench.until(lambda: bench.said)
+    assert bench.jobs._next_submit["dft"] - time.monotonic() <= min(patience, 300.0)
+    assert bench.jobs._next_submit["dft"] - time.monotonic() > min(patience, 300.0) - 5.0
+    bench.jobs.close(lambda name: False)
+
+
 def test_jobs__full_disk_is_waited_out(bench, monkeypatch):
     from mofal.schedule import jobs
 
@@ -251,8 +267,11 @@ def test_run_command__what_sbatch_says(tmp_path, lines, passes):
     script.chmod(0o755)
     with pytest.raises(SlurmError) as caught:
         run_command([str(script)])
-    assert lines[0].removeprefix("sbatch: error: ") in str(caught.value)
+    told = lines[0].removeprefix("sbatch: error: ").removeprefix("Batch job submission failed: ")
+    assert told in str(caught.value)
+    assert "sbatch: error" not in str(caught.value)
     assert caught.value.transient is passes
+    assert not (caught.value.transient and caught.value.wrong)
 
 
 @pytest.mark.parametrize("reason", ["AssociationJobLimit", "QOSMaxJobsPerUserLimit", "Priority"])

@@ -15,7 +15,7 @@ from . import tasks
 from .campaigns import command, compare, records, write_campaign
 from .chaos import Chaos
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def undisturbed(session_lab, tmp_path_factory):
     return folder
 
 
-def _wait(lab, timeout=600.0):
+def _wait(lab, timeout=1200.0):
     """Until SLURM has no job."""
     import time
 
@@ -93,7 +93,7 @@ def test_campaign__through_accidents(lab, undisturbed, tmp_path, seed, accidents
         log=tmp_path / "driver.log",
         first=(tmp_path / "trace").exists,
     )
-    result = chaos.run(timeout=600)
+    result = chaos.run(timeout=1200)
     log = (tmp_path / "driver.log").read_text()
     assert result.finished, log
     assert sum(result.accidents.values()) == len(accidents), result
