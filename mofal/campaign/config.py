@@ -207,6 +207,7 @@ class ExplorationSettings(Section):
     min_distance: Positive = 0.6
     max_force: Positive = 50.0
     max_stretch: Annotated[float, Field(gt=1)] = 1.25
+    max_bond_strain: Fraction | None = 0.3
     ramp_cycles: Count = Field(3, description="cycles over which walks grow to their full length")
 
     @model_validator(mode="after")

@@ -206,6 +206,7 @@ def walk(root: str, cycle: int, system: str, index: int) -> Summary:
         settings=settings,
         seed=site.seed("walk", cycle, system, index),
         length_fs=walk_length(cycle, settings),
+        bonds=bonds_of(site, system),
         out=checkpoint,
         progress=notice(site, name),
     )
@@ -222,6 +223,16 @@ def walk(root: str, cycle: int, system: str, index: int) -> Summary:
         "reason": str(record["walk_reason"].values[0]),
         "length_fs": float(record["length_fs"].values[0]),
     }
+
+
+def bonds_of(site: Site, system: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bonds of a system, their lattice shifts, and their lengths (Å) in the structure as built."""
+    from mofal.dynamics.checks import bond_lengths
+
+    blocks, structure = site.blocks(system), site.structure(system)
+    pairs, shifts = blocks["bond_atom"].values, blocks["bond_shift"].values
+    cell = structure["cell"].values[0]
+    return pairs, shifts, bond_lengths(structure["positions"].values, cell, pairs, shifts)
 
 
 def walk_place(site: Site, cycle: int, system: str, index: int) -> Path:

@@ -105,6 +105,34 @@ def check_cell(start_cell: NDArray, cell: NDArray, *, max_stretch: float) -> str
     return ""
 
 
+def bond_lengths(positions: NDArray, cell: NDArray, bonds: NDArray, shifts: NDArray) -> NDArray:
+    """Lengths of bonds, Å: shape (n_bonds,).
+
+    Parameters
+    ----------
+    positions, cell
+        Shapes (n, 3), (3, 3); Å.
+    bonds, shifts
+        Pairs of atoms, and the lattice shift of the second against the first: shapes (n_bonds, 2)
+        and (n_bonds, 3).
+    """
+    vectors = positions[bonds[:, 1]] - positions[bonds[:, 0]] + shifts @ cell
+    return np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+
+
+def check_bonds(lengths: NDArray, expected: NDArray, bonds: NDArray, *, max_strain: float) -> str:
+    """Which bond is stretched or squeezed beyond the limit most ("" for none)."""
+    strain = lengths / expected - 1.0
+    worst = int(np.argmax(np.abs(strain))) if len(strain) else -1
+    if worst < 0 or abs(strain[worst]) <= max_strain:
+        return ""
+    i, j = (int(v) for v in bonds[worst])
+    return (
+        f"the bond of atoms {i} and {j} is {lengths[worst]:.2f} Å, {strain[worst]:+.0%} of its "
+        f"{expected[worst]:.2f} Å, limit {max_strain:.0%}"
+    )
+
+
 def check_distances(
     numbers: NDArray, positions: NDArray, cell: NDArray, pbc: NDArray, *, shortest: float
 ) -> str:

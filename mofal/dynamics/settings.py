@@ -39,10 +39,15 @@ class WalkSettings:
     max_stretch
         Largest principal stretch of the cell against the start frame (and the inverse of the
         smallest) before a walk counts as exploded. Catches collapse, expansion and skewing alike.
+    max_bond_strain
+        Largest relative change of a bond's length before a walk counts as exploded, where the
+        walk is given bonds; None checks none. What is known to a potential that has never seen a
+        group of atoms does not hold the group together: frames beyond are no environments of the
+        system, and their forces drown all others in training.
     sample_every, checkpoint_every
-        Steps between samples of the trace (distances are checked there; cell, forces and
-        temperature at every step) and between checkpoints. An exploded walk ends where its last
-        checkpoint was.
+        Steps between samples of the trace (distances are checked there; cell, forces, temperature
+        and bonds at every step) and between checkpoints. An exploded walk ends where its last
+        checkpoint was; one that is given bonds, at the last sample before.
     ramp_cycles
         Cycles over which the length grows to `length_fs` (see `walk_length`).
     """
@@ -58,6 +63,7 @@ class WalkSettings:
     min_distance: float = 0.6
     max_force: float = 50.0
     max_stretch: float = 1.25
+    max_bond_strain: float | None = 0.3
     sample_every: int = 10
     checkpoint_every: int = 50
     ramp_cycles: int = 3
@@ -81,6 +87,11 @@ class WalkSettings:
             value = getattr(self, name)
             if not (_is_number(value) and value > 0.0):
                 raise ConfigError(f"{name} is {value!r}, expected a positive number")
+        strain = self.max_bond_strain
+        if strain is not None and not (_is_number(strain) and 0.0 < strain < 1.0):
+            raise ConfigError(
+                f"max_bond_strain is {strain!r}, expected a fraction between 0 and 1, or none"
+            )
         for name in ("max_temperature", "max_stretch"):
             value = getattr(self, name)
             if not (_is_number(value) and value > 1.0):

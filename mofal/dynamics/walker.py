@@ -14,15 +14,22 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from numpy.typing import NDArray
 
-from mofal.data import make_structures, to_atoms
+from mofal.data import hash_arrays, make_structures, to_atoms
 from mofal.data.ragged import TEXT
 from mofal.dynamics.checkpoint import load_checkpoint, save_checkpoint
-from mofal.dynamics.checks import check_cell, check_distances, check_motion
+from mofal.dynamics.checks import (
+    bond_lengths,
+    check_bonds,
+    check_cell,
+    check_distances,
+    check_motion,
+)
 from mofal.dynamics.integrator import Integrator
 from mofal.dynamics.settings import WalkSettings
 from mofal.errors import ConfigError, StructureError
 
 Progress = Callable[[str], None]
+Bonds = tuple[NDArray, NDArray, NDArray]
 Seed = int | tuple[int, ...] | np.random.SeedSequence
 
 STATUSES = ("finished", "exploded", "crashed")
@@ -69,6 +76,7 @@ def walk(
     settings: WalkSettings | None = None,
     seed: Seed,
     length_fs: float | None = None,
+    bonds: Bonds | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Walk:
@@ -94,6 +102,10 @@ def walk(
         Whole number, tuple of them, or SeedSequence (it is not changed).
     length_fs
         Length of this walk where it differs from the settings' (see `walk_length`), fs.
+    bonds
+        What must hold together: pairs of atoms (n_bonds, 2), lattice shifts of the second against
+        the first (n_bonds, 3), and the lengths (n_bonds,) in Å that `max_bond_strain` is meant
+        against. None: bonds are not checked.
     out
         File of the checkpoint. None keeps checkpoints in memory only.
     progress
@@ -140,6 +152,7 @@ def walk(
         n_steps=n_steps,
         seed=_seed_sequence(seed),
         start_id=start_id,
+        bonds=None if settings.max_bond_strain is None else bonds,
         out=None if out is None else Path(out),
         progress=progress,
     )
@@ -187,6 +200,7 @@ class _Runner:
         n_steps: int,
         seed: np.random.SeedSequence,
         start_id: str,
+        bonds: Bonds | None,
         out: Path | None,
         progress: Progress | None,
     ) -> None:
@@ -194,6 +208,7 @@ class _Runner:
         self.settings = settings
         self.n_steps = n_steps
         self.start_id = start_id
+        self.bonds = None if bonds is None else (*map(np.asarray, bonds),)
         self.out = out
         self.progress = progress
         self.start_cell = np.array(atoms.cell.array)
@@ -218,6 +233,7 @@ class _Runner:
                 "seed": self.seed_text,
                 "start frame": start_id,
                 "model": self.model_hash,
+                "bonds": "" if self.bonds is None else hash_arrays(*self.bonds),
             },
             sort_keys=True,
         )
@@ -279,6 +295,8 @@ class _Runner:
                 problem = self._distances()
             if not problem and sample:
                 self._sample(step)
+                if self.bonds is not None:
+                    self._save(step, integrator)
             if problem:
                 self._end("exploded", problem, step)
                 return
@@ -319,6 +337,13 @@ class _Runner:
         if integrator.flexible:
             problem = check_cell(
                 self.start_cell, self.atoms.cell.array, max_stretch=self.settings.max_stretch
+            )
+        if not problem and self.bonds is not None:
+            assert self.settings.max_bond_strain is not None
+            pairs, shifts, expected = self.bonds
+            lengths = bond_lengths(self.atoms.positions, self.atoms.cell.array, pairs, shifts)
+            problem = check_bonds(
+                lengths, expected, pairs, max_strain=self.settings.max_bond_strain
             )
         return problem or check_motion(
             self.atoms.positions,

@@ -15,7 +15,7 @@ import xarray as xr
 from ase.calculators.calculator import all_changes
 from ase.calculators.emt import EMT
 
-from mofal.data import atom_slice, concat, from_atoms, validate
+from mofal.data import atom_slice, concat, from_atoms, to_atoms, validate
 from mofal.dynamics import WalkSettings, walk
 from mofal.errors import ConfigError, StoreError, StructureError
 
@@ -356,3 +356,46 @@ def test_walk__with_a_calculator_of_ase():
     result = walk(copper, calculator=EMT, settings=settings, seed=1)
     assert result.record["walk_status"].item() == "finished"
     assert result.record["pressure_GPa"].item() == 1.0
+
+
+def test_walk__ends_where_its_bonds_last_held(argon, make_potential, tmp_path):
+    """Neighbours count as bonds here, which heat breaks; distances by ASE are the judge."""
+    atoms = to_atoms(argon, 0)
+    pairs = np.array([[0, j] for j in range(1, 32) if atoms.get_distance(0, j, mic=True) < 4.0])
+    # The lattice shift that takes a partner to its nearest image.
+    near = np.array([atoms.get_distance(0, j, mic=True, vector=True) for _, j in pairs])
+    plain = atoms.positions[pairs[:, 1]] - atoms.positions[0]
+    shifts = np.rint((near - plain) @ np.linalg.inv(atoms.cell.array)).astype(int)
+    expected = np.linalg.norm(near, axis=1)
+    settings = replace(NPT, temperature_K=120.0, max_bond_strain=0.12, length_fs=2000.0)
+    how = {"calculator": make_potential, "settings": settings, "seed": 5}
+    result = walk(argon, bonds=(pairs, shifts, expected), **how)
+    record = result.record.isel(walk=0)
+    assert record["walk_status"].item() == "exploded"
+    assert "the bond of atoms 0 and" in record["walk_reason"].item()
+    assert "limit 12%" in record["walk_reason"].item()
+    assert 0 < record["length_fs"] < record["stopped_fs"] < 2000
+    assert record["stopped_fs"] - record["length_fs"] <= 4 * 4.0  # the last sample before
+    end = to_atoms(result.frame, 0)
+    strain = [end.get_distance(0, j, mic=True) for _, j in pairs] / expected - 1
+    assert 0.05 < np.abs(strain).max() <= 0.12
+    unasked = walk(argon, **how).record.isel(walk=0)
+    assert unasked["length_fs"] > record["length_fs"]
+    assert "bond" not in unasked["walk_reason"].item()
+
+    file = tmp_path / "walk.npz"
+    with pytest.raises(Stop):
+        walk(argon, bonds=(pairs, shifts, expected), out=file, progress=_stop_at(2), **how)
+    same(result, walk(argon, bonds=(pairs, shifts, expected), out=file, **how))
+
+
+def _stop_at(number):
+    """End the process, as it were, at so many checkpoints."""
+    seen = []
+
+    def say(line):
+        seen.append(line)
+        if len(seen) == number:
+            raise Stop
+
+    return say
