@@ -27,8 +27,8 @@ from tests.slurm import campaigns, tasks  # noqa: E402
 from tests.slurm.chaos import Chaos, ChaosResult  # noqa: E402
 from tests.slurm.lab import SlurmLab, install  # noqa: E402
 
-#: tasks, seconds each, accidents
-SIZES = {"tiny": (12, 0.5, 2), "full": (60, 1.0, 8)}
+#: tasks, seconds each, accidents; accidents of a campaign (each kind comes once before any twice)
+SIZES = {"tiny": (12, 0.5, 2, 1), "full": (60, 1.0, 8, 6)}
 SETTINGS = {
     "backend": "slurm",
     "interface": "lo",
@@ -94,7 +94,7 @@ class Run:
 
 def run_tasks(lab: SlurmLab, folder: Path, seed: int, size: str) -> Run:
     """Many short tasks."""
-    number, seconds, accidents = SIZES[size]
+    number, seconds, accidents, _ = SIZES[size]
     command = [sys.executable, "-m", "tests.slurm.driver", str(folder), str(number), str(seconds)]
     command.append(json.dumps(SETTINGS))
     chaos = Chaos(
@@ -122,8 +122,8 @@ def run_campaign(lab: SlurmLab, folder: Path, seed: int, size: str, undisturbed:
         campaigns.command(file),
         folder,
         seed=seed,
-        number=SIZES[size][2],
-        pause=(3.0, 12.0),
+        number=SIZES[size][3],
+        pause=(2.0, 8.0),
         log=folder / "driver.log",
         first=(folder / "trace").exists,
     )

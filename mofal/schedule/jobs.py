@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -561,8 +562,10 @@ class Jobs:
 
 
 def job_prefix(layout: Layout) -> str:
-    """How the names of a campaign's jobs begin in SLURM's queue."""
-    return f"mofal-{hashlib.sha256(str(layout.root).encode()).hexdigest()[:8]}-"
+    """How the names of a campaign's jobs begin in SLURM's queue: its own name, and a mark that
+    tells it from others of that name."""
+    name = re.sub(r"[^A-Za-z0-9_.]+", "_", layout.root.parent.name)[:40]
+    return f"mofal-{name}-{hashlib.sha256(str(layout.root).encode()).hexdigest()[:6]}-"
 
 
 def cancel_leftovers(layout: Layout, commands: Commands | None = None) -> None:

@@ -122,8 +122,14 @@ class StatusReader:
                     }
                 )
         pools = self._pools(waiting, queue=queue)
+        alive = lock.held()
+        if alive:  # what is in hand keeps workers busy too
+            for facts in self._tasks.values():
+                if facts["state"] == "running":
+                    pool = pools[facts.get("pool", "?")]
+                    pool["busy_hours"] += max(time.time() - facts["t"], 0.0) / 3600
         return {
-            "driver": {**holder, "alive": lock.held()},
+            "driver": {**holder, "alive": alive},
             "dashboard": self._dashboard,
             "kinds": {kind: dict(counter) for kind, counter in sorted(kinds.items())},
             "pools": pools,
@@ -133,7 +139,7 @@ class StatusReader:
             "node_hours": sum(pool["hours"] for pool in pools.values()),
             "core_hours": sum(pool["core_hours"] for pool in pools.values()),
             # Without a driver nothing ends.
-            "expected_end": self._expected_end(pools) if lock.held() else None,
+            "expected_end": self._expected_end(pools) if alive else None,
         }
 
     def _pools(self, waiting: dict[str, Counter[str]], *, queue: bool) -> dict[str, Any]:
@@ -265,7 +271,11 @@ def format_status(status: dict[str, Any], *, failures: int = 5, messages: int = 
         lines += ["", f"{'pool':<12}" + "".join(f"{title:>14}" for title in titles)]
         for name, pool in status["pools"].items():
             slot_hours = pool.get("slot_hours", 0.0)
-            busy = f"{100 * pool['busy_hours'] / slot_hours:.0f} %" if slot_hours > 0 else "-"
+            busy = (
+                f"{min(100 * pool['busy_hours'] / slot_hours, 100):.0f} %"
+                if slot_hours > 0
+                else "-"
+            )
             lines.append(
                 f"{name:<12}"
                 + "".join(f"{pool[column]:>14}" for column in columns)
