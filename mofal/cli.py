@@ -197,6 +197,7 @@ def add_match(commands: Any) -> None:
     p.add_argument("--shells", type=int, nargs="+", default=[0, 1], help="(default: 0 1)")
     p.add_argument("--core", help="formula of the core block (default: the least regular node)")
     p.add_argument("--tolerance", type=float, default=100.0, help="meV/Å RMSE on core atoms")
+    p.add_argument("--noise", help="table of `mofal noise`: the floor beside the verdict")
     p.add_argument("--directory", default="match", help="labels, table and plot (default: match)")
     p.add_argument("--workers", type=int)
     p.add_argument("--seed", type=int, default=0)
@@ -395,6 +396,7 @@ def run_match(args: argparse.Namespace) -> int:
         shells=args.shells,
         core=args.core,
         tolerance_meV=args.tolerance,
+        noise=args.noise,
         directory=args.directory,
         workers=args.workers,
         seed=args.seed,

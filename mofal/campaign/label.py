@@ -149,9 +149,28 @@ def _follow(
             say(f"{done}/{len(tasks)} done, {failed} failed, about {left:.0f} s left")
 
 
-def local_schedule(workers: int | None) -> ScheduleSettings:
-    """One process per core of this machine, or so many."""
+def local_schedule(workers: int | None, references: Sequence[str] = ()) -> ScheduleSettings:
+    """So many processes of this machine; default: as many as its cores allow.
+
+    A label takes as many cores as its reference has ranks and threads, and its worker is idle
+    meanwhile.
+    """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers is {workers}, expected at least 1")
+    if workers is None and references:
+        from mofal.reference import get_reference
+        from mofal.schedule.settings import cpu_count
+
+        methods = [get_reference(spec) for spec in references]
+        cores = max(getattr(m, "ranks", 1) * getattr(m, "threads", 1) for m in methods)
+        workers = max(1, cpu_count() // cores)
     return ScheduleSettings(workers=workers)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no generator takes."""
+    if seed < 0:
+        raise ConfigError(f"--seed is {seed}, expected a whole number from 0 up")
 
 
 def label_file(
@@ -177,19 +196,11 @@ def label_file(
     from mofal.reference import gather, get_reference
 
     method = get_reference(reference)
-    structures = read(path)
-    structures = structures.drop_vars(
-        [
-            v
-            for v in ("energy", "forces", "stress", "status", "reason", "wall_time")
-            if v in structures
-        ]
-    )
-    structures.attrs = {}
+    structures = unlabelled(read(path))
     target = Path(output) if output else Path(f"{path}.labelled.extxyz")
     if not target.parent.is_dir():
         raise ConfigError(f"{target.parent} is no directory; make it first: mkdir {target.parent}")
-    settings = load_config(schedule).schedule if schedule else local_schedule(workers)
+    settings = load_config(schedule).schedule if schedule else local_schedule(workers, [reference])
     place = Path(records) if records else Path(f"{path}.labels")
     attempts = label_structures(
         structures,

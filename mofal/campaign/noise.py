@@ -2,46 +2,69 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from mofal.campaign.label import forces_of, label_structures, local_schedule
+from mofal.campaign.label import (
+    check_seed,
+    forces_of,
+    label_structures,
+    local_schedule,
+    unlabelled,
+)
+from mofal.errors import ConfigError
 
 Say = Callable[[str], None]
 
 
 def noise(
-    path: str,
+    path: str | os.PathLike[str],
     *,
     reference: str,
     repeats: int = 4,
-    directory: str = "noise",
+    directory: str | os.PathLike[str] = "noise",
     workers: int | None = None,
     seed: int = 0,
     say: Say = print,
 ) -> int:
     """Label shifted, turned and regridded copies of structures; print the floor per factor.
 
+    Parameters
+    ----------
+    path : path
+        Structures, clusters or crystals.
+    reference : str
+        Specification; one with a grid spacing `h` in its level is tried with others too.
+    repeats : int
+        Per structure and factor, beside the structure itself.
+    directory : path
+        Labels, and the table: `noise.json`, in meV/Å.
+    workers : int, optional
+        Processes; default: as many as the cores allow.
+    seed : int
+        Of shifts, rotations and spacings.
+
     Returns
     -------
     int
-        0
+        0 where every label converged, 1 where some failed and were left out.
     """
     from mofal.data import read, write_json
     from mofal.reference import get_reference, noise_floor, noise_variants
     from mofal.reference.noise import variant_specs
 
+    if repeats < 1:
+        raise ConfigError(f"--repeats is {repeats}, expected at least 1")
+    check_seed(seed)
+    local_schedule(workers)
+    place = Path(directory)
+    if place.exists() and not place.is_dir():
+        raise ConfigError(f"--directory {place} is a file; labels and the table need a directory")
     method = get_reference(reference)
-    structures = read(path)
-    structures = structures.drop_vars(
-        [
-            v
-            for v in ("energy", "forces", "stress", "status", "reason", "wall_time")
-            if v in structures
-        ]
-    )
+    structures = unlabelled(read(path))
     spacing = method.level_of_theory.get("h")
     variants = noise_variants(
         structures,
@@ -52,11 +75,14 @@ def noise(
     attempts = label_structures(
         variants,
         variant_specs(variants, reference),
-        directory=directory,
-        schedule=local_schedule(workers),
+        directory=place,
+        schedule=local_schedule(workers, [reference]),
         say=say,
     )
     labelled = variants.assign(forces=(("atom", "xyz"), forces_of(attempts)))
+    failed = sum(not a.converged for a in attempts)
+    if failed:
+        say(f"{failed} of {len(attempts)} labels failed and are left out")
     floor = noise_floor(labelled)
     say("")
     say(f"noise floor of {reference}, meV/Å (standard deviation about the per-atom mean)")
@@ -80,6 +106,30 @@ def noise(
         table["quadrature"] = {"floor": quadrature}
     write_json(
         {k: {n: None if v != v else v for n, v in r.items()} for k, r in table.items()},
-        Path(directory) / "noise.json",
+        place / "noise.json",
     )
-    return 0
+    return 1 if failed else 0
+
+
+def read_noise_floor(path: str | os.PathLike[str]) -> float:
+    """Noise floor of a table that `noise` left: combined, else the sum in variance; meV/Å.
+
+    Raises
+    ------
+    ConfigError
+        There is no such table, or no floor in it.
+    """
+    from mofal.data import read_json
+
+    file = Path(path) / "noise.json" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise ConfigError(f"--noise {file} does not exist; make it: mofal noise structures.extxyz")
+    content = read_json(file)
+    for name in ("combined", "quadrature"):
+        row = content.get(name) if isinstance(content, dict) else None
+        floor = row.get("floor") if isinstance(row, dict) else None
+        if isinstance(floor, int | float):
+            return float(floor)
+    raise ConfigError(
+        f"--noise {file} holds no noise floor; expected the noise.json of mofal noise"
+    )

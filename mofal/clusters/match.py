@@ -314,6 +314,68 @@ def _table(
     return xr.Dataset(variables, coords=coords)
 
 
+# ---------------------------------------------------------------------------------- weights
+def match_weights(
+    clusters: xr.Dataset,
+    table: xr.Dataset,
+    *,
+    candidate: str | None = None,
+    tolerance_meV: float = 100.0,
+    termination: float = 0.0,
+) -> FloatArray:
+    """Weigh each atom of clusters by how well forces match at its distance from the cut.
+
+    What a potential may learn from a cluster (`force_weight` of the training, with
+    ``regions="weighted"``): 1 / (1 + (RMSE / tolerance)^2), the RMSE interpolated over the distance
+    to the nearest cap, beyond the table's ends its last values.
+
+    Parameters
+    ----------
+    clusters : Dataset of `cut` or `cut_candidates`
+        Any clusters of the kind that was compared, also of other frames.
+    table : Dataset of `compare_forces`
+    candidate : str, optional
+        Whose RMSE to take; default: the only one of the table.
+    tolerance_meV : float
+        Where an atom counts half, meV/Å.
+    termination : float
+        Weight of the caps, which have no counterpart in the parent.
+
+    Returns
+    -------
+    (atom,) float64
+        From 0 to 1; 1 for all but the caps of a cluster without caps.
+
+    Raises
+    ------
+    ConfigError, DataError
+        Several candidates and none named, or none with forces that were compared.
+    """
+    if not tolerance_meV > 0:
+        raise ConfigError(f"tolerance_meV={tolerance_meV!r}: expected a positive number (meV/Å)")
+    names = [str(name) for name in table["candidate"].values]
+    if candidate is None and len(names) == 1:
+        candidate = names[0]
+    if candidate not in names:
+        raise ConfigError(f"candidate={candidate!r}: expected one of {', '.join(names)}")
+    rmse = MEV * np.asarray(table["rmse_distance"].values[names.index(candidate)], dtype=float)
+    known = np.isfinite(rmse)
+    if not known.any():
+        raise DataError(f"candidate {candidate!r} has no forces to compare: label it first")
+    at, rmse = np.asarray(table["distance"].values, dtype=float)[known], rmse[known]
+    region = np.asarray(clusters["region"].values)
+    weight = np.ones(len(region))
+    start = offsets(clusters["n_atoms"].values)
+    for first, last in pairwise(start.tolist()):
+        where = np.asarray(clusters["positions"].values[first:last], dtype=float)
+        caps = where[region[first:last] == TERMINATION]
+        if len(caps):
+            distance = cKDTree(caps).query(where)[0]
+            weight[first:last] = 1.0 / (1.0 + (np.interp(distance, at, rmse) / tolerance_meV) ** 2)
+    weight[region == TERMINATION] = termination
+    return weight
+
+
 # ---------------------------------------------------------------------------------- verdict
 @dataclass(frozen=True)
 class Verdict:

@@ -7,6 +7,7 @@ potential reaches further out; a crystal has its own cell. Everything else is th
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shlex
@@ -513,6 +514,13 @@ def gpaw_reference(
         )
         if value is not None
     }
+    known = [p for p in inspect.signature(GpawReference).parameters if p not in _SET_BY_NAME]
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        raise ReferenceError(
+            f"gpaw:{variant} has no option {', '.join(map(repr, unknown))}; "
+            f"there are h, vacuum, poisson_extension, {', '.join(known)}"
+        )
     if options.get("python") is None:
         absent = [m for m in ("gpaw", "dftd3", "gpaw_data") if find_spec(m) is None]
         if absent:
@@ -525,6 +533,10 @@ def gpaw_reference(
         spec=spec or f"gpaw:{variant}",
         **options,
     )
+
+
+# What the specification itself gives.
+_SET_BY_NAME = frozenset({"preset", "name", "spec"})
 
 
 def _check_preset(preset: Preset) -> None:

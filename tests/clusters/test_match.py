@@ -10,6 +10,7 @@ import xarray as xr
 from matscipy.neighbours import neighbour_list
 
 from mofal.clusters import Verdict, candidates, compare_forces, cut_candidates, verdict
+from mofal.clusters.match import match_weights
 from mofal.errors import ConfigError, DataError
 from tests.clusters.common import atoms_of, cluster, first_of, shaken, system
 from tests.helpers import chunked
@@ -297,6 +298,41 @@ def test_cut_candidates__frames_of_one_system():
     blocks = system("S_ld", "primitive")[1]
     with pytest.raises(DataError, match="frames of one system"):
         cut_candidates(frames, candidates(blocks, 0), blocks)
+
+
+# ------------------------------------------------------------------------- weights
+def test_match_weights__half_at_the_tolerance_and_by_distance_alone():
+    frames, _, clusters = _matched(shells=(1,), partial=())
+    table = compare_forces(frames, clusters)
+    near = float(table["rmse_distance"][0, 0]) * 1000
+    assert near > 0
+    weight = match_weights(clusters, table, tolerance_meV=near)
+    caps = clusters["region"].values == 2
+    assert (weight[caps] == 0).all()
+    # The pair potential ends at REACH: what is further from the cut matches and counts whole.
+    assert weight.max() == pytest.approx(1.0, abs=1e-12)
+    assert weight[~caps].min() == pytest.approx(0.5, abs=0.05)
+    at, rmse = table["distance"].values, 1000 * table["rmse_distance"].values[0]
+    x = clusters["positions"].values.reshape(2, -1, 3)
+    for one, cap, found in zip(x, caps.reshape(2, -1), weight.reshape(2, -1)):
+        d = np.linalg.norm(one[~cap, None] - one[cap][None], axis=2).min(axis=1)
+        expected = 1 / (1 + (np.interp(d, at, rmse) / near) ** 2)
+        np.testing.assert_allclose(found[~cap], expected, rtol=1e-12)
+    # Clusters of another frame are weighed by the same table.
+    other = match_weights(_matched(shells=(1,), partial=(), n=1, seed=3)[2], table)
+    assert len(other) == len(weight) // 2
+
+
+def test_match_weights__errors():
+    frames, _, clusters = _matched(shells=(0, 1), partial=(), n=1)
+    table = compare_forces(frames, clusters)
+    with pytest.raises(ConfigError, match=r"candidate=None: expected one of shells=0, shells=1"):
+        match_weights(clusters, table)
+    with pytest.raises(ConfigError, match="positive number"):
+        match_weights(clusters, table, candidate="shells=0", tolerance_meV=0)
+    nothing = compare_forces(frames, clusters, np.full((clusters.sizes["atom"], 3), np.nan))
+    with pytest.raises(DataError, match="label it first"):
+        match_weights(clusters, nothing, candidate="shells=0")
 
 
 # ------------------------------------------------------------------------- verdict

@@ -27,6 +27,6 @@ def test_potential_speed__runs(capsys):
 def test_potential_regions__runs(tmp_path, capsys):
     labels = str(tmp_path / "labels")
     table = module("potential_regions").main(["--size", "tiny", "--labels", labels])
-    assert set(table) == {"seed", "control", "all", "core", "weighted"}
+    assert set(table) == {"seed", "control", "all", "core", "weighted", "matched"}
     assert np.isfinite([v for values in table.values() for v in values]).all()
     assert "formate MAE" in capsys.readouterr().out

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 from ase.calculators.calculator import Calculator, SCFError, all_changes
+from ase.calculators.lj import LennardJones
 
 
 class Springs(Calculator):
@@ -64,3 +65,32 @@ class NoStress(Springs):
     """Springs that know no stress."""
 
     implemented_properties: ClassVar = ["energy", "forces"]
+
+
+class FiniteOnly(LennardJones):
+    """A pair potential up to 3 Å for whom a crystal is too large."""
+
+    def __init__(self):
+        super().__init__(epsilon=0.2, sigma=1.0, rc=3.0)
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        if atoms.pbc.any():
+            raise MemoryError("2 TB, please")
+        super().calculate(atoms, properties, system_changes)
+
+
+class EggBox(Calculator):
+    """Springs seen through a grid: a force that ripples along each axis with where an atom is."""
+
+    implemented_properties: ClassVar = ["energy", "forces"]
+
+    def __init__(self, stiffness=1.0, ripple=0.02, period=0.05):
+        super().__init__()
+        self.stiffness, self.ripple, self.period = stiffness, ripple, period
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        x = self.atoms.positions
+        centred = x - x.mean(axis=0)
+        forces = -self.stiffness * centred + self.ripple * np.sin(2 * np.pi * x / self.period)
+        self.results = {"energy": 0.5 * float((centred**2).sum()), "forces": forces}

@@ -1,0 +1,124 @@
+"""Pictures of force matching: against the distance from the cut, and on the structure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def plot_by_distance(table: xr.Dataset, tolerance_meV: float, level: str, path: Path) -> None:
+    """Force difference against the distance to the nearest cut bond, one line per candidate."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), constrained_layout=True)
+    candidate = table["candidate_index"].values
+    colours = plt.get_cmap("viridis")(np.linspace(0.1, 0.85, table.sizes["candidate"]))
+    for k, name in enumerate(str(c) for c in table["candidate"].values):
+        values = 1000 * table["rmse_distance"].values[k]
+        good = np.isfinite(values)
+        axes.plot(
+            table["distance"].values[good], values[good], "o-", color=colours[k], label=name, ms=4
+        )
+        mine = candidate == k
+        axes.plot(
+            table["cut_distance"].values[mine],
+            1000 * table["rmse"].values[mine],
+            ".",
+            color=colours[k],
+            alpha=0.35,
+            ms=4,
+        )
+    axes.axhline(tolerance_meV, color="0.4", ls="--", lw=1, label="tolerance (core)")
+    axes.set(
+        xlabel="distance to the nearest cut bond (Å)",
+        ylabel="RMSE of forces (meV/Å)",
+        yscale="log",
+        title=f"Cluster against parent, {level}",
+    )
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def plot_on_structure(table: xr.Dataset, clusters: xr.Dataset, level: str, path: Path) -> None:
+    """Each candidate, seen along its thinnest direction, coloured by the RMSE of its atoms.
+
+    Caps are hollow: they have no counterpart in the parent (the paper's Figure SI.2).
+    """
+    from matplotlib.colors import LogNorm
+
+    plt = _pyplot()
+    positions = first_frames(table, clusters)
+    values = 1000 * table["rmse"].values
+    known = values[np.isfinite(values) & (values > 0)]
+    low, high = max(known.min(initial=10.0), 1.0), max(known.max(initial=10.0), 10.0)
+    norm = LogNorm(low, high)
+    n = table.sizes["candidate"]
+    figure, axes = plt.subplots(
+        1, n, figsize=(3.4 * n + 0.8, 3.6), squeeze=False, constrained_layout=True
+    )
+    index = table["candidate_index"].values
+    painted = None
+    for k, (name, axis) in enumerate(zip(table["candidate"].values, axes[0])):
+        x = positions[k] - positions[k].mean(axis=0)
+        # Rows of the last factor: directions of the atoms' spread, the widest first.
+        x = x @ np.linalg.svd(x, full_matrices=False)[2].T
+        order = np.argsort(x[:, 2])
+        x, mine = x[order], np.flatnonzero(index == k)[order]
+        heavy = table["numbers"].values[mine] > 1
+        size = np.where(heavy, 40.0, 14.0) * (1 + (table["numbers"].values[mine] > 20))
+        real = np.isfinite(values[mine])
+        axis.scatter(x[~real, 0], x[~real, 1], s=size[~real], facecolors="none", edgecolors="0.7")
+        painted = axis.scatter(
+            x[real, 0],
+            x[real, 1],
+            s=size[real],
+            c=np.maximum(values[mine][real], low),
+            norm=norm,
+            cmap="inferno_r",
+            edgecolors="0.5",
+            linewidths=0.3,
+        )
+        axis.set(title=str(name), aspect="equal", xticks=[], yticks=[])
+    if painted is not None:
+        figure.colorbar(painted, ax=axes[0].tolist(), label=f"RMSE, {level} (meV/Å)")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def write_structures(table: xr.Dataset, clusters: xr.Dataset, path: Path) -> None:
+    """Write the candidates with the RMSE of each atom in meV/Å, for a viewer; caps are NaN."""
+    from ase import Atoms
+    from ase.io import write
+
+    index = table["candidate_index"].values
+    frames = []
+    for k, x in enumerate(first_frames(table, clusters)):
+        mine = index == k
+        atoms = Atoms(numbers=table["numbers"].values[mine], positions=x)
+        atoms.info["candidate"] = str(table["candidate"].values[k])
+        atoms.arrays["rmse_meV_per_A"] = 1000 * table["rmse"].values[mine]
+        atoms.arrays["region"] = table["region"].values[mine]
+        frames.append(atoms)
+    write(path, frames, format="extxyz")
+
+
+def first_frames(table: xr.Dataset, clusters: xr.Dataset) -> list[np.ndarray]:
+    """Positions of each candidate of the table in its first frame, Å."""
+    names = [str(name) for name in clusters["candidate"].values]
+    start = np.concatenate([[0], np.cumsum(clusters["n_atoms"].values)])
+    rows = [names.index(str(name)) for name in table["candidate"].values]
+    return [clusters["positions"].values[start[k] : start[k + 1]] for k in rows]
