@@ -184,17 +184,23 @@ class Clock(lightning.Callback):
         if self._saved_step < 0 or self.step - self._saved_step >= self.checkpoint_every:
             self._store(trainer, pl_module)
         self.batches.epoch = self.epoch
-        pl_module.scheduler_engaged = self.epoch >= self.warm_epochs
+        plateau = self.settings.decay == "plateau"
+        pl_module.scheduler_engaged = plateau and self.epoch >= self.warm_epochs
         self._losses = []
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Raise the rate linearly during a warm-up."""
+        """Raise the rate linearly during a warm-up; let it fall where it follows a cosine."""
         warm_steps = self.warm_epochs * len(self.batches)
-        if self.step < warm_steps:
-            for group in trainer.optimizers[0].param_groups:
-                group["lr"] = self.settings.learning_rate * (self.step + 1) / warm_steps
+        cosine = self.settings.decay == "cosine"
+        if not cosine and self.step >= warm_steps:
+            return  # the plateau scheduler's
+        rate = self.settings.learning_rate * min(1.0, (self.step + 1) / max(warm_steps, 1))
+        if cosine:
+            rate *= 0.5 * (1.0 + math.cos(math.pi * min(1.0, self._fraction())))
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = rate
 
     def on_train_batch_end(
         self,
@@ -266,7 +272,11 @@ class Clock(lightning.Callback):
                     f"the validation loss fell by less than {s.stop_delta:g} "
                     f"in {s.stop_patience} epochs",
                 )
-            elif self.epoch > self.warm_epochs and rate < s.min_learning_rate:
+            elif (
+                s.decay == "plateau"
+                and self.epoch > self.warm_epochs
+                and rate < s.min_learning_rate
+            ):
                 self._stop(trainer, f"the learning rate fell below {s.min_learning_rate:g}")
             elif s.max_epochs is not None and self.epoch >= s.max_epochs:
                 self._stop(trainer, f"max_epochs {s.max_epochs}")

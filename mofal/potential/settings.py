@@ -66,6 +66,10 @@ class TrainingSettings(BaseModel):
         isolated atom.
     plateau_factor, plateau_patience
         The rate is multiplied by the factor after so many epochs without a better validation loss.
+    decay : str
+        ``"plateau"``: the paper's, as above. ``"cosine"``: from `learning_rate` to nothing over the
+        whole of a training that is bounded in steps, epochs or atoms seen: of a short training the
+        rate that is left at its end is half of the error.
     warm_up_epochs : int
         Epochs of a warm start in which the rate rises linearly, before the scheduler engages.
     stop_delta, stop_patience
@@ -109,6 +113,7 @@ class TrainingSettings(BaseModel):
     energy_shift: Literal["mean", "isolated"] = "mean"
     plateau_factor: float = Field(default=0.75, gt=0, lt=1)
     plateau_patience: int = Field(default=25, ge=1)
+    decay: Literal["plateau", "cosine"] = "plateau"
     warm_up_epochs: int = Field(default=10, ge=0)
     stop_delta: float = Field(default=1e-5, ge=0)
     stop_patience: int = Field(default=250, ge=1)
@@ -144,6 +149,13 @@ class TrainingSettings(BaseModel):
             raise ValueError(
                 f"min_learning_rate {self.min_learning_rate:g} is not below "
                 f"learning_rate {self.learning_rate:g}: training would stop at once"
+            )
+        if self.decay == "cosine" and not any(
+            (self.max_steps, self.max_epochs, self.max_atoms_seen)
+        ):
+            raise ValueError(
+                "decay cosine takes the rate to nothing at the end of a training, and this one has "
+                "no end: give max_epochs, max_steps or max_atoms_seen"
             )
         return self
 

@@ -292,6 +292,26 @@ def test_train__warm_up_rises_linearly_before_the_scheduler(trained, labelled, s
     assert max(rates) == rates[2]
 
 
+def test_train__cosine_takes_the_rate_to_nothing_whatever_bounds_it(labelled, settings, tmp_path):
+    """Against the formula, at the last of the three steps of each epoch; plateaus do not matter."""
+    plan = vary(settings, decay="cosine", max_steps=None, max_epochs=6, plateau_patience=1)
+    by_epochs = train(labelled, plan, out=tmp_path / "e", seed=1)
+    other = vary(plan, max_epochs=None, max_atoms_seen=by_epochs.provenance["atoms_seen"])
+    by_atoms = train(labelled, other, out=tmp_path / "a", seed=1)
+    done = np.array([row["step"] - 1 for row in by_epochs.history]) / 18
+    expected = plan.learning_rate * 0.5 * (1 + np.cos(np.pi * done))
+    for model in (by_epochs, by_atoms):
+        assert model.provenance["steps"] == 18
+        rates = [row["learning_rate"] for row in model.history]
+        np.testing.assert_allclose(rates, expected, atol=0.05 * plan.learning_rate)
+    np.testing.assert_allclose([r["learning_rate"] for r in by_epochs.history], expected)
+
+
+def test_training_settings__cosine_needs_an_end():
+    with pytest.raises(ValueError, match="give max_epochs, max_steps or max_atoms_seen"):
+        TrainingSettings(decay="cosine")
+
+
 def test_align_shifts__takes_new_compositions_and_leaves_known_ones(trained, labelled):
     """Energies off by a constant per type are mended to rounding, and forces do not change."""
     from mofal.potential.network import SHIFTS, put_weights, weights_of
