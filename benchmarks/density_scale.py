@@ -1,11 +1,14 @@
 """A fit that is larger than memory: rows per second and peak memory, against rows in memory.
 
-    python benchmarks/density_scale.py [--size tiny|full] [--rows N] [--directory DIR] [--cluster]
+    python benchmarks/density_scale.py [--size tiny|full] [--rows N] [--iterations N]
+                                       [--directory DIR] [--cluster]
 
 Writes N rows of 16 float32 features of ten clusters as a group of the store (shards of 64 MB, Dask
 chunk = shard), fits ten iterations of ten components to it, and prints time and memory for growing
 parts of it, with the same iteration on rows in memory beside it. Each measurement runs in a process
-of its own, so that its memory is its own; with --cluster, on a cluster of one-thread workers. Then
+of its own, so that its memory is its own; with --cluster, on a cluster of one-thread workers.
+Rates are compared in wall time and, in one process, in processor time per row, which a busy machine
+changes less. Parts of less than four shards are cut into four chunks, for the threads' sake. Then
 the time per task that a scheduler takes is measured with chunks of one row, and with it what an
 iteration over 10¹⁰ rows would take. The group is deleted at the end.
 """
@@ -74,18 +77,26 @@ def _start() -> dict[str, Any]:
     }
 
 
-def _fit(x: Any, iterations: int) -> list[float]:
-    """Seconds of each iteration."""
+Times = tuple[list[float], list[float]]
+
+
+def _fit(x: Any, iterations: int) -> Times:
+    """Wall and processor time of each iteration, seconds."""
     from mofal.density import GaussianMixture
 
-    stamps: list[float] = []
+    stamps: list[tuple[float, float]] = []
+
+    def now(_: str = "") -> None:
+        stamps.append((time.perf_counter(), time.process_time()))
+
     model = GaussianMixture(N_COMPONENTS, max_iter=iterations, tol=0.0, random_state=0, **_start())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        begin = time.perf_counter()
-        model.fit(x, progress=lambda _: stamps.append(time.perf_counter()))
-    # The first iteration starts after the survey; its time is that of the others.
-    return [stamps[0] - begin, *np.diff(stamps)]
+        now()
+        model.fit(x, progress=now)
+    # The first iteration is preceded by the survey, which is one pass more.
+    wall, cpu = np.diff(stamps, axis=0).T.tolist()
+    return wall, cpu
 
 
 def _in_memory(n: int, iterations: int, queue: Any) -> None:
@@ -94,10 +105,15 @@ def _in_memory(n: int, iterations: int, queue: Any) -> None:
 
 def _on_disk(path: Path, n: int, iterations: int, cluster: bool, queue: Any) -> None:
     import dask
+    import xarray as xr
 
     from mofal.data import open_group
 
     x = open_group(path, check=False)["features"].data[:n]
+    if n < 4 * x.chunks[0][0]:
+        # What lies in one shard: four chunks of it, read on their own.
+        rows = xr.open_zarr(path, consolidated=False, chunks=None)["features"][:n]
+        x = rows.chunk(atom=-(-n // 4)).data
     if not cluster:
         from mofal.density.rows import threads
 
@@ -119,7 +135,7 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def apart(function: Any, *arguments: Any) -> tuple[list[float], float]:
+def apart(function: Any, *arguments: Any) -> tuple[Times, float]:
     """Run in a fresh process."""
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -156,6 +172,20 @@ def seconds_per_task(tasks: int) -> float:
         return (time.perf_counter() - begin) / tasks
 
 
+def read_rate(path: Path, n: int) -> float:
+    """GB/s of reading the first n rows, checksums included, with as many threads as a fit."""
+    import dask
+
+    from mofal.data import open_group
+    from mofal.density.rows import threads
+
+    x = open_group(path, check=False)["features"].data[:n]
+    begin = time.perf_counter()
+    with dask.config.set(scheduler="threads", num_workers=threads()):
+        x.map_blocks(lambda block: block[:1, :1], chunks=(1, 1), dtype=x.dtype).compute()
+    return x.nbytes / 1e9 / (time.perf_counter() - begin)
+
+
 def predict(rate: float, per_task: float, read_rate: float) -> None:
     """An iteration over 10¹⁰ rows: what each part takes, from what was measured here."""
     rows, shard, workers = 1e10, 1e6, 100
@@ -176,11 +206,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=sorted(SIZES), default="full")
     parser.add_argument("--rows", type=int)
+    parser.add_argument("--iterations", type=int)
     parser.add_argument("--directory", type=Path)
     parser.add_argument("--cluster", action="store_true")
     options = parser.parse_args(argv)
     size = SIZES[options.size]
-    n, shard, iterations = options.rows or size["rows"], size["shard"], size["iterations"]
+    n, shard = options.rows or size["rows"], size["shard"]
+    iterations = max(2, options.iterations or size["iterations"])
+    from mofal.density.rows import threads
+
     directory = Path(tempfile.mkdtemp(dir=options.directory))
     free = shutil.disk_usage(directory).free
     need = 4 * N_FEATURES * n * 1.05
@@ -193,35 +227,40 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         print(f"wrote {n:.0e} rows in {time.perf_counter() - begin:.0f} s", flush=True)
         memory = min(n, IN_MEMORY)
         times, peak = apart(_in_memory, memory, iterations)
-        rate = memory / float(np.median(times[1:]))
+        rate, per_cpu = (memory / float(np.median(t[1:])) for t in times)
         print(
+            f"{iterations} iterations of {N_COMPONENTS} components in {N_FEATURES} dimensions\n"
             f"{'rows':>12s} {'where':>8s} {'iteration s':>12s} {'rows/s':>10s} {'of memory':>10s} "
-            f"{'fit s':>8s} {'peak GB':>8s}"
+            f"{'(CPU)':>8s} {'fit s':>8s} {'peak GB':>8s}"
         )
         found: dict[str, float] = {"in_memory": rate}
 
-        def report(rows: int, where: str, times: list[float], peak: float) -> None:
-            per = float(np.median(times[1:]))
+        def report(rows: int, where: str, times: Times, peak: float) -> float:
+            per, cpu = (float(np.median(t[1:])) for t in times)
+            of_cpu = "" if where == "cluster" else f"{100 * rows / cpu / per_cpu:.0f} %"
             print(
                 f"{rows:12d} {where:>8s} {per:12.3f} {rows / per:10.2e} "
-                f"{100 * rows / per / rate:8.0f} % {sum(times):8.1f} {peak:8.2f}",
+                f"{100 * rows / per / rate:8.0f} % {of_cpu:>8s} {sum(times[0]):8.1f} {peak:8.2f}",
                 flush=True,
             )
+            return per
 
         report(memory, "memory", times, peak)
-        parts = sorted({n, *(n // 10**k for k in range(1, 4) if n // 10**k >= 4 * shard)})
+        parts = sorted({n, *(k for k in (10**5, 10**6, 10**7) if k < n)})
+        where = "cluster" if options.cluster else "disk"
         per_iteration = []
         for rows in parts:
             times, peak = apart(_on_disk, path, rows, iterations, options.cluster)
-            report(rows, "disk", times, peak)
-            per_iteration.append(float(np.median(times[1:])))
+            per_iteration.append(report(rows, where, times, peak))
             found |= {"on_disk": rows / per_iteration[-1], "peak_GB": peak}
         if len(parts) > 1:
             slope = np.polyfit(np.log(parts), np.log(per_iteration), 1)[0]
             print(f"time grows like rows to the power {slope:.2f}")
         per_task = seconds_per_task(size["tasks"])
         print(f"a scheduler takes {1e3 * per_task:.2f} ms per task (chunks of one row)")
-        predict(rate / 2, per_task, 0.5)
+        reading = read_rate(path, min(n, 10**7))
+        print(f"reading, what lies in the cache of the system included: {reading:.2f} GB/s")
+        predict(rate / threads(), per_task, reading / threads())
         return found
     finally:
         shutil.rmtree(directory)

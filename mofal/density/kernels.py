@@ -5,7 +5,8 @@ log-densities of all components of all models are *one* matrix product, and thei
 statistics one more (the product form). It loses digits for components that are much narrower than
 the data; for those the rows are multiplied with the stacked Cholesky factors of the precisions,
 squared and summed (the stable form). Which one is used is decided by an error bound: a priori for
-each component, and again for each row that is met.
+each component, and again for each row that is met. Where narrow components hardly overlap, the
+product form tells which of them matter to a row, and only these are evaluated (`entries`).
 
 Everything inside has the rows of the data along the *last* axis: building a column, a maximum over
 components or a sum over features are then operations on contiguous memory.
@@ -20,6 +21,15 @@ import numpy as np
 
 from mofal.density.basis import Basis
 from mofal.density.columns import Workspace, pair_indices, quadratic_columns
+from mofal.density.entries import (
+    DENSE,
+    FEWEST,
+    GUIDE_TOLERANCE,
+    NEGLIGIBLE,
+    Entries,
+    accumulate_entries,
+    evaluate_entries,
+)
 from mofal.density.parameters import Parameters, log_norms, stacked_cholesky
 from mofal.errors import DataError
 
@@ -120,7 +130,7 @@ class Evaluator:
         self._model_of = np.repeat(np.arange(len(models)), [m.n_components for m in models])
         self.means = np.concatenate([m.means for m in models])
         self._prepare_stable(chol, shift, tolerance)
-        coefficients, amplification, fits = self._prepare_product(chol, shift)
+        coefficients, amplification, error, fits = self._prepare_product(chol, shift)
 
         mask = {"product": np.ones_like(fits), "stable": np.zeros_like(fits)}.get(form, fits)
         if form == "auto" and mask.sum() < _fewest_for_product(self.kind, d):
@@ -153,7 +163,14 @@ class Evaluator:
             for share in self.shares
             if share.product.start < share.product.stop
         }
-        a = coefficients[self.product_index]
+        self.guided = (
+            form == "auto"
+            and self.n_stable >= FEWEST
+            and bool((error[self.stable_index] <= GUIDE_TOLERANCE).all())
+        )
+        guides = self.stable_index if self.guided else self.stable_index[:0]
+        self._worst_guide = amplification[:, guides].max(axis=1, initial=0.0).tolist()
+        a = coefficients[np.concatenate([self.product_index, guides])]
         if self.kind != "tied":
             # One more row gives |z|² of every row, which the error bound asks for, for nothing.
             a = np.vstack([a, self._norm_row()])
@@ -187,8 +204,9 @@ class Evaluator:
 
     def _prepare_product(
         self, chol: np.ndarray, shift: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Coefficients on the columns; the error bound's three coefficients; who may use it.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Coefficients on the columns; the error bound's three coefficients; the bound for the
+        component's own rows; who may use it.
 
         The rounding error of component k at z is at most about
         gain (½ ‖Λ‖ (|z| + |ν|)² + |c|), Λ its precision and ν its mean in whitened coordinates,
@@ -231,7 +249,7 @@ class Evaluator:
         error = amplification[0] * reach**2 + amplification[1] * reach + amplification[2]
         # The second condition keeps the errors of far rows, which are relative, far below 1.
         fits = (error <= self.tolerance) & (self.gain * narrow**2 < 1e-4)
-        return coefficients, amplification, fits
+        return coefficients, amplification, error, fits
 
     def _norm_row(self) -> np.ndarray:
         d = self.n_features
@@ -245,11 +263,15 @@ class Evaluator:
 
     def _block_size(self) -> int:
         """Rows whose intermediate arrays stay in the caches of a core, as measured."""
-        block = _PRODUCT_BYTES // (8 * (self.n_columns + self.n_product))
+        block = _PRODUCT_BYTES // (8 * (self.n_columns + self.coefficients.shape[0]))
+        self.dense_block = int(np.clip(block // 64 * 64, 64, _MAX_BLOCK))
         if self.n_stable:
             width = self.n_stable * (self.n_features + self.matrix)
-            block = min(block, max(_STABLE_BYTES // (8 * width), 128))
-        return int(np.clip(block // 64 * 64, 64, _MAX_BLOCK))
+            stable = max(_STABLE_BYTES // (8 * width), 128)
+            self.dense_block = int(np.clip(min(block, stable) // 64 * 64, 64, _MAX_BLOCK))
+        if self.guided:
+            return int(np.clip(block // 64 * 64, 64, _MAX_BLOCK))
+        return self.dense_block
 
     # ------------------------------------------------------------------------- evaluation
     def new_statistics(self) -> Statistics:
@@ -302,7 +324,7 @@ class Evaluator:
                 stop = min(start + self.block, x.shape[0])
                 rows = slice(start, stop)
                 w = None if weights is None else weights[rows]
-                self._block(work, x[rows], w, statistics, out, visit, rows, numbers)
+                self._block(work, x[rows], w, statistics, out, visit, rows, numbers, self.guided)
 
     def _block(
         self,
@@ -314,13 +336,14 @@ class Evaluator:
         visit: Visitor | None,
         rows: slice,
         numbers: np.ndarray | int,
+        guided: bool,
     ) -> None:
         n = x.shape[0]
         t = work.take("t", n)
         np.subtract(x.T, self.basis.centre[:, None], out=t[: self.n_features])
-        phi = joint = y = stable = None
+        phi = joint = y = stable = entries = None
         square = np.empty(0)
-        if self.n_product:
+        if self.n_product or guided:
             phi = self._columns(t, work)
             joint = work.take("joint", n)
             np.matmul(self.coefficients, phi, out=joint)
@@ -328,7 +351,22 @@ class Evaluator:
                 square = np.einsum("ij,ij->j", phi[1:], phi[1:])
             else:
                 square = joint[-1]
-        if self.n_stable:
+        if guided:
+            assert phi is not None
+            assert joint is not None
+            stable = joint[self.n_product : self.n_product + self.n_stable]
+            entries = self._entries(x, phi, joint, stable, square, work)
+            if entries is None:
+                # Too many of them, or too inexact a guide: the whole block, in smaller pieces.
+                for start in range(0, n, self.dense_block):
+                    part = slice(start, min(start + self.dense_block, n))
+                    w_part = None if w is None else w[part]
+                    there = slice(rows.start + part.start, rows.start + part.stop)
+                    self._block(
+                        work, x[part], w_part, statistics, out, visit, there, numbers, False
+                    )
+                return
+        elif self.n_stable:
             y = work.take("y", n)
             raw = work.take("raw", n) if self.distant[self.stable_index].any() else None
             stable = self._stable(x, t, self.stable_index, y, work.take("stable", n), raw)
@@ -338,8 +376,7 @@ class Evaluator:
             quadratic = None
             if self.kind == "tied" and share.product.stop > share.product.start:
                 assert phi is not None
-                z = self.rotations[self.product_index[share.product.start]] @ phi[1:]
-                quadratic = 0.5 * np.einsum("ij,ij->j", z, z)
+                quadratic = self._common(self.product_index[share.product.start], phi)
             total, log_likelihood = _soften(l_k)
             if quadratic is not None:
                 log_likelihood -= quadratic
@@ -375,6 +412,51 @@ class Evaluator:
         if statistics is not None:
             statistics.weight += float(n if w is None else w.sum())
             self._accumulate(statistics, work, phi, joint, y, stable, w)
+            if entries is not None:
+                assert stable is not None
+                accumulate_entries(entries, stable, statistics.stable, matrix=self.matrix)
+
+    def _common(self, component: int, phi: np.ndarray) -> np.ndarray:
+        """½ |Pᵀ(x - centre)|² (n,), which all components of a tied model have in common."""
+        z = self.rotations[component] @ phi[1:]
+        return 0.5 * np.einsum("ij,ij->j", z, z)
+
+    def _entries(
+        self,
+        x: np.ndarray,
+        phi: np.ndarray,
+        joint: np.ndarray,
+        stable: np.ndarray,
+        square: np.ndarray,
+        work: Workspace,
+    ) -> Entries | None:
+        """Repeat in the stable form what matters; None where that would be most of it, or where a
+        row is so far out that the product form cannot tell."""
+        reach = float(np.sqrt(square.max()))
+        a, b, c = self._worst_guide
+        if not a * reach**2 + b * reach + c <= GUIDE_TOLERANCE:
+            return None
+        near = np.empty(stable.shape, bool)
+        for share in self.shares:
+            if share.stable.start == share.stable.stop:
+                continue
+            own = stable[share.stable]
+            if self.kind == "tied":
+                own -= self._common(self.stable_index[share.stable.start], phi)
+            top = own.max(axis=0)
+            if share.product.start < share.product.stop:
+                np.maximum(top, joint[share.product].max(axis=0), out=top)
+            top -= NEGLIGIBLE
+            np.greater(own, top, out=near[share.stable])
+        if np.count_nonzero(near) > DENSE * near.size:
+            return None
+        raw = work.take("raw", x.shape[0])
+        np.copyto(raw, x.T)
+        chosen = self.stable_index
+        factors = self.factors[chosen]
+        if self.matrix:
+            factors = np.ascontiguousarray(factors[:, :-1, :-1])
+        return evaluate_entries(near, raw, self.means[chosen], factors, self.norms[chosen], stable)
 
     def _workspace(self) -> Workspace:
         d, k = self.n_features, self.n_stable
@@ -510,7 +592,7 @@ class Evaluator:
         stable: np.ndarray | None,
         w: np.ndarray | None,
     ) -> None:
-        if phi is not None and joint is not None:
+        if phi is not None and joint is not None and self.n_product:
             # This way round BLAS packs the wide factor once; the other way takes a third longer.
             statistics.product += (phi @ joint[: self.n_product].T).T
             if self.kind == "tied":
