@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+_MOST_ATOMS = 500_000_000  # atoms and half-edges are counted in 32 bits
+
+
 def supercell(ds: xr.Dataset, repeat: ArrayLike, *, system: str | None = None) -> xr.Dataset:
     """Repeat a structure along its cell vectors, or write it in any other cell of its lattice.
 
@@ -46,7 +49,7 @@ def supercell(ds: xr.Dataset, repeat: ArrayLike, *, system: str | None = None) -
             "supercell(ds, (2, 2, 2))"
         )
     matrix = np.rint(np.diag(given) if given.ndim == 1 else given).astype(np.int64)
-    n_cells = abs(round(float(np.linalg.det(matrix))))
+    n_cells = abs(round(float(np.linalg.det(matrix.astype(float)))))
     if n_cells == 0 or (given.ndim == 1 and matrix.min() < 0):
         raise StructureError(
             f"repeat={np.asarray(repeat).tolist()} holds no cell: numbers of at least 1 are needed"
@@ -57,6 +60,11 @@ def supercell(ds: xr.Dataset, repeat: ArrayLike, *, system: str | None = None) -
     if np.any(moved & ~np.asarray(pbc)):
         raise StructureError(
             "the structure is not periodic along a cell vector that should be repeated"
+        )
+    if n_cells * len(numbers) > _MOST_ATOMS:
+        raise StructureError(
+            f"repeat={np.asarray(repeat).tolist()} makes {n_cells * len(numbers):.3g} atoms, more "
+            f"than {_MOST_ATOMS:.3g}: give a smaller one"
         )
     shifts = _cosets(matrix, n_cells)
     return remake(

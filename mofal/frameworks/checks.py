@@ -38,6 +38,7 @@ _ANIONS = frozenset((
     "CN", "F", "Cl", "Br", "I", "I3", "Br3", "CHO2", "C2H3O2", "C2F3O2", "C24H20B",
 ))
 # fmt: on
+_FAR = 1e6  # Å: further out no digit is left for a bond length
 _VOLUME_PER_ATOM = (4.0, 400.0)  # Å^3: denser than diamond; emptier than any known framework
 
 
@@ -65,6 +66,12 @@ def check_cell(
         raise StructureError(
             "no cell is given: a framework is periodic; expected lattice vectors, e.g. "
             'Lattice="..." in extended XYZ'
+        )
+    far = np.flatnonzero((np.abs(positions) > _FAR).any(axis=1))
+    if len(far):
+        raise StructureError(
+            f"atom {int(far[0])} lies at {', '.join(f'{v:.3g}' for v in positions[far[0]])} Å: "
+            "too far out for a bond to be told; correct it, or wrap the structure into its cell"
         )
     complete_cell(positions, cell, pbc)
     if np.all(pbc):
@@ -126,6 +133,7 @@ def check_valences(
     numbers: NDArray[np.integer],
     positions: NDArray[np.float64],
     cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
     bonds: Bonds,
 ) -> None:
     """Refuse carbon with too many or too few neighbours, and hydrogen without any.
@@ -152,7 +160,8 @@ def check_valences(
     if len(crowded):
         raise StructureError(
             f"{_name(numbers, crowded[0])} has {int(organic[crowded[0]])} bonds ({len(crowded)} "
-            "such atoms): two molecules in one place, or a cell that is too small"
+            "such atoms): two orientations of a disordered ring in one place, or a cell that is "
+            "too small"
         )
     vector = positions[bonds.j] + bonds.shift @ cell - positions[bonds.i]
     vector /= np.linalg.norm(vector, axis=1, keepdims=True)
@@ -174,9 +183,15 @@ def check_valences(
             bad.append(k)
     if bad:
         k = bad[0]
+        open_axes = [str(axis) for axis in np.flatnonzero(~np.asarray(pbc, bool))]
+        where = (
+            f"; or is it periodic along cell vector {' and '.join(open_axes)} too? pbc says no"
+            if open_axes
+            else ""
+        )
         raise StructureError(
             f"{_name(numbers, k)} has {int(organic[k])} neighbours and lacks one ({len(bad)} such "
-            "atoms): hydrogens are missing; add them to the file"
+            f"atoms): hydrogens are missing; add them to the file{where}"
         )
 
 
@@ -332,7 +347,7 @@ def check_structure(
             "there is no carbon in it: not a metal-organic framework; expected organic linkers"
         )
     bonds = bonds_of(numbers, positions, cell, pbc)
-    check_valences(numbers, positions, cell, bonds)
+    check_valences(numbers, positions, cell, pbc, bonds)
     blocks = blocks_from_bonds(numbers, bonds, rule=rule, system=str(ds["system"].values[i]))
     if not blocks.sizes["link"]:
         raise StructureError(_nothing_to_cut(numbers, bonds, rule))

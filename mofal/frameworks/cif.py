@@ -6,6 +6,8 @@ number or the name of its space group.
 
 from __future__ import annotations
 
+import codecs
+import io
 import re
 import warnings
 from pathlib import Path
@@ -23,6 +25,8 @@ from mofal.errors import StructureError
 # Images of one site that symmetry should have merged lie this close (Å): coordinates are printed
 # with four digits, so that 0.3333 misses 1/3 by 0.002 Å in a cell of 60 Å.
 SPECIAL = 0.05
+
+_FAR = 1e4
 
 _OPERATIONS = (
     "_space_group_symop_operation_xyz",
@@ -53,13 +57,15 @@ def read_cif(file: Path) -> list[Atoms]:
     """
     from ase.io.cif import parse_cif
 
+    text = _text(file)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = list(parse_cif(str(file)))
+            found = list(parse_cif(io.StringIO(text)))
     except Exception as error:
-        text = str(error).strip()
-        reason = text.splitlines()[0] if text else type(error).__name__
+        said = str(error).strip()
+        # The reader asserts that a file begins with a data block, without a word.
+        reason = said.splitlines()[0] if said else "it does not begin with data_NAME"
         raise StructureError(
             f"{file} cannot be read as CIF: {reason}; check it with a CIF validator"
         ) from None
@@ -69,6 +75,14 @@ def read_cif(file: Path) -> list[Atoms]:
             f"{file} holds no atomic sites (_atom_site_fract_x ...): a CIF without a structure"
         )
     return [_structure(file, b) for b in blocks]
+
+
+def _text(file: Path) -> str:
+    """Text of a CIF: UTF-8 or UTF-16 with a mark of byte order, anything else by the byte."""
+    raw = file.read_bytes()
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16", errors="replace")
+    return raw.removeprefix(codecs.BOM_UTF8).decode("latin-1")
 
 
 def parse_operation(text: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -112,7 +126,9 @@ def _first(block: Any, names: tuple[str, ...]) -> Any:
 
 def _structure(file: Path, block: Any) -> Atoms:
     labels = [str(v) for v in _column(block, "_atom_site_label")]
-    symbols = [str(v) for v in _column(block, "_atom_site_type_symbol")] or labels
+    symbols = [str(v) for v in _column(block, "_atom_site_type_symbol")]
+    if not symbols:
+        symbols = [_element_of(label) for label in labels]
     labels = labels or symbols
     kind = "fract" if "_atom_site_fract_x" in block else "cartn"
     coordinates = _coordinates(file, block, labels, kind)
@@ -138,7 +154,8 @@ def _coordinates(file: Path, block: Any, labels: list[str], kind: str) -> NDArra
         name = f"_atom_site_{kind}_{axis}"
         values = _column(block, name)
         for label, value in zip(labels, values):
-            if isinstance(value, str) or not np.isfinite(value):
+            # 10^4 cells away no digit is left for where in its cell an atom is.
+            if isinstance(value, str) or not abs(value) < _FAR:
                 raise StructureError(
                     f"{file}: site {label} has no position ({name} is {value!r}); remove or "
                     "complete it"
@@ -162,7 +179,10 @@ def _cell(file: Path, block: Any) -> NDArray[np.float64]:
         if "angle" in name and value >= 180:
             raise StructureError(f"{file}: {name} is {value!r}, expected less than 180 degrees")
         values.append(float(value))
-    cell = np.asarray(Cell.fromcellpar(values).array)
+    # The determinant of the metric: not positive where three such angles meet at no corner.
+    cosine = np.cos(np.radians(values[3:]))
+    metric = 1 + 2 * cosine.prod() - (cosine**2).sum()
+    cell = np.asarray(Cell.fromcellpar(values).array) if metric > 1e-9 else np.zeros((3, 3))
     if not np.isfinite(cell).all() or abs(np.linalg.det(cell)) < 1e-3:
         raise StructureError(
             f"{file}: no cell has angles of {', '.join(f'{v:g}' for v in values[3:])} degrees"
@@ -189,6 +209,14 @@ def _check_occupancies(file: Path, block: Any, labels: list[str]) -> None:
             f"{file}: site {label} is partly occupied ({value:g}){others}: disorder in the "
             "crystal; choose one alternative, set its occupancy to 1 and remove the others"
         )
+
+
+def _element_of(label: str) -> str:
+    """Symbol that a label begins with: OW1 is oxygen, ZR1 zirconium."""
+    letters = re.match(r"[A-Za-z]{1,2}", label)
+    name = letters.group().capitalize() if letters else label
+    known = name in atomic_numbers and name != "X"
+    return label if known or name[:1] not in atomic_numbers else name[:1]
 
 
 def _numbers(file: Path, symbols: list[str], labels: list[str]) -> NDArray[np.int32]:

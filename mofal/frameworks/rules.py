@@ -189,8 +189,7 @@ def azolate(m: Molecule) -> list[Cut]:
     No single atom stands for an azolate on a metal, so that end is never capped: a cluster goes
     on until it ends on linkers.
     """
-    ring = _in_five_ring(m, (m.z == 7) | (m.z == 6))
-    nitrogen = ring & (m.z == 7) & (m.degree == 3) & (m.count(m.metal) == 1)
+    nitrogen = _azole_nitrogen(m) & (m.degree == 3) & (m.count(m.metal) == 1)
     return [Cut(m.between(m.metal, nitrogen), node_cap=NO_CAP, linker_cap=PROTON)]
 
 
@@ -220,13 +219,22 @@ def azolate_ring(m: Molecule) -> list[Cut]:
     The azolates stay with the metals that they bridge (the clusters of Mn-BTT or PCN-601).
     """
     ring = _in_five_ring(m, (m.z == 7) | (m.z == 6))
-    nitrogen = ring & (m.z == 7)
-    held = nitrogen & (m.count(m.metal) > 0)
+    held = _azole_nitrogen(m) & (m.count(m.metal) > 0)
     # The carbon may be a bond further from the nitrogens that hold metals (pyrazolate).
     near = m.count(held) > 0
     azole = ring & (m.z == 6) & (near | (m.count(near & ring) > 0))
     edges = m.between(azole, (m.z == 6) & ~ring)
     return [Cut(edges, node_cap=H_CAP, linker_cap=H_CAP)]
+
+
+def _azole_nitrogen(m: Molecule) -> NDArray[np.bool_]:
+    """N of five-membered rings with another N beside it or across one C: no pyrrole of a porphyrin.
+
+    Shape (atom,).
+    """
+    nitrogen = _in_five_ring(m, (m.z == 7) | (m.z == 6)) & (m.z == 7)
+    between = (m.z == 6) & (m.count(nitrogen) > 1)
+    return nitrogen & ((m.count(nitrogen) > 0) | (m.count(between) > 0))
 
 
 def _in_five_ring(m: Molecule, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:

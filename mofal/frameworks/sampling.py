@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -58,9 +59,28 @@ class Draw:
     n_unconnected: int
 
 
+def seed_sequence(seed: int) -> np.random.SeedSequence:
+    """Source of all random numbers of one seed.
+
+    Raises
+    ------
+    StructureError
+        When the seed is no whole number from 0 on: nothing could be drawn again.
+    """
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
+        raise StructureError(f"seed={seed!r}: expected a whole number from 0 on, e.g. seed=0")
+    return np.random.SeedSequence(int(seed))
+
+
+def _plain(value: object) -> object:
+    """A number that JSON can hold."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _count(amount: float | int, n: int, name: str, exact: bool) -> int | None:
     """Exact number of sites, or None where each site is drawn by itself."""
-    if isinstance(amount, bool) or not np.isfinite(amount) or amount < 0:
+    number = isinstance(amount, Real) and not isinstance(amount, bool | np.bool_)
+    if not number or not np.isfinite(amount) or amount < 0:
         raise StructureError(
             f"{name}={amount!r}: expected a fraction from 0 to 1, or an integer count, e.g. "
             f"{name}=0.2"
@@ -101,8 +121,9 @@ class Sampler:
 
     def __init__(self, ds: xr.Dataset, blocks: xr.Dataset, *, metal: str = "Hf") -> None:
         one_structure(ds)
-        if metal not in atomic_numbers or metal == "X":
-            raise StructureError(f"unknown metal {metal!r}: give a symbol, such as 'Hf'")
+        if metal not in atomic_numbers or not IS_METAL[atomic_numbers[metal]]:
+            raise StructureError(f"{metal!r} is no metal: give a symbol, such as 'Hf'")
+        self.metal = metal
         numbers, positions, cell, _ = structure_arrays(ds, 0)
         self.net = BlockNet.of(blocks, positions, cell)
         role = blocks["role"].values
@@ -180,12 +201,25 @@ class Sampler:
                 "domains need a pattern and a size, independent draws neither: "
                 "disorder(ds, brick=0.1, pattern='reo', domain_size=60)"
             )
-        size = 0.0 if domain_size is None else float(domain_size)
-        if domain_size is not None and not 0 < size < np.inf:
+        drawn = {"reo": ("brick", brick), "bcu": ("linker", linker)}.get(pattern)
+        if drawn is not None and not drawn[1]:
+            raise StructureError(
+                f"{pattern} domains are made of missing {drawn[0]}s, but {drawn[0]}={drawn[1]!r}: "
+                f"disorder(ds, {drawn[0]}=0.1, pattern={pattern!r}, domain_size=60)"
+            )
+        if domain_size is not None and not (
+            isinstance(domain_size, Real) and 0 < float(domain_size) < np.inf
+        ):
             raise StructureError(f"domain_size={domain_size!r}: expected a length in Å, e.g. 60")
-        root = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
+        size = 0.0 if domain_size is None else float(domain_size)
+        root = seed if isinstance(seed, np.random.SeedSequence) else seed_sequence(seed)
         # One stream per kind of defect: a change of one fraction leaves the other draws alone.
         rngs = [np.random.default_rng(s) for s in root.spawn(3)]
+        if hf and not len(self.metals):
+            raise StructureError(
+                f"hf={hf!r}, but every metal of the bricks is {self.metal} already; name another, "
+                "disorder(ds, hf=0.2, metal='Hf')"
+            )
         n_hf = _count(hf, len(self.metals), "hf", exact)
         n_linker = _count(linker, len(self.linkers), "linker", exact)
         n_brick = _count(brick, len(self.nodes), "brick", exact)
@@ -261,7 +295,7 @@ def disorder(
         A supercell large enough for the disorder.
     hf, linker, brick : float or int
         Fraction of metal sites to exchange, of linkers and of bricks to remove: every site is
-        drawn by itself. An integer is an exact number of sites.
+        drawn by itself. An integer is an exact number of sites: 1 is one site, 1.0 all of them.
     seed : int
         Seed of all draws; metals, linkers and bricks have streams of their own.
     exact : bool
@@ -319,6 +353,7 @@ def disorder(
         "domain_size": domain_size,
         "metal": metal,
     }
+    asked = {name: _plain(value) for name, value in asked.items()}
     out.attrs["disorder"] = json.dumps({**asked, **realised(draw)}, sort_keys=True)
     return out
 

@@ -15,6 +15,7 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from mofal.errors import StructureError
+from mofal.frameworks.bonds import IS_METAL
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -173,8 +174,8 @@ def pristine(
         raise StructureError(
             f"unknown linker {linker!r}; linkers: {', '.join(known)}: build('S_pr', linker='BDC')"
         )
-    if metal not in atomic_numbers or metal == "X":
-        raise StructureError(f"unknown metal {metal!r}: give a symbol, build('S_pr', metal='Hf')")
+    if metal not in atomic_numbers or not IS_METAL[atomic_numbers[metal]]:
+        raise StructureError(f"{metal!r} is no metal: give a symbol, build('S_pr', metal='Hf')")
     if cell not in ("primitive", "conventional"):
         raise StructureError(
             f"unknown cell {cell!r}; cells: 'primitive', 'conventional': "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -178,7 +179,7 @@ CIF = """data_test
 _cell_length_a {a}
 _cell_length_b 10
 _cell_length_c 10
-_cell_angle_alpha 90
+_cell_angle_alpha {alpha}
 _cell_angle_beta 90
 _cell_angle_gamma {gamma}
 _symmetry_space_group_name_H-M 'P 1'
@@ -196,7 +197,8 @@ Zr1 Zr 0.1 0.1 0.1 1.0
 {label} {symbol} {x} 0.5 0.5 {occupancy}
 """
 DEFAULTS = {
-    "a": 10, "gamma": 90, "op": "x,y,z", "label": "C2", "symbol": "C", "x": 0.5, "occupancy": 1.0,
+    "a": 10, "alpha": 90, "gamma": 90, "op": "x,y,z", "label": "C2", "symbol": "C", "x": 0.5,
+    "occupancy": 1.0,
 }  # fmt: skip
 
 
@@ -254,6 +256,14 @@ def not_periodic(atoms: Atoms) -> None:
 
 def flat_cell(atoms: Atoms) -> None:
     atoms.cell[2] = atoms.cell[0] + atoms.cell[1]
+
+
+def far_out(atoms: Atoms) -> None:
+    atoms.positions[7, 0] = 1e12
+
+
+def open_above(atoms: Atoms) -> None:
+    atoms.pbc = (True, True, False)
 
 
 def fractions(atoms: Atoms) -> None:
@@ -326,6 +336,13 @@ def water_without_hydrogen() -> Atoms:
     return atoms + Atoms(["O"] * len(new), positions=new)
 
 
+def anionic_nodes() -> Atoms:
+    """Paddlewheels of Li(I): anions without any O that could carry a hydrogen."""
+    atoms = published.hkust1()
+    atoms.numbers[atoms.numbers == 29] = 3
+    return atoms
+
+
 def aniline_without_hydrogen(atoms: Atoms) -> Atoms:
     hydrogens = bonds_of(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
     gone = [
@@ -388,6 +405,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "not text": (text("noise.xyz", bytes(range(256))), "cannot be read"),
     "unknown format": (text("notes.dat", "hello\nworld\n"), "cannot be read"),
     "CIF without sites": (text("no.cif", "data_x\n_cell_length_a 5\n"), "no atomic sites"),
+    "CIF that is a web page": (text("page.cif", "<html>404: not found</html>"), "does not begin with data_"),
     "CIF that is prose": (text("prose.cif", "this is not a CIF\n"), "CIF"),
     "partial occupancy": (cif(occupancy=0.5), r"site C2 is partly occupied \(0.5\)"),
     "occupancy above one": (cif(occupancy=1.5), "site C2 has occupancy 1.5"),
@@ -399,6 +417,8 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "cell length of zero": (cif(a=0), "_cell_length_a is 0"),
     "cell length missing": (cif(a="?"), "_cell_length_a is '\\?'"),
     "angle of 180": (cif(gamma=180), "_cell_angle_gamma is 180"),
+    "angles that meet at no corner": (cif(alpha=170, gamma=170), "angles of 170, 90, 170"),
+    "fraction beyond all digits": (cif(x="1e30"), r"site C2 has no position.*1e\+30"),
     "symmetry of two parts": (cif(op="x,y"), "operation cannot be read.*expected 3"),
     "symmetry with a letter too many": (cif(op="x,y,q"), "'q' is no sum of x, y, z"),
     "symmetry that is no rotation": (cif(op="x,x,z"), "is no rotation"),
@@ -409,6 +429,10 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "zero cell vector": (zero_vector, "cell vector 2 is zero|no volume|not a number"),
     "flat cell": (edited(flat_cell), "no volume"),
     "position not a number": (nan_position, "position of atom 3.*not a number"),
+    "atom far out": (edited(far_out), r"atom 7 lies at 1e\+12"),
+    "not periodic along one vector": (
+        edited(open_above, cell="primitive"), "periodic along cell vector 2 too"
+    ),
     "cell not a number": (nan_cell, "cell holds a value"),
     "fractions as positions": (edited(fractions), "look like fractions"),
     "cell in nm": (edited(nanometres), "no solid is as dense"),
@@ -440,6 +464,7 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "bare trimers": (
         atoms_file(lambda: published.mil88b(terminal="bare")), "-5 per brick C6Cr3O16"
     ),
+    "counter-ions missing": (atoms_file(anionic_nodes), "cation is missing.*in the pores"),
     "missing anion": (
         atoms_file(lambda: published.mil88b(terminal="cation")), r"\+1 per brick.*anion is missing"
     ),
@@ -467,6 +492,45 @@ def test_read_framework__index(tmp_path):
     assert read_framework(path, index=1).sizes["atom"] == 456
     with pytest.raises(StructureError, match="none of index 7"):
         read_framework(path, index=7)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8", "latin-1"])
+def test_read_framework__encodings_of_cif(tmp_path, encoding):
+    path = tmp_path / "x.cif"
+    ase.io.write(path, plain(uio66(cell="primitive")))
+    path.write_bytes(("# measured at 25 \N{DEGREE SIGN}C\r\n" + path.read_text()).encode(encoding))
+    assert read_framework(path).sizes["atom"] == 114
+
+
+@pytest.mark.parametrize("rename", ["{element}W{k}", "{element}{k}A", "{element}_{k}"])
+def test_read_cif__elements_from_labels(tmp_path, rename):
+    # Labels as of water and of protein-like tables, where no column tells the element.
+    path = tmp_path / "x.cif"
+    ase.io.write(path, plain(uio66(cell="primitive")))
+    lines = []
+    for line in path.read_text().splitlines():
+        words = line.split()
+        if line.strip() == "_atom_site_type_symbol":
+            continue
+        if len(words) == 7 and words[1][-1].isdigit():
+            element = words[0].upper()
+            name = rename.format(element=element, k=words[1][len(element) :])
+            # OW1 is water's; CW1 would be no element either.
+            words = [name if element == "O" else words[1], *words[2:]]
+            line = " ".join(words)
+        lines.append(line)
+    path.write_text("\n".join(lines) + "\n")
+    assert str(read_cif(path)[0].symbols.formula.format("hill")) == "C48H28O32Zr6"
+
+
+def test_read_cif__large_cell_with_few_atoms(tmp_path):
+    # Special positions are searched with boxes of the cutoff's size: not 0.05 Å.
+    path = tmp_path / "large.cif"
+    text = CIF.format(**{**DEFAULTS, "a": 300, "op": "x,y,z'\n'-x,-y,-z"})
+    path.write_text(text)
+    start = time.process_time()
+    assert len(read_cif(path)[0]) == 3
+    assert time.process_time() - start < 2.0
 
 
 def test_read_framework__unknown_rule(tmp_path):

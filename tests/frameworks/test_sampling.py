@@ -244,13 +244,42 @@ def test_disorder__reo_domains_never_touch_across_a_linker(large):
         ({"brick": 0.2, "pattern": "reo", "domain_size": -1.0}, "a length in Å"),
         ({"brick": 0.6, "pattern": "reo", "domain_size": 60.0}, "one brick in four"),
         ({"linker": 0.5, "pattern": "bcu", "domain_size": 60.0}, "one linker in three"),
-        ({"hf": 0.2, "metal": "Qq"}, "unknown metal"),
+        ({"hf": 0.2, "metal": "Qq"}, "'Qq' is no metal"),
+        ({"hf": 0.2, "metal": "C"}, "'C' is no metal"),
+        ({"hf": 0.2, "metal": "Zr"}, "is Zr already"),
+        ({"hf": "0.2"}, "fraction from 0 to 1"),
+        ({"hf": None}, "fraction from 0 to 1"),
+        ({"linker": [0.2]}, "fraction from 0 to 1"),
+        ({"linker": True}, "fraction from 0 to 1"),
+        ({"linker": 0.1, "seed": -1}, "whole number from 0 on"),
+        ({"linker": 0.1, "seed": None}, "whole number from 0 on"),
+        ({"linker": 0.1, "seed": 1.5}, "whole number from 0 on"),
+        ({"brick": 0.1, "pattern": "bcu", "domain_size": 30.0}, "made of missing linkers"),
+        ({"linker": 0.1, "pattern": "reo", "domain_size": 30.0}, "made of missing bricks"),
+        ({"brick": 0.1, "pattern": "reo", "domain_size": "30"}, "a length in Å"),
         ({"brick": 1.0}, "nothing is left"),
     ],
 )
 def test_disorder__refuses(arguments, message):
     with pytest.raises(StructureError, match=message):
         disorder(build("S_pr"), **arguments)
+
+
+def test_disorder__numbers_of_numpy_are_numbers(small):
+    arguments = {"hf": 0.5, "linker": 0.25, "brick": 1, "seed": 3}
+    numpy_ones = {
+        "hf": np.float32(0.5), "linker": np.float64(0.25), "brick": np.int64(1), "seed": np.int64(3)
+    }  # fmt: skip
+    a, b = disorder(small, **arguments), disorder(small, **numpy_ones)
+    assert a.identical(b)
+    assert json.loads(b.attrs["disorder"])["brick"] == 1
+
+
+def test_disorder__one_is_a_site_and_one_point_zero_is_all(small):
+    n_metals = int((small["numbers"].values == 40).sum())
+    one = json.loads(disorder(small, hf=1).attrs["disorder"])["c_hf"]
+    assert one == pytest.approx(1 / n_metals)
+    assert json.loads(disorder(small, hf=1.0).attrs["disorder"])["c_hf"] == 1.0
 
 
 def test_disorder__refuses_a_structure_without_linkers():
