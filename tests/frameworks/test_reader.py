@@ -405,7 +405,9 @@ MALFORMED: dict[str, tuple[Callable[[Path], Path], str]] = {
     "not text": (text("noise.xyz", bytes(range(256))), "cannot be read"),
     "unknown format": (text("notes.dat", "hello\nworld\n"), "cannot be read"),
     "CIF without sites": (text("no.cif", "data_x\n_cell_length_a 5\n"), "no atomic sites"),
-    "CIF that is a web page": (text("page.cif", "<html>404: not found</html>"), "does not begin with data_"),
+    "CIF that is a web page": (
+        text("page.cif", "<html>404: not found</html>"), "does not begin with data_"
+    ),
     "CIF that is prose": (text("prose.cif", "this is not a CIF\n"), "CIF"),
     "partial occupancy": (cif(occupancy=0.5), r"site C2 is partly occupied \(0.5\)"),
     "occupancy above one": (cif(occupancy=1.5), "site C2 has occupancy 1.5"),

@@ -270,16 +270,19 @@ def test_disorder__numbers_of_numpy_are_numbers(small):
     numpy_ones = {
         "hf": np.float32(0.5), "linker": np.float64(0.25), "brick": np.int64(1), "seed": np.int64(3)
     }  # fmt: skip
-    a, b = disorder(small, **arguments), disorder(small, **numpy_ones)
+    ds, blocks = small
+    a, b = (disorder(ds, blocks=blocks, **given) for given in (arguments, numpy_ones))
     assert a.identical(b)
     assert json.loads(b.attrs["disorder"])["brick"] == 1
 
 
 def test_disorder__one_is_a_site_and_one_point_zero_is_all(small):
-    n_metals = int((small["numbers"].values == 40).sum())
-    one = json.loads(disorder(small, hf=1).attrs["disorder"])["c_hf"]
-    assert one == pytest.approx(1 / n_metals)
-    assert json.loads(disorder(small, hf=1.0).attrs["disorder"])["c_hf"] == 1.0
+    ds, blocks = small
+    one, every = (
+        json.loads(disorder(ds, blocks=blocks, hf=hf).attrs["disorder"])["c_hf"] for hf in (1, 1.0)
+    )
+    assert one == pytest.approx(1 / int((ds["numbers"].values == 40).sum()))
+    assert every == 1.0
 
 
 def test_disorder__refuses_a_structure_without_linkers():
