@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mofal.campaign import plan, stages
 from mofal.campaign.config import CampaignConfig, load_config, parse_config
 from mofal.campaign.display import Display
+from mofal.campaign.dryrun import unfit_cores
 from mofal.campaign.plan import Step
 from mofal.campaign.seeding import OURS, examine, settle
 from mofal.campaign.site import Site, write_config
@@ -109,6 +110,9 @@ class Campaign:
                 return open_campaign(self.directory)
             if len(left) < len(steps):
                 display.line(f"going on: {len(steps) - len(left)} of {len(steps)} steps are done")
+            warning = unfit_cores(self.site)
+            if warning:
+                display.line(warning)
             with Pools(
                 self.config.schedule, directory=self.directory, progress=display.pool
             ) as pools:

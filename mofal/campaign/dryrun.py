@@ -47,8 +47,31 @@ def describe_run(campaign: Campaign) -> str:
     work = work_left(site)
     for item in work:
         lines.append(f"  {item.number:6d} x {item.kind}")
+    warning = unfit_cores(site)
+    lines += [warning] if warning else []
     lines += ["", dry_run(config.schedule, directory=site.root, work=work)]
     return "\n".join(lines)
+
+
+def unfit_cores(site: Site) -> str:
+    """Say so where the labels' pool books other cores than the reference uses; "" where it fits."""
+    reference, schedule = site.reference(), site.config.schedule
+    ranks = getattr(reference, "ranks", None)
+    if ranks is None or schedule.backend in ("inline", "threads"):
+        return ""
+    threads = int(getattr(reference, "threads", 1))
+    name = schedule.pool_of("label")
+    pool = schedule.effective_pools()[name]
+    if (pool.mpi_ranks, pool.threads) == (ranks, threads) or (
+        pool.backend == "local" and not schedule.pools
+    ):
+        return ""
+    return (
+        f"warning: reference {site.config.reference.name} uses {ranks} MPI ranks x {threads} "
+        f"threads, a worker of pool {name} has {pool.mpi_ranks} x {pool.threads}; set "
+        f"pools: {name}: mpi_ranks: {ranks}, threads: {threads}, or ...?ranks={pool.mpi_ranks}"
+        f"{f'&threads={pool.threads}' if pool.threads != threads else ''} in reference: name:"
+    )
 
 
 def work_left(site: Site) -> list[Work]:

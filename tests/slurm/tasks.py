@@ -31,6 +31,17 @@ def label(*, output: str, seconds: float, trace: str) -> dict[str, Any]:
     return {each: os.environ.get(each) for each in (*names, "SLURM_NTASKS", "MOFAL_ENDS_AT")}
 
 
+def meet(*, folder: str, name: str, number: int) -> dict[str, Any]:
+    """Wait until so many of these run at the same time; says where this one did."""
+    (Path(folder) / f"{name}.here").touch()
+    deadline = time.monotonic() + 300
+    while len(list(Path(folder).glob("*.here"))) < number:
+        if time.monotonic() > deadline:
+            raise TimeoutError("nobody came")
+        time.sleep(0.05)
+    return {each: os.environ.get(each) for each in ("SLURMD_NODENAME", "CUDA_VISIBLE_DEVICES")}
+
+
 def parallel(*, ranks: int) -> dict[str, Any]:
     """Start an MPI-like program on the whole allocation."""
     command = ["srun", f"--ntasks={ranks}", "bash", "-c", "echo $SLURM_PROCID"]
