@@ -34,7 +34,7 @@ SETTINGS = {
     "interface": "lo",
     "poll_interval": 1.0,
     "idle_time": 5.0,
-    "linger": 60.0,
+    "linger": 180.0,
     "pools": {"cpu": {"partition": "cpu", "workers": 4, "memory": "300MB", "walltime": "20m"}},
 }
 

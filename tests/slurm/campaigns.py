@@ -62,7 +62,7 @@ def content(trace: Path, *, cycles: int = 1, **changes: Any) -> dict[str, Any]:
             "interface": "lo",
             "poll_interval": 1.0,
             "idle_time": 300.0,  # to start a worker costs more than all that it does here
-            "linger": 60.0,
+            "linger": 180.0,
             "performance_reports": True,
             "pools": pools,
         },

@@ -40,7 +40,7 @@ def _content(**more):
         "interface": "lo",
         "poll_interval": 1.0,
         "idle_time": 2.0,
-        "linger": 30.0,
+        "linger": 180.0,
         "pools": pools,
         **more,
     }
