@@ -33,6 +33,8 @@ from mofal.schedule.task import Outcome, Task, function_reference
 
 #: Seconds between two looks after the workers when nothing happens.
 TICK = 0.5
+#: Seconds per claim between two looks at the claims (each is some files of a shared file system).
+CLAIM = 0.02
 #: Seconds between two lines of progress.
 PROGRESS_INTERVAL = 10.0
 #: A task cut by this many walltimes in a row does not fit into its pool (resumable ones never).
@@ -106,7 +108,7 @@ class Dispatcher:
         self._thread: threading.Thread | None = None
         self._backend: Backend | None = None
         self._handover = Handover(settings, directory=directory, say=self._say)
-        self._next_tick = 0.0
+        self._next_tick = self._next_claims = 0.0
         self._sent = 0
         self._keep_busy = False
 
@@ -570,7 +572,10 @@ class Dispatcher:
     def _look_at_claims(self) -> None:
         """End claimed tasks whose output has come, queue those whose worker gave up."""
         assert self._backend is not None
+        if time.monotonic() < self._next_claims:
+            return
         claimed, self._claimed = self._claimed, []
+        self._next_claims = time.monotonic() + CLAIM * len(claimed)
         for entry in claimed:
             if entry.task.found():
                 self._end(entry, Outcome(task=entry.task, status="found"))

@@ -9,6 +9,7 @@ import pytest
 
 from mofal.errors import ConfigError, ScheduleError
 from mofal.schedule import EventLog, HandedOver, ScheduleSettings, submit_driver
+from mofal.schedule.cluster import ClusterBackend
 from mofal.schedule.files import Layout, write_json
 from mofal.schedule.handover import COMMAND, Handover, takeover_file
 from mofal.schedule.jobs import Jobs, cancel_leftovers, extra_paths
@@ -390,6 +391,32 @@ def test_alive__claims_are_believed_as_long_as_the_heart_beats(bench, monkeypatc
     assert bench.jobs.alive("dft-9", "w")
     bench.beat("dft-9", workers=["w"], beat=3, ended=True)
     assert not bench.jobs.alive("dft-9", "w")
+
+
+@pytest.mark.parametrize(
+    ("state", "busy", "pending"),
+    [("PENDING", 0, True), ("PENDING", 1, False), ("RUNNING", 0, False), ("COMPLETED", 0, True)],
+)
+def test_view__a_job_that_runs_is_there_before_its_worker(bench, state, busy, pending):
+    """It is not cancelled as one that only waits would be: it may finish a task of the driver
+    before, and else it waited for its start."""
+    backend = ClusterBackend(
+        bench.settings,
+        directory=bench.layout.root.parent,
+        events=EventLog(bench.layout.root.parent),
+        say=bench.said.append,
+    )
+    backend._jobs = bench.jobs
+    bench.start()
+    bench.jobs.submit("dft")
+    (record,) = bench.jobs.of("dft")
+    bench.until(lambda: record.slurm_id)
+    bench.set_state(record.name, state)
+    bench.until(lambda: bench.seen(record).state == state)
+    view = backend._view(record, busy, 100.0)
+    assert view.pending is pending
+    assert view.idle_since == (None if busy or pending else 100.0)
+    assert backend._view(record, busy, 120.0).idle_since == view.idle_since
 
 
 @pytest.mark.parametrize(("beats", "after"), [(True, 70.0), (False, 310.0)])

@@ -11,6 +11,7 @@ import pytest
 
 from mofal.errors import ConfigError, ScheduleError
 from mofal.schedule import Pools, ScheduleSettings, Task, read_events
+from mofal.schedule.dispatcher import Entry
 
 from . import tasks
 
@@ -210,6 +211,31 @@ def test_pools__lengths_are_known_from_the_driver_before(tmp_path):
         with Pools.from_settings(settings, directory=tmp_path) as pools:
             assert (pools._dispatcher._estimator.expected("label") is None) == (number == 0)
             list(pools.run(_labels(tmp_path, 2, start=number)))
+
+
+def test_claims__many_are_not_looked_at_all_the_time(tmp_path):
+    """Two hundred workers that outlived their driver: their files are not read twice a second."""
+
+    class Watched:
+        looks = 0
+
+        def claim(self, task):
+            self.looks += 1
+            return "dft-1.0.1"
+
+    settings = ScheduleSettings(backend="threads", workers=1)
+    with Pools.from_settings(settings, directory=tmp_path) as pools:
+        dispatcher = pools._dispatcher
+        dispatcher._backend = watched = Watched()
+        dispatcher._claimed = [Entry(task, "local") for task in _labels(tmp_path, 200)]
+        for _ in range(10):
+            dispatcher._look_at_claims()
+        assert watched.looks == 200
+        assert len(dispatcher._claimed) == 200
+        dispatcher._next_claims = 0.0
+        dispatcher._look_at_claims()
+        assert watched.looks == 400
+        dispatcher._backend = None
 
 
 def test_events__tell_the_whole_story(pools, tmp_path):
