@@ -231,6 +231,39 @@ def cut_frames(
     return parts
 
 
+def _runs(spans: list[slice], frames: list[int]) -> list[list[int]]:
+    """Frames whose atoms follow one another without a gap, together."""
+    runs: list[list[int]] = []
+    for k in frames:
+        if runs and spans[runs[-1][-1]].stop == spans[k].start:
+            runs[-1].append(k)
+        else:
+            runs.append([k])
+    return runs
+
+
+def _cut_runs(
+    graph: BlockGraph,
+    plan: Plan,
+    jobs: list[_Job],
+    numbers: list[IntArray],
+    positions: list[FloatArray],
+    stretch: float,
+    nearest: float,
+    length: list[list[int]],
+) -> list[_Part]:
+    """`cut_frames` on arrays of several frames each, of which `length` tells the atoms."""
+    apart: list[list[Any]] = [
+        [
+            frame
+            for run, sizes in zip(runs, length)
+            for frame in np.split(np.asarray(run), np.cumsum(sizes)[:-1])
+        ]
+        for runs in (numbers, positions)
+    ]
+    return cut_frames(graph, plan, jobs, apart[0], apart[1], stretch, nearest)
+
+
 def _run(
     graph: BlockGraph,
     plan: Plan,
@@ -250,20 +283,26 @@ def _run(
     if any(hasattr(source, "dask") for source in sources):
         import dask
 
-        task = dask.delayed(cut_frames, pure=True)
+        task = dask.delayed(_cut_runs, pure=True)
         shared = dask.delayed(graph, pure=True, traverse=False)
         drawn = dask.delayed(plan, pure=True, traverse=False)
-        tasks = [
-            task(
-                shared,
-                drawn,
-                dask.delayed([jobs[k] for k in bunch], traverse=False),
-                *[[source[spans[k]] for k in bunch] for source in sources],
-                stretch,
-                nearest,
+        tasks = []
+        for bunch in bunches:
+            # Frames that follow one another are one slice: few tasks where many frames are cut.
+            runs = _runs(spans, bunch)
+            length = [[spans[k].stop - spans[k].start for k in run] for run in runs]
+            pieces = [slice(spans[run[0]].start, spans[run[-1]].stop) for run in runs]
+            tasks.append(
+                task(
+                    shared,
+                    drawn,
+                    dask.delayed([jobs[k] for k in bunch], traverse=False),
+                    *[[source[piece] for piece in pieces] for source in sources],
+                    stretch,
+                    nearest,
+                    length,
+                )
             )
-            for bunch in bunches
-        ]
         return [part for parts in dask.compute(*tasks) for part in parts]
     out: list[_Part] = []
     for bunch in bunches:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import dask
 import numpy as np
 import xarray as xr
 
@@ -167,3 +168,17 @@ def benchmark(name: str) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def count_tasks(work):
+    """How many Dask tasks some work sends to the scheduler, all its computations together."""
+    sizes = []
+
+    def scheduler(dsk, keys, **kwargs):
+        graph = dsk if hasattr(dsk, "keys") else dsk.__dask_graph__()
+        sizes.append(len(graph))
+        return dask.get(dsk, keys, **kwargs)
+
+    with dask.config.set(scheduler=scheduler):
+        work()
+    return sum(sizes)

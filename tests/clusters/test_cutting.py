@@ -26,6 +26,7 @@ from tests.clusters.common import (
     blocks_dataset,
     cluster,
     cores_of,
+    count_tasks,
     fingerprint,
     first_of,
     shaken,
@@ -321,6 +322,39 @@ def test_cut__lazy_equals_in_memory(rows):
     expected, _ = cut(frames, {"S_ld": blocks}, cores)
     lazy, _ = cut(chunked(frames, rows), {"S_ld": blocks}, cores, task_mb=0.2)
     assert_same_bits(lazy, expected)
+
+
+def test_cut__tasks_do_not_grow_with_frames():
+    ds, blocks = system("S_ld", "primitive")
+    tasks = {}
+    for n in (8, 32):
+        frames = shaken(ds, 4, n=n)
+        lazy = chunked(frames, 106 * n // 4)
+        cores = cores_of(range(n), [0] * n)
+        tasks[n] = count_tasks(lambda lazy=lazy, cores=cores: cut(lazy, {"S_ld": blocks}, cores))
+        # Every other frame: slices of their own, yet not one task per cluster.
+        half = cores_of(list(range(0, n, 2)) * 3, [0] * (3 * n // 2))
+        some = count_tasks(lambda lazy=lazy, half=half: cut(lazy, {"S_ld": blocks}, half))
+        assert some <= 8 * n
+    assert tasks[8] == tasks[32] <= 30
+
+
+def test_cut__lazy_frame_whose_bonds_changed():
+    ds, blocks = system("S_ld", "primitive")
+    frames = shaken(ds, 4, n=6)
+    cap = int(np.flatnonzero(frames["numbers"].values[:106] == 1)[-1])
+    frames["positions"].values[3 * 106 + cap] += [4.0, 0.0, 0.0]
+    n = blocks.sizes["block"]
+    cores = cores_of(np.repeat(np.arange(6), n), list(range(n)) * 6)
+    by_system = {"S_ld": blocks}
+    expected, refused = cut(frames, by_system, cores, shells=0)
+    lazy, also = cut(chunked(frames, 150), by_system, cores, shells=0, task_mb=0.02)
+    assert_same_bits(lazy, expected)
+    assert set(refused["core_structure"].values.tolist()) == {3}
+    assert 0 < refused.sizes["core"] < n
+    assert also["reason"].values.tolist() == refused["reason"].values.tolist()
+    held = check_bonds(chunked(frames, 150), by_system)
+    assert held["holds"].values.tolist() == [k != 3 for k in range(6)]
 
 
 def test_cut__from_and_to_the_store(tmp_path):

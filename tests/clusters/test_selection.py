@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-import dask
-import dask.array
 import numpy as np
 import pytest
 import xarray as xr
@@ -31,6 +29,7 @@ from tests.clusters.common import (
     atoms_of,
     blocks_dataset,
     cores_of,
+    count_tasks,
     features_of,
     first_of,
     scores_of,
@@ -600,19 +599,6 @@ def test_select__lazy_equals_in_memory(rows, ranking):
     np.testing.assert_allclose(lazy["score"].values, expected["score"].values, rtol=1e-9)
 
 
-def _count_tasks(work):
-    sizes = []
-
-    def scheduler(dsk, keys, **kwargs):
-        graph = dsk if hasattr(dsk, "keys") else dsk.__dask_graph__()
-        sizes.append(len(graph))
-        return dask.get(dsk, keys, **kwargs)
-
-    with dask.config.set(scheduler=scheduler):
-        work()
-    return sum(sizes)
-
-
 def test_select__tasks_grow_with_chunks_and_not_with_blocks():
     tasks = {}
     for n in (4, 16):
@@ -623,7 +609,7 @@ def test_select__tasks_grow_with_chunks_and_not_with_blocks():
             rows = 106 * n // chunks
             lazy = chunked(scores.drop_vars("structure_index"), rows)
             work = partial(select, frames, lazy, by_system, n=4, features=chunked(features, rows))
-            tasks[n, chunks] = _count_tasks(work)
+            tasks[n, chunks] = count_tasks(work)
     assert tasks[4, 4] == tasks[16, 4]
     assert tasks[4, 8] <= 2 * tasks[4, 4]
 
