@@ -94,8 +94,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--labels", default=None)
     parser.add_argument("--potential", default=None, help="model directory to compare as well")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--frames", type=int, default=None, help="instead of the size's own")
     options = parser.parse_args(argv)
-    size = SIZES[options.size]
+    size = dict(SIZES[options.size])
+    if options.frames is not None:
+        size["frames"] = options.frames
     # A spawned process sees it before its numerics start: one thread a label, like a campaign.
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory() as scratch:
