@@ -17,7 +17,7 @@ from ase.data import atomic_numbers, chemical_symbols
 from numpy.typing import NDArray
 
 from mofal.frameworks.bonds import IS_METAL, Bonds
-from mofal.frameworks.components import components
+from mofal.frameworks.components import Components, components
 from mofal.frameworks.kinds import group_hash, mix, refine
 
 # Oxidation states met in frameworks, the usual one first.
@@ -319,7 +319,7 @@ def fragment_charges(
     colour = z.astype(np.uint64) + np.uint64(128) * n_cut.astype(np.uint64)
     colour += np.uint64(1024) * (n_metal > 0).astype(np.uint64)
     hashes = group_hash(refine(colour, inner, rounds=8), pieces.label, pieces.n)
-    macrocycle = _macrocycles(z, bonds, pieces.label, pieces.n)
+    macrocycle = _macrocycles(z, bonds, pieces)
     hashes = hashes ^ mix(macrocycle.astype(np.uint64))
     first = np.empty(pieces.n, np.int64)
     first[pieces.label[::-1]] = np.arange(n - 1, -1, -1)
@@ -354,18 +354,20 @@ def _members(indices: NDArray[np.integer], indptr: NDArray[np.int64], start: int
     return queue
 
 
-def _macrocycles(
-    z: NDArray[np.integer], bonds: Bonds, label: NDArray[np.integer], n_pieces: int
-) -> NDArray[np.bool_]:
-    """Fragments of which four N with two other neighbours each hold one and the same metal."""
+def _macrocycles(z: NDArray[np.integer], bonds: Bonds, pieces: Components) -> NDArray[np.bool_]:
+    """Fragments of which four N with two other neighbours each hold one and the same metal.
+
+    All four of one image of the fragment: in a small cell a linker meets a metal by its images.
+    """
     metal = IS_METAL[z]
-    out = np.zeros(n_pieces, bool)
+    out = np.zeros(pieces.n, bool)
     edge = metal[bonds.i] & (z[bonds.j] == 7) & (bonds.degree[bonds.j] == 3)
     if not edge.any():
         return out
-    pair = bonds.i[edge].astype(np.int64) * n_pieces + label[bonds.j[edge]]
-    key, count = np.unique(pair, return_counts=True)
-    out[key[count == 4] % n_pieces] = True
+    image = bonds.shift[edge] - pieces.shift[bonds.j[edge]]
+    pair = np.column_stack([bonds.i[edge], pieces.label[bonds.j[edge]], image])
+    rows, count = np.unique(pair, axis=0, return_counts=True)
+    out[rows[count == 4, 1]] = True
     return out
 
 

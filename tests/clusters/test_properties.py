@@ -28,7 +28,14 @@ FEW = settings(
     suppress_health_check=[HealthCheck.too_slow],
 )
 SEEDS = st.integers(0, 2**31)
-NAMES = st.sampled_from([("S_pr", "primitive"), ("S_ld", "primitive"), ("S_reo", "conventional")])
+NAMES = st.sampled_from(
+    [
+        ("S_pr", "primitive"),
+        ("S_ld", "primitive"),
+        ("S_reo", "conventional"),
+        ("UiO-66-NH2", "primitive"),
+    ]
+)
 
 
 def _all_clusters(ds, blocks, shells=1):

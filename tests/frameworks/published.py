@@ -342,3 +342,40 @@ def acid_chain(acid: str) -> Atoms:
     symbols.append("Zn")
     x.append([half, 0, to_o * np.sin(np.radians(70.0))])
     return Atoms(symbols, positions=x, cell=[2 * half, 0, 0], pbc=[True, False, False])
+
+
+def nitrile_chain() -> Atoms:
+    """A chain ...Ag-NC-C6H4-CN-Ag..., from standard bond lengths; periodic along x only."""
+    symbols: list[str] = ["Ag"]
+    reach = 1.395 + 1.44 + 1.15 + 2.20  # ring, C-C, C-N, N-Ag
+    x: list[list[float]] = [[reach, 0, 0]]
+    for s in (1, -1):
+        symbols += ["C", "C", "N"]
+        x += [[s * 1.395, 0, 0], [s * 2.835, 0, 0], [s * 3.985, 0, 0]]
+        for t in (1, -1):
+            symbols += ["C", "H"]
+            x += [[s * 0.6975, t * 1.208, 0], [s * 1.2425, t * 2.152, 0]]
+    return Atoms(symbols, positions=x, cell=[2 * reach, 0, 0], pbc=[True, False, False])
+
+
+def pyrazolate_chain() -> Atoms:
+    """A chain ...Zn(pz-C6H4-pz)Zn..., each Zn on both N of two rings; periodic along x only.
+
+    Made for the rules, from standard bond lengths.
+    """
+    symbols: list[str] = []
+    x: list[list[float]] = []
+    ring = [("C", 2.87, 0.0), ("C", 3.70, 1.11), ("N", 4.98, 0.69), ("H", 3.40, 2.16)]
+    for s in (1, -1):
+        symbols.append("C")
+        x.append([s * 1.395, 0, 0])
+        for t in (1, -1):
+            symbols += ["C", "H"]
+            x += [[s * 0.6975, t * 1.208, 0], [s * 1.2425, t * 2.152, 0]]
+        for symbol, along, up in ring:
+            for t in (1, -1) if up else (1,):
+                symbols.append(symbol)
+                x.append([s * along, t * up, 0])
+    symbols.append("Zn")
+    x.append([6.9, 0, 0])
+    return Atoms(symbols, positions=x, cell=[13.8, 0, 0], pbc=[True, False, False])

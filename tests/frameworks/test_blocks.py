@@ -56,6 +56,18 @@ CHEMIST = [
         [(24, "C4Cu2O8", "node", 0, 4), (32, "C6H3", "linker", 0, 3)],
     ),
     (
+        "silver nitrile", published.nitrile_chain, "pillar",
+        [(1, "Ag", "node", 1, 2), (1, "C8H4N2", "linker", 0, 2)],
+    ),
+    (
+        "zinc bispyrazolate, whole rings", published.pyrazolate_chain, "azolate-ring",
+        [(1, "C6H4N4Zn", "node", 0, 2), (1, "C6H4", "linker", 0, 2)],
+    ),
+    (
+        "zinc bispyrazolate", published.pyrazolate_chain, "azolate",
+        [(1, "Zn", "node", 2, 2), (1, "C12H8N4", "linker", -2, 2)],
+    ),
+    (
         "MOF-5", published.mof5, "carboxylate",
         [(8, "C6O13Zn4", "node", 0, 6), (24, "C6H4", "linker", 0, 2)],
     ),

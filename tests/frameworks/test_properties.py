@@ -11,8 +11,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mofal.data import from_atoms, make_structures
-from mofal.frameworks import build, find_blocks, supercell
+from mofal.frameworks import build, disorder, find_blocks, supercell
 from tests.frameworks import published
+
+
+def primitive(atoms):
+    """The quarter of a face-centred cell whose atoms differ by no lattice vector."""
+    lattice = atoms.cell.array[0, 0] / 2 * (1 - np.eye(3))
+    inside = np.mod(np.linalg.solve(lattice.T, atoms.positions.T).T, 1.0)
+    inside = np.mod(np.round(inside, 6), 1.0)
+    _, first = np.unique(inside, axis=0, return_index=True)
+    out = atoms[np.sort(first)]
+    assert 4 * len(out) == len(atoms)
+    out.set_cell(lattice)
+    return out
+
 
 CASES = {
     "S_pr, primitive": lambda: build("S_pr", cell="primitive"),
@@ -20,9 +33,12 @@ CASES = {
     "S_scu": lambda: build("S_scu"),
     "UiO-66-NH2, primitive": lambda: build("UiO-66-NH2", cell="primitive"),
     "DMOF-1": lambda: from_atoms(published.dmof(), system="DMOF-1"),
+    "disordered": lambda: disorder(build("S_pr"), hf=0.3, linker=3, brick=1, seed=5),
+    "HKUST-1, primitive": lambda: from_atoms(primitive(published.hkust1()), system="HKUST-1"),
+    "ZIF-8": lambda: from_atoms(published.zif(), system="ZIF-8"),
     "MIL-88B": lambda: from_atoms(published.mil88b(), system="MIL-88B"),
 }
-RULES = {"DMOF-1": "pillar"}
+RULES = {"DMOF-1": "pillar", "ZIF-8": "azolate"}
 _made: dict[str, tuple] = {}
 
 
