@@ -169,6 +169,7 @@ class Handover:
                 self._say(f"{error}; once more in {RETRY:.0f} s")
         if self._request.exists():
             self._request.unlink(missing_ok=True)
+            self.successor = ""  # it is at work now, and not to be withdrawn
             raise HandedOver(
                 "handed over to another driver, which goes on with this campaign "
                 f"(`mofal status {self._directory}`)"

@@ -632,6 +632,18 @@ def test_handover__leaves_when_asked(tmp_path):
     assert not takeover_file(tmp_path).exists()
 
 
+def test_handover__successor_that_is_at_work_is_left_alone(tmp_path):
+    handover, _ = _handover(tmp_path, lambda *a, **k: "12")
+    handover.check(time.time() + 3600)
+    takeover_file(tmp_path).parent.mkdir()
+    takeover_file(tmp_path).touch()
+    with pytest.raises(HandedOver):
+        handover.check(time.time() + 3600)
+    slurm = PretendSlurm()
+    handover.withdraw(slurm)
+    assert slurm.cancelled == []
+
+
 def test_handover__driver_outside_a_job_has_no_successor(tmp_path):
     made = Handover(
         _driver_settings(), directory=tmp_path, say=print, environment={}, submit=pytest.fail
