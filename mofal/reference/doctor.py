@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mofal.errors import MofalError
+from mofal.reference.blas import is_slow
 from mofal.reference.gpaw import INSTALL, setup_directories
 from mofal.reference.gpaw_memory import find_paw_data, machine_memory_bytes
 
@@ -101,6 +102,11 @@ def _xtb(run: bool, place: Path) -> Check:
             mend = "pip install --force-reinstall tblite"
             return Check(name, False, f"{found} fails on water: {failure}", mend)
         found += ", water converges"
+    if is_slow():
+        found += (
+            ", on the slow BLAS of its wheel (large cells take several times as long); faster: "
+            f"{sys.executable} -m mofal.reference.blas"
+        )
     return Check(name, True, found, "")
 
 

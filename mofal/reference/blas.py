@@ -1,0 +1,158 @@
+"""A fast BLAS for tblite: ``python -m mofal.reference.blas`` links it, or says why it cannot.
+
+tblite's wheels on PyPI bring netlib's reference BLAS and LAPACK, on which a cell of 448 atoms takes
+nine times as long as on OpenBLAS (docs/reference.md). Loading OpenBLAS before tblite, for the whole
+process, would put it under torch too, whose training would then depend on whether a label was made
+in the same process before. So the files in the wheel's own folder become links to the system's
+OpenBLAS, which nobody else sees.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+KEPT = ".netlib"
+"""Added to the names of the wheel's own files."""
+PACKAGE = "libopenblas0-pthread"
+"""Of Debian and its children."""
+
+
+def bundled(folder: Path | None = None) -> list[Path]:
+    """BLAS and LAPACK that tblite's wheel brings; none where it was built against the system's.
+
+    Parameters
+    ----------
+    folder : path, optional
+        Where a wheel keeps its libraries; default: that of the installed tblite.
+    """
+    if folder is None:
+        spec = find_spec("tblite")
+        if spec is None or spec.origin is None:
+            return []
+        folder = Path(spec.origin).parent.parent / "tblite.libs"
+    return sorted(
+        p
+        for pattern in ("libblas-*", "liblapack-*")
+        for p in folder.glob(pattern)
+        if not p.name.endswith(KEPT)
+    )
+
+
+def is_slow(folder: Path | None = None) -> bool:
+    """Whether tblite runs on the reference BLAS that its wheel brings."""
+    return any(not p.is_symlink() for p in bundled(folder))
+
+
+def openblas() -> Path | None:
+    """The system's OpenBLAS with 32-bit integers, None where there is none."""
+    machine = os.uname().machine
+    places = [f"/usr/lib/{machine}-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib"]
+    for place in places:
+        path = Path(place) / "libopenblas.so.0"
+        if path.exists():
+            return path
+    return None
+
+
+def install() -> str:
+    """Install OpenBLAS where this is Debian and we are root; return why not, or nothing."""
+    line = f"apt-get install {PACKAGE}"
+    if os.geteuid() != 0:
+        return f"OpenBLAS is not installed; ask an administrator: {line}"
+    command = ["apt-get", "-qq", "-y", "-o", "DPkg::Lock::Timeout=300"]
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    try:
+        for words in (["update"], ["install", "--no-install-recommends", PACKAGE]):
+            done = subprocess.run(
+                [*command, *words], env=environment, capture_output=True, text=True, check=False
+            )
+    except FileNotFoundError:
+        return "OpenBLAS (libopenblas.so.0) is not installed, and this is no Debian"
+    return "" if done.returncode == 0 else f"{line} failed: {done.stderr.strip()[-300:]}"
+
+
+def link(target: Path, *, folder: Path | None = None, check: Callable[[], str]) -> str:
+    """Link the wheel's BLAS and LAPACK to a library; undo it if tblite then answers otherwise.
+
+    Parameters
+    ----------
+    target : path
+        The library.
+    folder : path, optional
+        See `bundled`.
+    check : callable
+        Returns what tblite answers, in a process of its own.
+
+    Returns
+    -------
+    str
+        Why it was undone, or nothing.
+    """
+    before = check()
+    files = [p for p in bundled(folder) if not p.is_symlink()]
+    for path in files:
+        path.rename(path.with_name(path.name + KEPT))
+        path.symlink_to(target)
+    try:
+        after = check()
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        after = str(error)
+    if after == before:
+        return ""
+    for path in files:
+        path.unlink()
+        path.with_name(path.name + KEPT).rename(path)
+    return f"with {target} tblite answers {after!r}, with its own BLAS {before!r}"
+
+
+ANSWER = """
+import numpy as np
+from ase.build import molecule
+from tblite.ase import TBLite
+atoms = molecule("C60")
+atoms.positions += 0.02 * np.sin(np.arange(180.0)).reshape(60, 3)
+atoms.calc = TBLite(method="GFN1-xTB", verbosity=0)
+print(round(atoms.get_potential_energy(), 5), np.round(atoms.get_forces()[:3], 3).tolist())
+"""
+
+
+def answer() -> str:
+    """Energy (eV, 5 digits) and forces (eV/Å, 3 digits) of a crumpled C60 by this tblite."""
+    done = subprocess.run(
+        [sys.executable, "-c", ANSWER], capture_output=True, text=True, check=True, timeout=600
+    )
+    return done.stdout.strip()
+
+
+def main() -> int:
+    """Link a fast BLAS under tblite, say what was done; never a failure of the set-up."""
+    if not bundled():
+        print("tblite: not installed, or it brings no BLAS of its own; nothing to link")
+        return 0
+    if not is_slow():
+        print("tblite: runs on the system's OpenBLAS")
+        return 0
+    trouble = "" if openblas() else install()
+    found = openblas()
+    if found is not None:
+        try:
+            trouble = link(found, check=answer)
+        except OSError as error:
+            trouble = f"the environment cannot be changed: {error}"
+        except subprocess.SubprocessError as error:
+            trouble = f"tblite does not run: {error}"
+    if trouble or found is None:
+        print(f"tblite: stays on the slow BLAS that its wheel brings; {trouble}")
+        print("tblite: everything works, labels of large cells take several times as long")
+    else:
+        print(f"tblite: runs on {found} now")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
