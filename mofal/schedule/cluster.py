@@ -162,6 +162,9 @@ class ClusterBackend:
                         f"its log says: {last_lines(self._layout.log('scheduler'))}"
                     ) from error
         self._client.subscribe_topic("mofal", self._event)
+        if self._settings.performance_reports:
+            with suppress(OSError):  # it died this moment: `tick` sees that
+                self._client.get_task_stream(count=0)  # Dask keeps no record before it is asked
         if facts["dashboard"] and self._settings.dashboard_port is not None:
             self.dashboard = f"http://127.0.0.1:{facts['dashboard']}/status"
         self._events.write(

@@ -155,6 +155,16 @@ def test_local__performance_report(pools, tmp_path):
         assert "<html" in path.read_text()
 
 
+@pytest.mark.skipif(importlib.util.find_spec("bokeh") is None, reason="bokeh is not installed")
+@pytest.mark.slow
+def test_local__performance_reports_hold_the_first_tasks_too(tmp_path):
+    settings = ScheduleSettings(backend="local", workers=1, performance_reports=True)
+    with Pools.from_settings(settings, directory=tmp_path) as made:
+        list(made.run(_labels(tmp_path, 3)))
+        assert made.performance_report(tmp_path / "report.html")
+    assert "label-" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.slow
 def test_local__gpus_are_shared_out_one_per_worker(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
