@@ -308,6 +308,7 @@ def test_walltime__nothing_is_started_that_would_not_end(lab, tmp_path):
 def test_handover__driver_in_a_job_passes_the_campaign_on(lab, tmp_path, until):
     content = _content(
         cpu={"workers": 2},
+        idle_time=120.0,
         # The successor is submitted after 20 s, and there is time for it to start.
         driver={"partition": "dft", "memory": "500MB", "walltime": "180s", "margin": "160s"},
     )
@@ -323,8 +324,9 @@ def test_handover__driver_in_a_job_passes_the_campaign_on(lab, tmp_path, until):
     log = tmp_path / "schedule" / "logs" / "driver-job.log"
     until(lambda: log.exists() and "FINISHED" in log.read_text(), timeout=400)
     assert "LEFT handed over to another driver" in log.read_text()
-    assert len(_events(tmp_path, "driver-start")) >= 2
-    # The workers stayed, and what they had in hand was not lost.
+    assert len(_events(tmp_path, "driver-start")) == 2
+    assert len(_events(tmp_path, "submitted")) == 2  # the workers served both
+    # What they had in hand was not lost.
     assert set(tasks.starts(tmp_path / "trace").values()) == {1}
     assert len(tasks.durables(tmp_path / "trace")) == 46
     until(lambda: not [job for job in lab.jobs() if "driver" not in job[1]])
