@@ -288,7 +288,8 @@ def _compare(
     )
     found = verdict(table, tolerance_meV=tolerance_meV, noise_floor=noise_floor)
     symbols = [str(s) for s in table["element"].values]
-    metal = next((s for s in ("Zr", "Hf", "Zn", "Cu", "Al", "Ti", "Cr", "Fe") if s in symbols), "")
+    in_core = {s for j, s in enumerate(symbols) if table["rmse_element"][:, j].notnull().any()}
+    metal = next((s for s in ("Zr", "Hf", "Zn", "Cu", "Al", "Ti", "Cr", "Fe") if s in in_core), "")
     say("")
     say(f"{level}: RMSE of cluster against {found.compared_with}, meV/Å")
     head = f"{'candidate':<22}{'atoms':>6}{'core':>8}"
