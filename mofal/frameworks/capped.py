@@ -22,7 +22,9 @@ from mofal.frameworks.charges import formula
 if TYPE_CHECKING:
     import xarray as xr
 
-PAIR = 3.6  # Å: OH and water that share the place of one acid group are 2.4 to 3.0 Å apart
+# Å: OH and water that share the place of one acid group are 2.4 to 3.0 Å apart; in NU-1000, where
+# each metal carries two of them, up to 4.4 Å. Those on the corners of a trimer are 7 Å apart.
+PAIR = 4.6
 
 
 @dataclass(frozen=True)
@@ -210,11 +212,13 @@ def _pairs(
     a, b = a[fits], b[fits]
     order = np.argsort(np.linalg.norm(whole[a] - whole[b], axis=1), kind="stable")
     hydrogens = graph.count(z == 1)
-    taken: set[int] = set()
+    taken: set[int | tuple[int, int]] = set()
     rows: list[tuple[int, int]] = []
     for i, j in zip(a[order].tolist(), b[order].tolist()):
-        if i not in taken and j not in taken:
-            taken |= {i, j}
+        # One site per pair of metals: the next pair of O belongs to the next edge of the brick.
+        edge_of = (min(holder[i], holder[j]), max(holder[i], holder[j]))
+        if taken.isdisjoint((i, j, edge_of)):
+            taken |= {i, j, edge_of}
             rows.append((i, j) if (hydrogens[i], i) <= (hydrogens[j], j) else (j, i))
     rows.sort()
     pair = np.array(rows, np.int64).reshape(-1, 2)

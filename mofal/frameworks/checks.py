@@ -274,9 +274,10 @@ def notes_on(blocks: xr.Dataset, numbers: NDArray[np.integer]) -> list[str]:
         if len(metals) == 6 and set(metals.tolist()) <= {40, 72, 58, 90, 92} and len(bridges) == 6:
             out.append("dehydroxylated")
             break
-    if blocks.attrs["n_nets"] > 1:
-        shape = {3: "interpenetrated nets", 2: "layers", 1: "chains", 0: "molecules"}
-        out.append(f"{blocks.attrs['n_nets']} {shape[blocks.attrs['net_dimension']]}")
+    n_nets, dimension = blocks.attrs["n_nets"], blocks.attrs["net_dimension"]
+    if n_nets > 1 or dimension < 3:
+        shape = {3: "interpenetrated net", 2: "layer", 1: "chain", 0: "molecule"}[dimension]
+        out.append(f"{n_nets} {shape}{'s' if n_nets > 1 else ''}")
     guests = int((role == "guest").sum())
     if guests:
         out.append(f"{guests} guest molecules")

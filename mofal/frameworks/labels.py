@@ -103,13 +103,14 @@ def _linker_and_brick(
 ) -> tuple[float, float]:
     """Distance between the two acid carbons of a linker, and from one to its brick's centre, Å.
 
-    Zero where no linker joins two bricks.
+    The first is zero where no linker joins two bricks only, both where there is no linker.
     """
     pair = blocks["link_block"].values
     atom = blocks["link_atom"].values
     shift = blocks["link_shift"].values
     role = blocks["role"].values
-    is_linker = (role == "linker") & (blocks["coordination"].values == 2)
+    is_linker = role == "linker"
+    ditopic = blocks["coordination"].values == 2
     inner = np.zeros((len(numbers), 3), np.int64)
     inner[blocks["member_atom"].values] = blocks["member_shift"].values
     node_end = is_linker[pair].argmax(axis=1) == 1
@@ -126,7 +127,7 @@ def _linker_and_brick(
     owner = pair[rows, at_linker]
     order = np.argsort(owner, kind="stable")
     owner, x = owner[order], x[order]
-    both = np.flatnonzero(owner[1:] == owner[:-1])
+    both = np.flatnonzero((owner[1:] == owner[:-1]) & ditopic[owner[1:]])
     length = float(np.median(np.linalg.norm(x[both + 1] - x[both], axis=1))) if len(both) else 0.0
     metal = np.flatnonzero(IS_METAL[numbers])
     whole = positions[metal] + inner[metal] @ cell

@@ -56,10 +56,6 @@ CHEMIST = [
         [(24, "C4Cu2O8", "node", 0, 4), (32, "C6H3", "linker", 0, 3)],
     ),
     (
-        "silver nitrile", published.nitrile_chain, "pillar",
-        [(1, "Ag", "node", 1, 2), (1, "C8H4N2", "linker", 0, 2)],
-    ),
-    (
         "zinc bispyrazolate, whole rings", published.pyrazolate_chain, "azolate-ring",
         [(1, "C6H4N4Zn", "node", 0, 2), (1, "C6H4", "linker", 0, 2)],
     ),
@@ -320,6 +316,13 @@ def test_find_blocks__defect_labels_whatever_caps_the_site(name, cap, formula):
     else:
         assert set(z[found["defect_atom"].values]) == set(z[found["defect_hydrogen"].values]) == {6}
         assert set(found["defect_other"].values.tolist()) == {-1}
+
+
+def test_find_blocks__nitriles_are_pillars():
+    blocks = find_blocks(dataset(published.nitrile_chain()), rule="pillar")
+    assert kinds(blocks) == [(1, "Ag", "node", 1, 2), (1, "C8H4N2", "linker", 0, 2)]
+    with pytest.raises(StructureError, match="anion is missing"):
+        check_structure(dataset(published.nitrile_chain()), rule="pillar")
 
 
 def test_find_blocks__water_on_paddlewheels_and_trimers_is_no_defect():
