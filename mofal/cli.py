@@ -163,6 +163,8 @@ def make_parser() -> argparse.ArgumentParser:
     p = _command(commands, "blocks", run_blocks, "the building blocks of a structure file")
     p.add_argument("file", help="CIF, extxyz, anything ASE reads")
     p.add_argument("--rule", default="carboxylate", help="how to cut it (default: carboxylate)")
+    p.add_argument("--index", type=int, help="which structure, where the file holds several")
+    p.add_argument("--charge", type=int, default=0, help="formal charge of the cell (default: 0)")
     for add in (add_label, add_match, add_noise):
         add(commands)
     p = _command(commands, "doctor", run_doctor, "what works on this machine")
@@ -334,7 +336,7 @@ def run_blocks(args: argparse.Namespace) -> int:
     """`mofal blocks`."""
     from mofal.frameworks import read_framework
 
-    ds = read_framework(args.file, rule=args.rule)
+    ds = read_framework(args.file, rule=args.rule, index=args.index, charge=args.charge)
     say(describe_structure(ds, rule=args.rule))
     return 0
 

@@ -219,6 +219,11 @@ def check_charges(blocks: xr.Dataset, numbers: NDArray[np.integer], charge: int)
     suspects = np.flatnonzero((per_block != 0) & even)
     if not len(suspects):
         suspects = np.flatnonzero(per_block != 0)
+    if not len(suspects):
+        raise StructureError(
+            f"every block is neutral, expected a charge of {charge:+d} in all: an ion is missing, "
+            "or say read_framework(path, charge=0) (mofal blocks --charge 0)"
+        )
     kinds = Counter(int(blocks["kind"].values[b]) for b in suspects)
     kind, count = kinds.most_common(1)[0]
     block = int(suspects[blocks["kind"].values[suspects] == kind][0])
@@ -240,7 +245,7 @@ def check_charges(blocks: xr.Dataset, numbers: NDArray[np.integer], charge: int)
     raise StructureError(
         f"formal charge {q:+d} per {what} {name} of which there are {count}{sum_text}, "
         f"expected {charge} in all: {why}; if the charge is meant, say "
-        f"read_framework(path, charge={total})"
+        f"read_framework(path, charge={total}) (mofal blocks --charge {total})"
     )
 
 

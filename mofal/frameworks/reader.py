@@ -82,7 +82,7 @@ def _atoms(file: Path, index: int | None) -> Atoms:
     if index is None and len(frames) > 1:
         raise StructureError(
             f"{file} holds {len(frames)} structures, expected one: say which, "
-            "read_framework(path, index=0)"
+            "read_framework(path, index=0) (mofal blocks --index 0)"
         )
     try:
         atoms = frames[index or 0]

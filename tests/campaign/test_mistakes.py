@@ -112,6 +112,16 @@ def test_run__places_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_build_and_label__mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refuse(["build", "S_xx"], "S_xx", capsys)
     refuse(["blocks", str(tmp_path / "no.cif")], "does not exist", capsys)
+    cell = tmp_path / "x.extxyz"
+    assert main(["build", "S_ld", "-o", str(cell)]) == 0
+    capsys.readouterr()
+    refuse(["blocks", str(cell), "--charge", "2"], "--charge 0", capsys)
+    refuse(["blocks", str(cell), "--index", "1"], "none of index 1", capsys)
+    cell.write_text(cell.read_text() * 2)
+    refuse(["blocks", str(cell)], "--index 0", capsys)
+    assert main(["blocks", str(cell), "--index", "1"]) == 0
+    capsys.readouterr()
+    cell.unlink()
     refuse(["label", str(tmp_path / "no.xyz")], "does not exist", capsys)
     (tmp_path / "x.xyz").write_text("1\n\nH 0 0 0\n")
     refuse(["label", str(tmp_path / "x.xyz"), "--reference", "magic"], "magic", capsys)
