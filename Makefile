@@ -47,7 +47,7 @@ test: lint gpaw
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
 
 slurm-test: $(STAMP)
-	$(BIN)/python -m pytest -q -m slurm tests
+	$(BIN)/python -m pytest -q tests/slurm
 
 bench: $(STAMP)
 	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b --size tiny || exit 1; done
