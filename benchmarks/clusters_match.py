@@ -11,6 +11,7 @@ on its forces too: the paper's MLP columns, where the potential knows the pristi
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import os
 import sys
@@ -39,21 +40,14 @@ PAPER = {
 MEV = 1000.0
 
 
-def label(atoms: Any, directory: str) -> Any:
-    """One label with GFN1-xTB; runs in a process of its own."""
-    return label_one(atoms, "gfn1-xtb", directory=directory)
-
-
 def labelled(
     ds: xr.Dataset, directory: str, what: str, pool: ProcessPoolExecutor | None
 ) -> xr.Dataset:
     """Structures with GFN1-xTB forces (eV/Å) and wall times (s)."""
     forces, wall = [], []
     structures = to_atoms(ds)
-    places = [directory] * len(structures)
-    attempts = (
-        map(label, structures, places) if pool is None else pool.map(label, structures, places)
-    )
+    label = functools.partial(label_one, reference="gfn1-xtb", directory=directory)
+    attempts = map(label, structures) if pool is None else pool.map(label, structures)
     for k, (atoms, attempt) in enumerate(zip(structures, attempts)):
         print(
             f"  {what} {k + 1}/{ds.sizes['structure']}: {len(atoms)} atoms, {attempt.status}, "
