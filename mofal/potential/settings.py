@@ -68,8 +68,8 @@ class TrainingSettings(BaseModel):
         The rate is multiplied by the factor after so many epochs without a better validation loss.
     decay : str
         ``"plateau"``: the paper's, as above. ``"cosine"``: from `learning_rate` to nothing over the
-        whole of a training that is bounded in steps, epochs or atoms seen: of a short training the
-        rate that is left at its end is half of the error.
+        whole of a training that is bounded in steps, epochs or atoms seen. It helps one that starts
+        from a trained model; a first one that is far from its end does better at a constant rate.
     warm_up_epochs : int
         Epochs of a warm start in which the rate rises linearly, before the scheduler engages.
     stop_delta, stop_patience
