@@ -1,10 +1,10 @@
 """A fast BLAS for tblite: ``python -m mofal.reference.blas`` links it, or says why it cannot.
 
 tblite's wheels on PyPI bring netlib's reference BLAS and LAPACK, on which a cell of 448 atoms takes
-about eight times as long as on OpenBLAS (docs/reference.md). Loading OpenBLAS before tblite, for the whole
-process, would put it under torch too, whose training would then depend on whether a label was made
-in the same process before. So the files in the wheel's own folder become links to the system's
-OpenBLAS, which nobody else sees.
+about eight times as long as on OpenBLAS (docs/reference.md). Loading OpenBLAS before tblite, for
+the whole process, would put it under torch too, whose training would then depend on whether a label
+was made in the same process before. So the files in the wheel's own folder become links to the
+system's OpenBLAS, which nobody else sees.
 """
 
 from __future__ import annotations
