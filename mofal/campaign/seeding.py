@@ -160,7 +160,7 @@ def read_seed_file(config: CampaignConfig, reference: Any) -> xr.Dataset:
 
 def seed_structures(site: Site) -> xr.Dataset:
     """Structures of the seed data, labelled or not."""
-    from mofal.campaign.tasks import perturb
+    from mofal.campaign.tasks import perturb, shells_of
     from mofal.clusters import cut, random_cores
     from mofal.data import concat
 
@@ -184,7 +184,7 @@ def seed_structures(site: Site) -> xr.Dataset:
             n=settings.clusters.per_system,
             seed=site.integer_seed("seed-clusters", name),
         )
-        clusters, _ = cut(frames, blocks, cores, shells=site.config.selection.shells)
+        clusters, _ = cut(frames, blocks, cores, shells=shells_of(site, blocks))
         parts.append(clusters)
     return concat(parts)
 

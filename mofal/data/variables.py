@@ -93,6 +93,11 @@ VARIABLES: dict[str, Variable] = {
     "split": Variable(("structure",), "str", "", "train or validation"),
     "cycle": Variable(("structure",), "int64", "1", "cycle of the campaign that made it"),
     "masked": Variable(("atom",), "bool", "1", "force left out of the loss"),
+    "force_weight": Variable(
+        ("atom",), "float64", "1",
+        "weight of the squared force error of an atom of a cluster; NaN: as its region has it",
+        finite=False,
+    ),
     # labels
     "energy": Variable(
         ("structure",), "float64", "eV", "total energy as the reference gives it", finite=False

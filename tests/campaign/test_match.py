@@ -220,6 +220,32 @@ def test_match__blueprints_are_what_a_campaign_cuts(tmp_path: Path) -> None:
     assert (66, 0) in with_table
 
 
+def test_match__blueprints_cut_the_seed_data_too(tmp_path: Path) -> None:
+    """Random clusters of the seed data have the shells that force matching found for their kind."""
+    from mofal import Campaign
+    from mofal.campaign.seeding import examine, seed_structures, settle
+    from tests.campaign.conftest import SMALL
+
+    table = tmp_path / "blueprints.json"
+    table.write_text('{"blueprints": {}}')
+    content = {
+        **SMALL,
+        "seed_data": {"clusters": {"per_system": 6}},
+        "selection": {"blueprints": str(table)},
+    }
+    site = Campaign(content, directory=tmp_path / "campaign").site
+    findings = examine(site)
+    assert findings is not None
+    settle(site, findings)
+    whole = seed_structures(site)
+    of_kind = {str(k): 0 for ds in findings.systems.values() for k in ds[1]["kind_hash"].values}
+    table.write_text(json.dumps({"blueprints": {k: {"shells": 0} for k in of_kind}}))
+    bare = seed_structures(site)
+    assert (whole["region"].values == 1).any()
+    assert not (bare["region"].values == 1).any()
+    assert bare.sizes["structure"] == whole.sizes["structure"]
+
+
 def cut_in_a_campaign(directory: Path, blueprints: Path | None) -> list[tuple[int, int]]:
     """Atoms, and bricks in the mantle, of what a campaign's selection cuts, on made-up features."""
     from mofal import Campaign
