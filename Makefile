@@ -10,9 +10,9 @@ export OMP_NUM_THREADS ?= 1
 
 help:
 	@echo "make demo        the main job: a campaign on one machine, with its report (under 20 minutes)"
-	@echo "make test        all but the tests on SLURM (under 25 minutes on 2 cores)"
+	@echo "make test        everything, a real SLURM included (under 25 minutes on 2 cores)"
 	@echo "make check       lint, types and the fast tests (under 3 minutes)"
-	@echo "make slurm-test  the tests on a real SLURM that they start themselves"
+	@echo "make slurm-test  only the tests on a real SLURM that they start themselves"
 	@echo "make bench       all benchmarks at their tiny size"
 	@echo "make install     the environment alone, into $(VENV)"
 
@@ -45,9 +45,13 @@ check: lint
 
 test: lint gpaw
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
+	$(SLURM_TEST)
+
+# By themselves, for they mostly wait; a SLURM of its own for each of the two files.
+SLURM_TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/slurm
 
 slurm-test: $(STAMP)
-	$(BIN)/python -m pytest -q tests/slurm
+	$(SLURM_TEST)
 
 bench: $(STAMP)
 	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b --size tiny || exit 1; done

@@ -472,7 +472,7 @@ def _highlight_legend(figure: Figure, name: str) -> None:
 
 @styled
 def plot_traces(traces: Sequence[xr.Dataset], walks: xr.Dataset | None = None) -> Figure:
-    """Volume and temperature along walks, coloured by the pressure; a cross where one exploded.
+    """Volume and temperature along walks, coloured by the pressure; a cross where one broke off.
 
     Parameters
     ----------

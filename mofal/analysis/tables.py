@@ -126,7 +126,8 @@ def walk_rows(walks: xr.Dataset) -> tuple[list[str], list[list[str]]]:
     """How the walks of each system ended."""
     systems = walks["walk_system"].values.astype(object).astype(str)
     statuses = walks["walk_status"].values.astype(object).astype(str)
-    kinds = [s for s in ("finished", "exploded", "crashed") if (statuses == s).any()]
+    known = ("finished", "bond_broken", "exploded", "crashed")
+    kinds = [s for s in known if (statuses == s).any()]
     rows = []
     for system in dict.fromkeys(systems.tolist()):
         mine = systems == system
@@ -140,7 +141,8 @@ def walk_rows(walks: xr.Dataset) -> tuple[list[str], list[list[str]]]:
                 _span(pressures, "{:.2f}"),
             ]
         )
-    return ["system", *kinds, "length (fs)", "pressure (GPa)"], rows
+    shown = [kind.replace("_", " ") for kind in kinds]
+    return ["system", *shown, "length (fs)", "pressure (GPa)"], rows
 
 
 def attempt_rows(attempts: xr.Dataset) -> tuple[list[str], list[list[str]]]:

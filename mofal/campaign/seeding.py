@@ -195,7 +195,7 @@ def start_frame(site: Site, cycle: int, system: str, index: int) -> xr.Dataset:
 
     In the first cycle it is a frame of the network of springs at the walk's temperature: the first
     potentials do not hold for long enough to make environments differ by themselves. Later walks
-    start from a seeded choice among the ends of the cycle before that had not exploded and whose
+    start from a seeded choice among the ends of the cycle before that went to their end and whose
     bonds still hold, where there are such; a bond that a poor potential broke would stay broken.
     """
     from mofal.clusters import check_bonds

@@ -292,7 +292,7 @@ def _gather_walks(site: Site, step: Step, outcomes: Sequence[Outcome]) -> str:
     write_group(xr.concat(traces, "sample"), site.path(f"{target}/traces.zarr"), kind="table")
     write_group(concat(frames), site.path(step.makes))
     tasks.sweep_work(site, target)
-    status = [str(s) for s in walks["walk_status"].values]
+    status = [str(s).replace("_", " ") for s in walks["walk_status"].values]
     lost = sum(not o.ok for o in outcomes)
     line = ", ".join(f"{status.count(s)} {s}" for s in dict.fromkeys(status))
     length = float(walks["length_fs"].mean())

@@ -40,7 +40,7 @@ class WalkSettings:
         Largest principal stretch of the cell against the start frame (and the inverse of the
         smallest) before a walk counts as exploded. Catches collapse, expansion and skewing alike.
     max_bond_strain
-        Largest relative change of a bond's length before a walk counts as exploded, where the
+        Largest relative change of a bond's length before a walk ends ("bond_broken"), where the
         walk is given bonds; None checks none. What is known to a potential that has never seen a
         group of atoms does not hold the group together: frames beyond are no environments of the
         system, and their forces drown all others in training.

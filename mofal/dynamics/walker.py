@@ -32,7 +32,7 @@ Progress = Callable[[str], None]
 Bonds = tuple[NDArray, NDArray, NDArray]
 Seed = int | tuple[int, ...] | np.random.SeedSequence
 
-STATUSES = ("finished", "exploded", "crashed")
+STATUSES = ("finished", "bond_broken", "exploded", "crashed")
 TRACE_VARIABLES = {
     "time_fs": "fs",
     "temperature_K": "K",
@@ -54,7 +54,8 @@ class Walk(NamedTuple):
         blocks and bonds stay valid.
     record
         Walks Dataset with one row (dim ``walk``): `start_frame` and `end_frame` (structure_id),
-        `walk_system`, `walk_status` ("finished", "exploded", "crashed") and `walk_reason`,
+        `walk_system`, `walk_status` ("finished", "bond_broken", "exploded", "crashed") and its
+        `walk_reason`,
         `ensemble`, `temperature_K`, `pressure_GPa` (NaN in NVT), `timestep_fs`, `planned_fs`,
         `length_fs` (where the frame was taken), `stopped_fs` (where the walk came to its end),
         `seed` (JSON), `model_hash`, `volume` (Å³). Join rows with ``xr.concat(..., "walk")``.
@@ -260,8 +261,10 @@ class _Runner:
             step = 0
             self._save(step, integrator)
             problem = self._motion(integrator) or self._distances()
-            if problem:
-                self._end("exploded", f"start frame: {problem}", step)
+            broken = "" if problem else self._bonds()
+            if problem or broken:
+                status = "exploded" if problem else "bond_broken"
+                self._end(status, f"start frame: {problem or broken}", step)
                 return
             self._sample(step)
         self._advance(integrator, step)
@@ -291,15 +294,16 @@ class _Runner:
             last = step == self.n_steps
             checkpoint = step % settings.checkpoint_every == 0
             sample = last or step % settings.sample_every == 0
-            if not problem and (sample or checkpoint):
+            broken = "" if problem else self._bonds()
+            if not problem and not broken and (sample or checkpoint):
                 problem = self._distances()
-            if not problem and sample:
+            if problem or broken:
+                self._end("exploded" if problem else "bond_broken", problem or broken, step)
+                return
+            if sample:
                 self._sample(step)
                 if self.bonds is not None:
                     self._save(step, integrator)
-            if problem:
-                self._end("exploded", problem, step)
-                return
             if last:
                 self._save(step, integrator)
                 self._end("finished", "", step)
@@ -338,13 +342,6 @@ class _Runner:
             problem = check_cell(
                 self.start_cell, self.atoms.cell.array, max_stretch=self.settings.max_stretch
             )
-        if not problem and self.bonds is not None:
-            assert self.settings.max_bond_strain is not None
-            pairs, shifts, expected = self.bonds
-            lengths = bond_lengths(self.atoms.positions, self.atoms.cell.array, pairs, shifts)
-            problem = check_bonds(
-                lengths, expected, pairs, max_strain=self.settings.max_bond_strain
-            )
         return problem or check_motion(
             self.atoms.positions,
             self.atoms.get_momenta(),
@@ -353,6 +350,14 @@ class _Runner:
             highest_temperature=self.settings.max_temperature * self.settings.temperature_K,
             max_force=self.settings.max_force,
         )
+
+    def _bonds(self) -> str:
+        if self.bonds is None:
+            return ""
+        assert self.settings.max_bond_strain is not None
+        pairs, shifts, expected = self.bonds
+        lengths = bond_lengths(self.atoms.positions, self.atoms.cell.array, pairs, shifts)
+        return check_bonds(lengths, expected, pairs, max_strain=self.settings.max_bond_strain)
 
     def _distances(self) -> str:
         return check_distances(
@@ -411,7 +416,7 @@ class _Runner:
         self.status, self.reason, self.stopped_step = status, reason, step
         self._write()
         time_fs = step * self.settings.timestep_fs
-        self._say(f"walk {status} at {time_fs:g} fs" + (f": {reason}" if reason else ""))
+        self._say(f"walk {status.replace('_', ' ')} at {time_fs:g} fs" + (f": {reason}" if reason else ""))
 
     def _trace_array(self) -> NDArray:
         return np.array(self.trace, dtype=float).reshape(-1, len(TRACE_VARIABLES))

@@ -42,7 +42,7 @@ class Architecture(BaseModel):
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    "tiny": Architecture(r_max=4.0, n_layers=3, n_features=8, feature_dim=8),
+    "tiny": Architecture(r_max=4.0, n_layers=3, n_features=16, feature_dim=8),
     "base": Architecture(r_max=4.5, n_layers=5, n_features=16, feature_dim=8),
     "extended": Architecture(r_max=5.0, n_layers=4, n_features=32, feature_dim=16),
 }

@@ -371,7 +371,7 @@ def test_walk__ends_where_its_bonds_last_held(argon, make_potential, tmp_path):
     how = {"calculator": make_potential, "settings": settings, "seed": 5}
     result = walk(argon, bonds=(pairs, shifts, expected), **how)
     record = result.record.isel(walk=0)
-    assert record["walk_status"].item() == "exploded"
+    assert record["walk_status"].item() == "bond_broken"
     assert "the bond of atoms 0 and" in record["walk_reason"].item()
     assert "limit 12%" in record["walk_reason"].item()
     assert 0 < record["length_fs"] < record["stopped_fs"] < 2000
