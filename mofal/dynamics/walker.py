@@ -416,7 +416,9 @@ class _Runner:
         self.status, self.reason, self.stopped_step = status, reason, step
         self._write()
         time_fs = step * self.settings.timestep_fs
-        self._say(f"walk {status.replace('_', ' ')} at {time_fs:g} fs" + (f": {reason}" if reason else ""))
+        self._say(
+            f"walk {status.replace('_', ' ')} at {time_fs:g} fs" + (f": {reason}" if reason else "")
+        )
 
     def _trace_array(self) -> NDArray:
         return np.array(self.trace, dtype=float).reshape(-1, len(TRACE_VARIABLES))
