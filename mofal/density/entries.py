@@ -35,12 +35,25 @@ class Entries:
         Component and the start and stop of its pairs.
     y : ndarray, shape (d, m)
         Rows in the coordinates of their component.
+    values : ndarray, shape (m,)
+        Their joint log-densities.
     """
 
     components: np.ndarray
     rows: np.ndarray
     runs: list[tuple[int, int, int]]
     y: np.ndarray
+    values: np.ndarray
+
+    def log_likelihood(self, top: np.ndarray) -> np.ndarray:
+        """Of all rows (n,), where one model has all the components; `top` is near their largest.
+
+        A few exponentials a row instead of one per component.
+        """
+        share = np.exp(self.values - top[self.rows])
+        out = np.log(np.bincount(self.rows, weights=share, minlength=top.size))
+        out += top
+        return out
 
 
 def evaluate_entries(
@@ -77,8 +90,9 @@ def evaluate_entries(
         y = np.empty_like(shift)
         for k, a, b in runs:
             np.matmul(factors[k], shift[:, a:b], out=y[:, a:b])
-    joint[components, rows] = norms[components] - 0.5 * np.einsum("dm,dm->m", y, y)
-    return Entries(components, rows, runs, y)
+    values = norms[components] - 0.5 * np.einsum("dm,dm->m", y, y)
+    joint[components, rows] = values
+    return Entries(components, rows, runs, y, values)
 
 
 def accumulate_entries(

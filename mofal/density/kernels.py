@@ -342,7 +342,7 @@ class Evaluator:
         t = work.take("t", n)
         np.subtract(x.T, self.basis.centre[:, None], out=t[: self.n_features])
         phi = joint = y = stable = entries = None
-        square = np.empty(0)
+        square = top = np.empty(0)
         if self.n_product or guided:
             phi = self._columns(t, work)
             joint = work.take("joint", n)
@@ -355,7 +355,7 @@ class Evaluator:
             assert phi is not None
             assert joint is not None
             stable = joint[self.n_product : self.n_product + self.n_stable]
-            entries = self._entries(x, phi, joint, stable, square, work)
+            entries, top = self._entries(x, phi, joint, stable, square, work)
             if entries is None:
                 # Too many of them, or too inexact a guide: the whole block, in smaller pieces.
                 for start in range(0, n, self.dense_block):
@@ -371,6 +371,12 @@ class Evaluator:
             raw = work.take("raw", n) if self.distant[self.stable_index].any() else None
             stable = self._stable(x, t, self.stable_index, y, work.take("stable", n), raw)
         respond = statistics is not None or visit is not None
+        if entries is not None and not respond and len(self.shares) == 1 and not self.n_product:
+            log_likelihood = entries.log_likelihood(top)
+            if np.isfinite(log_likelihood.sum()):
+                if out is not None:
+                    out[0, rows] = log_likelihood
+                return
         for model, share in enumerate(self.shares):
             l_k = self._gather(share, joint, stable)
             quadratic = None
@@ -429,13 +435,15 @@ class Evaluator:
         stable: np.ndarray,
         square: np.ndarray,
         work: Workspace,
-    ) -> Entries | None:
-        """Repeat in the stable form what matters; None where that would be most of it, or where a
-        row is so far out that the product form cannot tell."""
+    ) -> tuple[Entries | None, np.ndarray]:
+        """Repeat in the stable form what matters, with the largest log-density of each row (n,) of
+        the last model as the product form has it; None where what matters would be most, or where
+        a row is so far out that the product form cannot tell."""
+        top = np.empty(0)
         reach = float(np.sqrt(square.max()))
         a, b, c = self._worst_guide
         if not a * reach**2 + b * reach + c <= GUIDE_TOLERANCE:
-            return None
+            return None, top
         near = np.empty(stable.shape, bool)
         for share in self.shares:
             if share.stable.start == share.stable.stop:
@@ -446,17 +454,17 @@ class Evaluator:
             top = own.max(axis=0)
             if share.product.start < share.product.stop:
                 np.maximum(top, joint[share.product].max(axis=0), out=top)
-            top -= NEGLIGIBLE
-            np.greater(own, top, out=near[share.stable])
+            np.greater(own, top - NEGLIGIBLE, out=near[share.stable])
         if np.count_nonzero(near) > DENSE * near.size:
-            return None
+            return None, top
         raw = work.take("raw", x.shape[0])
         np.copyto(raw, x.T)
         chosen = self.stable_index
         factors = self.factors[chosen]
         if self.matrix:
             factors = np.ascontiguousarray(factors[:, :-1, :-1])
-        return evaluate_entries(near, raw, self.means[chosen], factors, self.norms[chosen], stable)
+        norms = self.norms[chosen]
+        return evaluate_entries(near, raw, self.means[chosen], factors, norms, stable), top
 
     def _workspace(self) -> Workspace:
         d, k = self.n_features, self.n_stable
