@@ -43,12 +43,12 @@ lint: $(STAMP)
 check: lint
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not slurm and not gpaw"
 
+# By themselves, for they mostly wait; a SLURM of its own for each of the two files.
+SLURM_TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/slurm
+
 test: lint gpaw
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
 	$(SLURM_TEST)
-
-# By themselves, for they mostly wait; a SLURM of its own for each of the two files.
-SLURM_TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/slurm
 
 slurm-test: $(STAMP)
 	$(SLURM_TEST)
