@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -112,16 +114,32 @@ class SeedSettings(Section):
         return self
 
 
+class CacheSettings(Section):
+    """A label cache that several campaigns share."""
+
+    path: Path
+    mode: Literal["r", "rw"] = Field("r", description="rw: it is given this campaign's labels too")
+
+
 class ReferenceSettings(Section):
     """Where labels come from."""
 
     name: str = "gfn1-xtb"
     time_limit_s: Positive | None = None
     attempts: Count = Field(1, description="tries at one label before its failure stands")
-    caches: tuple[Path, ...] = Field((), description="label caches of other campaigns, read only")
+    caches: tuple[CacheSettings, ...] = Field(
+        (), description="shared label caches: PATH (read only), or {path: PATH, mode: rw}"
+    )
     max_force_eV_per_A: Positive = Field(
         50.0, description="a label with a larger force is set aside, and said"
     )
+
+    @field_validator("caches", mode="before")
+    @classmethod
+    def _paths(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [{"path": c} if isinstance(c, (str, Path)) else c for c in value]
+        return value
 
 
 class PotentialSettings(Section):
@@ -312,9 +330,9 @@ class CampaignConfig(Section):
             return ()
         return self.holdout.systems or tuple(self.systems)
 
-    def identity(self) -> str:
-        """Hash of all that decides the results; where things run and how many cycles may change."""
-        content = self.model_dump(mode="json", exclude={"schedule", "cycles", "stop", "quorum"})
+    def deciding(self) -> dict[str, Any]:
+        """All that decides the results; where things run and how many cycles may change."""
+        content = self.model_dump(mode="json", exclude=set(_FREE))
         content["reference"].pop("caches")
         for part in (content["seed_data"], *content["systems"].values()):
             # The same file under another name is the same campaign.
@@ -322,7 +340,42 @@ class CampaignConfig(Section):
                 part["file"] = _content_hash(part["file"])
         if content["selection"]["blueprints"] is not None:
             content["selection"]["blueprints"] = _content_hash(content["selection"]["blueprints"])
-        return hash_json(content)
+        return content
+
+    def identity(self) -> str:
+        """Hash of all that decides the results."""
+        return hash_json(self.deciding())
+
+
+_FREE = ("schedule", "cycles", "stop", "quorum")
+"""What may change between two runs of one campaign."""
+
+
+def completed(deciding: dict[str, Any]) -> dict[str, Any]:
+    """What `CampaignConfig.deciding` gave once, with the defaults of settings it did not know."""
+    content = _without_shared(copy.deepcopy(deciding))
+    try:
+        config = CampaignConfig.model_validate({**content, "cycles": 1})
+    except ValidationError:
+        return deciding  # a setting that this version does not know any more
+    out = config.model_dump(mode="json", exclude=set(_FREE))
+    out["reference"].pop("caches")
+    return out
+
+
+def differences(new: Any, old: Any, place: str = "") -> list[str]:
+    """What differs between two contents, one line for each place: ``place: old -> new``."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        out = []
+        for key in dict.fromkeys([*new, *old]):
+            inner = f"{place}.{key}" if place else str(key)
+            out += differences(new.get(key), old.get(key), inner)
+        return out
+    if new == old:
+        return []
+    if place.rsplit(".", 1)[-1] in ("file", "blueprints") and None not in (new, old):
+        return [f"{place}: another content"]
+    return [f"{place}: {old} -> {new}"]
 
 
 def _content_hash(path: str | Path) -> str:
@@ -446,7 +499,17 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
     seed = config.seed_data
     if seed.file is not None:
         seed = seed.model_copy(update={"file": found(seed.file, "seed_data.file")})
-    caches = tuple(found(c, "reference.caches") for c in config.reference.caches)
+    caches = []
+    for cache in config.reference.caches:
+        full = found(cache.path, "reference.caches")
+        if not full.is_dir():
+            raise ConfigError(f"{where}: reference.caches is {full}, a file; expected a directory")
+        if cache.mode == "rw" and not os.access(full, os.W_OK):
+            raise ConfigError(
+                f"{where}: reference.caches: {full} cannot be written; write `mode: r`, or ask "
+                "its owner for the right to write"
+            )
+        caches.append(cache.model_copy(update={"path": full}))
     blueprints = config.selection.blueprints
     if blueprints is not None:
         blueprints = found(blueprints, "selection.blueprints")
@@ -454,7 +517,7 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
         update={
             "systems": systems,
             "seed_data": seed,
-            "reference": config.reference.model_copy(update={"caches": caches}),
+            "reference": config.reference.model_copy(update={"caches": tuple(caches)}),
             "selection": config.selection.model_copy(update={"blueprints": blueprints}),
         }
     )
@@ -462,8 +525,13 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
 
 def dump_config(config: CampaignConfig) -> str:
     """Write a campaign file with every setting in it, as it was validated."""
-    content = config.model_dump(mode="json", exclude_none=True)
+    content = _without_shared(config.model_dump(mode="json", exclude_none=True))
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _without_shared(content: dict[str, Any]) -> dict[str, Any]:
+    """Take what holds for all trainings out of each of them, where a campaign file has it not."""
     for stage in ("seed", "cycle", "final"):
         for key in _SHARED:
             content["potential"][stage].pop(key, None)
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return content

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.campaign import plan
-from mofal.campaign.config import CampaignConfig, SystemSettings
+from mofal.campaign.config import CampaignConfig, SystemSettings, completed, differences
 from mofal.campaign.site import CONFIG, FACTS, ISOLATED, Site, write_config
 from mofal.errors import CampaignError, ConfigError
 
@@ -79,13 +79,8 @@ def examine(site: Site) -> Findings | None:
     facts_file = site.root / FACTS
     if facts_file.exists():
         known = read_json(facts_file)
-        identity = config.identity()
-        if known.get("identity") != identity:
-            raise CampaignError(
-                f"{site.root} holds another campaign ({known.get('name')!r}): settings that decide "
-                "results differ from this file's. Give another directory: "
-                "mofal run campaign.yaml --directory NEW"
-            )
+        if known.get("identity") != config.identity():
+            refuse_another(site, known)
         return None
     made = {name: make_system(name, s) for name, s in config.systems.items()}
     reference = site.reference()
@@ -93,6 +88,29 @@ def examine(site: Site) -> Findings | None:
     check_ranking(config.selection.ranking)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
     return Findings(made, elements, reference.level_hash)
+
+
+def refuse_another(site: Site, facts: dict[str, Any]) -> None:
+    """Refuse a directory whose campaign began with other settings, and name them.
+
+    A setting that a newer mofal knows in addition has its default, so an upgrade does not make
+    another campaign.
+
+    Raises
+    ------
+    CampaignError
+    """
+    what = ""
+    if "settings" in facts:
+        changed = differences(site.config.deciding(), completed(facts["settings"]))
+        if not changed:
+            return
+        what = " (" + "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "") + ")"
+    raise CampaignError(
+        f"{site.root} holds another campaign ({facts.get('name')!r}): settings that decide results "
+        f"differ from this file's{what}. Write what it began with, or give another directory: "
+        "mofal run campaign.yaml --directory NEW"
+    )
 
 
 def settle(site: Site, findings: Findings) -> None:
@@ -108,6 +126,7 @@ def settle(site: Site, findings: Findings) -> None:
         {
             "name": site.config.name,
             "identity": site.config.identity(),
+            "settings": site.config.deciding(),
             "elements": findings.elements,
             "level_hash": findings.level_hash,
             "systems": {

@@ -140,7 +140,8 @@ class Site:
         """Return the campaign's label records, with those of other campaigns behind them."""
         from mofal.reference import LabelCache
 
-        return LabelCache(self.root / RECORDS, shared=self.config.reference.caches)
+        shared = [LabelCache(c.path, c.mode) for c in self.config.reference.caches]
+        return LabelCache(self.root / RECORDS, shared=shared)
 
     # -- data
     def group(self, relative: str) -> xr.Dataset:

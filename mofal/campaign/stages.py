@@ -178,7 +178,11 @@ def _gather_labels(site: Site, step: Step, outcomes: Sequence[Outcome]) -> str:
                 structures = concat([structures, late])
         level = reference.level_hash
         ids = [str(s) for s in structures["structure_id"].values]
-        there = [k for k, s in enumerate(ids) if cache.get(s, level) is not None]
+        found = [cache.get(s, level) for s in ids]
+        there = [k for k, attempt in enumerate(found) if attempt is not None]
+        for attempt in found:
+            if attempt is not None:
+                cache.share(attempt)  # one whose task was killed before its label was copied
         labels = gather(
             select(structures, there),
             cache,

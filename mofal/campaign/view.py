@@ -97,10 +97,10 @@ class CampaignView:
 
     @property
     def attempts(self) -> xr.Dataset:
-        """One row per attempt at a label."""
+        """One row per attempt of this campaign at a label (not those of shared caches)."""
         from mofal.reference import attempts_table
 
-        return attempts_table(self.site.cache())
+        return attempts_table(self.site.cache().records(shared=False))
 
     def training_set(self, cycle: int | None = None) -> xr.Dataset:
         """Return what the model of a cycle learns (default: what the next one is trained on)."""

@@ -165,12 +165,16 @@ class LabelCache:
         Directory of this cache; made on the first write.
     mode : {"rw", "r"}
         Whether `put` writes into it.
-    shared : sequence of path
-        Further caches that are only read: what they hold is never paid for again.
+    shared : sequence of path or LabelCache
+        Further caches: labels that they hold are never paid for again. A path is only read; a
+        `LabelCache` with mode "rw" is given a copy of every label that this one records or finds
+        among its own. Failures are copied to none and taken from none: another's time limit or
+        full disk says nothing about this attempt.
 
     Examples
     --------
     >>> cache = LabelCache("my-campaign/label-records", shared=["/data/everybody/labels"])
+    >>> cache = LabelCache("label-records", shared=[LabelCache("/data/our-group/labels")])
     """
 
     def __init__(
@@ -178,13 +182,16 @@ class LabelCache:
         path: str | os.PathLike[str],
         mode: Literal["rw", "r"] = "rw",
         *,
-        shared: Sequence[str | os.PathLike[str]] = (),
+        shared: Sequence[str | os.PathLike[str] | LabelCache] = (),
     ) -> None:
         if mode not in ("rw", "r"):
             raise StoreError(f"mode {mode!r} of a label cache; expected 'rw' or 'r'")
         self.path = Path(path)
         self.mode = mode
-        self.shared = tuple(Path(p) for p in shared)
+        self.shared = tuple(c.path if isinstance(c, LabelCache) else Path(c) for c in shared)
+        self.copied_to = tuple(
+            c.path for c in shared if isinstance(c, LabelCache) and c.mode == "rw"
+        )
         for place in [*self.shared, *([self.path] if mode == "r" else [])]:
             if not place.is_dir():
                 raise StoreError(f"there is no label cache at {place}")
@@ -197,15 +204,16 @@ class LabelCache:
         return f"LabelCache({str(self.path)!r}, {self.mode!r}, shared={len(self.shared)})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "mode": self.mode, "shared": self.shared}
+        names = ("path", "mode", "shared", "copied_to")
+        return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.path, self.mode, self.shared = state["path"], state["mode"], state["shared"]
+        self.__dict__.update(state)
         self._warned = set()
         self._lock = threading.Lock()
 
     def get(self, structure_id: str, level_hash: str) -> Attempt | None:
-        """Return the first converged attempt, else the last failed one, else None."""
+        """Return the first converged attempt, else the last failed one of its own, else None."""
         attempts = self.attempts(structure_id, level_hash)
         for attempt in attempts:
             if attempt.converged:
@@ -213,7 +221,7 @@ class LabelCache:
         return attempts[-1] if attempts else None
 
     def attempts(self, structure_id: str, level_hash: str) -> list[Attempt]:
-        """All attempts at this label, own ones first, in the order in which they were recorded."""
+        """All attempts of its own in the order of their records, then labels of shared caches."""
         key = record_key(structure_id, level_hash)
         found = []
         for place in (self.path, *self.shared):
@@ -224,7 +232,8 @@ class LabelCache:
                 if (attempt.structure_id, attempt.level_hash) != (structure_id, level_hash):
                     self._warn(file, "holds another label than its name says")
                     continue
-                found.append(attempt)
+                if attempt.converged or place == self.path:
+                    found.append(attempt)
         return found
 
     def put(self, attempt: Attempt) -> Path:
@@ -253,12 +262,32 @@ class LabelCache:
         while True:
             file = self.path / key[:2] / f"{key}-{number:03d}.npz"
             if write_new(file, content):
-                return file
+                break
             number += 1
+        self.share(attempt)
+        return file
 
-    def records(self) -> Iterator[Attempt]:
-        """Every readable attempt of this cache and the shared ones; each label's in order."""
-        for place in (self.path, *self.shared):
+    def share(self, attempt: Attempt) -> None:
+        """Copy a label into the shared caches that take copies and do not have it yet.
+
+        The label is safe in this cache, so a shared one that cannot be written is warned about.
+        """
+        if not attempt.converged:
+            return
+        key = record_key(attempt.structure_id, attempt.level_hash)
+        for place in self.copied_to:
+            try:
+                files = self._files_of(place, key)
+                if any(found.converged for found in map(self._read, files) if found is not None):
+                    continue
+                number = 1 + max((self._number(f) for f in files), default=-1)
+                write_new(place / key[:2] / f"{key}-{number:03d}.npz", encode(attempt))
+            except OSError as error:
+                self._warn(place, f"a label could not be copied into it ({error})", missing=False)
+
+    def records(self, *, shared: bool = True) -> Iterator[Attempt]:
+        """Every readable attempt of this cache and of the shared ones; each label's in order."""
+        for place in (self.path, *(self.shared if shared else ())):
             for directory in sorted(place.glob("[0-9a-f][0-9a-f]")):
                 for file in sorted(directory.glob("*.npz")):
                     attempt = self._read(file)
@@ -297,12 +326,13 @@ class LabelCache:
             self._warn(file, str(error))
             return None
 
-    def _warn(self, file: Path, what: str) -> None:
+    def _warn(self, file: Path, what: str, *, missing: bool = True) -> None:
         with self._lock:
             if file in self._warned:
                 return
             self._warned.add(file)
-        warnings.warn(f"{file}: {what}; it counts as missing", stacklevel=4)
+        end = "; it counts as missing" if missing else ""
+        warnings.warn(f"{file}: {what}{end}", stacklevel=4)
 
 
 # ---------------------------------------------------------------------------------- labelling
@@ -354,6 +384,7 @@ def label_one(
     for found in recorded:
         if found.converged:
             warn_versions(found.versions, method.versions)
+            cache.share(found)
             return found
     last = recorded[-1] if recorded else None
     for _ in range(attempts - len(recorded)):

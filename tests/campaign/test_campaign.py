@@ -142,6 +142,18 @@ def test_run__again_does_nothing(finished: Path, capsys: pytest.CaptureFixture[s
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("cycle-*/**/zarr.json")}
 
 
+def test_run__goes_on_after_an_upgrade_that_knows_more_settings(
+    finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = json.loads((copied / "campaign.json").read_text())
+    for section, key in (("selection", "unpaired"), ("exploration", "max_bond_strain")):
+        del facts["settings"][section][key]
+    (copied / "campaign.json").write_text(json.dumps({**facts, "identity": "0" * 20}))
+    file = str(finished.parent / "campaign.yaml")
+    assert main(["run", file, "--directory", str(copied)]) == 0
+    assert "nothing is left to do" in capsys.readouterr().out
+
+
 def test_events__each_label_ran_once(finished: Path) -> None:
     lines = (finished / "schedule" / "events.jsonl").read_text().splitlines()
     started = [json.loads(t)["key"] for t in lines if '"start"' in t and '"label"' in t]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mofal.campaign.config import dump_config, load_config, parse_config
+from mofal.campaign.config import differences, dump_config, load_config, parse_config
 from mofal.campaign.examples import example_names, example_text, write_example
 from mofal.errors import ConfigError
 
@@ -75,6 +75,17 @@ def test_identity__of_a_file_is_its_content(tmp_path: Path) -> None:
     assert found[0] == found[1] != found[2]
 
 
+def test_differences__name_the_place() -> None:
+    one = parse_config(GOOD).deciding()
+    assert differences(one, one) == []
+    final = {"potential": {"final": {"max_epochs": 7}}}
+    other = parse_config({**GOOD, "seed": 2, **final}).deciding()
+    assert differences(other, one) == [
+        f"seed: {GOOD['seed']} -> 2",
+        "potential.final.max_epochs: None -> 7",
+    ]
+
+
 BAD = [
     ({"sed": 2}, "unknown key sed; did you mean 'seed'"),
     ({"cycles": -1}, "cycles is -1"),
@@ -113,6 +124,9 @@ BAD = [
     ({"schedule": {"backend": "pbs"}}, "schedule.backend is 'pbs'"),
     ({"reference": {"max_force_eV_per_A": 0}}, "reference.max_force_eV_per_A is 0"),
     ({"density": {"components": 0}}, "density.components"),
+    ({"reference": {"caches": "labels"}}, "reference.caches is 'labels'"),
+    ({"reference": {"caches": [{"path": "x", "mod": "rw"}]}}, "did you mean 'mode'"),
+    ({"reference": {"caches": [{"path": "x", "mode": "w"}]}}, "mode is 'w'"),
 ]
 
 
@@ -122,6 +136,28 @@ def test_parse_config__one_clear_message(patch: dict[str, Any], message: str) ->
         parse_config({**GOOD, **patch}, where="campaign.yaml")
     assert message in str(error.value)
     assert str(error.value).startswith("campaign.yaml")
+
+
+def test_caches__read_only_and_written_to(tmp_path: Path) -> None:
+    from ase.build import molecule
+
+    from mofal.campaign.site import Site
+    from mofal.reference import LabelCache, label_one
+
+    for name in ("everybody", "group"):
+        (tmp_path / name).mkdir()
+    caches = ["everybody", {"path": "group", "mode": "rw"}]
+    file = tmp_path / "campaign.yaml"
+    file.write_text(yaml.safe_dump({**GOOD, "reference": {"caches": caches}}))
+    config = load_config(file)
+    assert parse_config(yaml.safe_load(dump_config(config))) == config
+    assert config.identity() == parse_config(GOOD).identity()
+    cache = Site(tmp_path / "campaign", config).cache()
+    label_one(molecule("H2"), "gfn1-xtb", directory=cache)
+    assert [len(list(LabelCache(tmp_path / n).records())) for n in ("everybody", "group")] == [0, 1]
+    file.write_text(yaml.safe_dump({**GOOD, "reference": {"caches": ["campaign.yaml"]}}))
+    with pytest.raises(ConfigError, match="expected a directory"):
+        load_config(file)
 
 
 def test_load_config__files_that_are_none(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -138,8 +137,8 @@ def test_usage__is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
 
 # ---------------------------------------------------------------------------------- damage
 def another_campaign(root: Path) -> None:
-    facts = json.loads((root / "campaign.json").read_text())
-    (root / "campaign.json").write_text(json.dumps({**facts, "identity": "0" * 20, "name": "y"}))
+    settings = (root / "campaign.yaml").read_text()
+    (root / "campaign.yaml").write_text(settings.replace("\nseed: ", "\nseed: 9"))
 
 
 def truncated(root: Path) -> None:
@@ -186,7 +185,7 @@ def broken_weights(root: Path) -> None:
 
 
 DAMAGE: list[tuple[Callable[[Path], None], str]] = [
-    (another_campaign, "another campaign"),
+    (another_campaign, "(seed: 3 -> 93)"),
     (truncated, "bytes, expected"),
     (missing_shard, "is missing"),
     (flipped_byte, "was changed after it was written"),

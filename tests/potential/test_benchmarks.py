@@ -25,8 +25,7 @@ def test_potential_speed__runs(capsys):
 
 @pytest.mark.slow
 def test_potential_regions__runs(tmp_path, capsys):
-    labels = str(tmp_path / "labels")
-    table = module("potential_regions").main(["--size", "tiny", "--labels", labels])
+    table = module("potential_regions").main(["--size", "tiny", "--directory", str(tmp_path)])
     assert set(table) == {"seed", "control", "all", "core", "weighted", "matched"}
     assert np.isfinite([v for values in table.values() for v in values]).all()
     assert "formate MAE" in capsys.readouterr().out

@@ -134,6 +134,39 @@ def test_label_cache__shared_and_read_only(attempt, tmp_path):
     assert again.get(attempt.structure_id, attempt.level_hash).converged
 
 
+def test_label_cache__copies_labels_and_not_failures_into_a_shared_one(attempt, tmp_path):
+    group = LabelCache(tmp_path / "group")
+    group.path.mkdir()
+    own = pickle.loads(pickle.dumps(LabelCache(tmp_path / "own", shared=[group])))
+    failed = replace(attempt, status="crashed", reason="x", energy=float("nan"))
+    own.put(failed)
+    assert list(group.records()) == []
+    for _ in range(2):
+        own.put(attempt)
+        own.share(attempt)
+    (copy,) = group.records()
+    assert copy.energy == attempt.energy
+    assert np.array_equal(copy.forces, attempt.forces)
+    # Another's failure is no reason not to try; another's label is one.
+    group.put(failed)
+    fresh = LabelCache(tmp_path / "fresh", shared=[group])
+    assert [a.status for a in fresh.attempts(attempt.structure_id, attempt.level_hash)] == [
+        "converged"
+    ]
+    assert len(list(fresh.records(shared=False))) == 0
+
+
+def test_label_cache__a_shared_one_that_cannot_be_written_costs_no_label(attempt, tmp_path):
+    group = LabelCache(tmp_path / "group")
+    group.path.mkdir()
+    own = LabelCache(tmp_path / "own", shared=[group])
+    group.path.rmdir()
+    group.path.write_text("no directory any more")
+    with pytest.warns(UserWarning, match="could not be copied"):
+        own.put(attempt)
+    assert own.get(attempt.structure_id, attempt.level_hash).converged
+
+
 def _put_many(path, content, n):
     attempt = decode(content)
     for _ in range(n):
