@@ -45,7 +45,12 @@ def styled(plot: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
     @wraps(plot)
     def wrapper(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Figure:
         with figure_style():
-            return plot(*args, **kwargs)
+            figure = plot(*args, **kwargs)
+            engine = figure.get_layout_engine()
+            if figure.legends and engine is not None:
+                # A legend outside the panels takes two passes: after one, titles are cut off.
+                engine.execute(figure)
+            return figure
 
     return wrapper
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import matplotlib
+import matplotlib.image
 import numpy as np
 import pytest
 from ase.build import molecule
@@ -122,3 +122,15 @@ def test_plot_clusters__regions():
     assert len(figure.axes) == clusters().sizes["structure"]
     with pytest.raises(DataError, match="no region"):
         pictures.plot_clusters(held_out().labels)
+
+
+def test_pictures__titles_are_inside(tmp_path):
+    frame = select(held_out().labels, [0])
+    n = frame.sizes["atom"]
+    values = {name: np.linspace(0, 900, n) for name in ("seed", "control", "campaign")}
+    ringed = pictures.plot_atom_errors(frame, values, rings=np.arange(n) < 3, ring_label="core")
+    for k, figure in enumerate((ringed, pictures.plot_clusters(clusters()))):
+        figure.savefig(tmp_path / f"{k}.png", dpi=150)
+        shown = matplotlib.image.imread(tmp_path / f"{k}.png")[..., :3].min(axis=2)
+        for edge in (shown[0], shown[-1], shown[:, 0], shown[:, -1]):
+            assert edge.min() > 0.99
