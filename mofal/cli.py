@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(args, "function"):
         parser.print_help()
         return 0
+    warnings.showwarning = _warn
     try:
         return int(args.function(args) or 0)
     except MofalError as error:
@@ -73,6 +75,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mofal: {missing_package(error.name or '?')}", file=sys.stderr)
         return 1
+
+
+_PACKAGE = str(Path(__file__).parent)
+_show_warning = warnings.showwarning
+
+
+def _warn(
+    message: Warning | str, category: type[Warning], filename: str, *more: Any, **named: Any
+) -> None:
+    """Show a warning of our own as a line for a person."""
+    if category is UserWarning and filename.startswith(_PACKAGE):
+        print(f"mofal: {message}", file=sys.stderr)
+    else:
+        _show_warning(message, category, filename, *more, **named)
 
 
 EXTRAS = {
@@ -184,9 +200,20 @@ def add_label(commands: Any) -> None:
     p.add_argument("--reference", default="gfn1-xtb", help="e.g. gfn1-xtb, gpaw:lcao, gpaw:paper")
     p.add_argument("-o", "--output", help="labelled structures (default: FILE.labelled.extxyz)")
     p.add_argument("--records", help="directory of the durable labels (default: FILE.labels)")
+    add_cache(p)
     p.add_argument("--workers", type=int, help="processes (default: one per core)")
     p.add_argument("--schedule", help="a campaign file whose `schedule` section is used")
     p.add_argument("--retry-failed", action="store_true", help="try failed labels once more")
+
+
+def add_cache(p: argparse.ArgumentParser) -> None:
+    p.add_argument(
+        "--cache",
+        action="append",
+        default=[],
+        metavar="DIR[:rw]",
+        help="a label cache shared with others; with :rw it is given the new labels too",
+    )
 
 
 def add_match(commands: Any) -> None:
@@ -195,7 +222,14 @@ def add_match(commands: Any) -> None:
     p.add_argument("--cell", choices=["primitive", "conventional"], default="conventional")
     p.add_argument("--reference", action="append", help="a level; may be given several times")
     p.add_argument("--potential", action="append", help="a model directory, as a further level")
-    p.add_argument("--frames", type=int, default=3, help="frames to average over (default: 3)")
+    p.add_argument("--rule", default="carboxylate", help="how to cut it (default: carboxylate)")
+    p.add_argument(
+        "--frames",
+        type=int,
+        default=3,
+        help="frames to average over (default: 3): perturbed ones, or the file's where it holds "
+        "several; 0: the structure as it is",
+    )
     p.add_argument("--shells", type=int, nargs="+", default=[0, 1], help="(default: 0 1)")
     p.add_argument("--core", help="formula of the core block (default: the least regular node)")
     p.add_argument("--tolerance", type=float, default=100.0, help="meV/Å RMSE on core atoms")
@@ -203,6 +237,11 @@ def add_match(commands: Any) -> None:
     p.add_argument("--directory", default="match", help="labels, table and plot (default: match)")
     p.add_argument("--workers", type=int)
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument(
+        "--unpaired", nargs="+", default=[], metavar="Cu=1", help="unpaired electrons per atom"
+    )
+    p.add_argument("--retry-failed", action="store_true", help="try failed labels once more")
+    add_cache(p)
 
 
 def add_noise(commands: Any) -> None:
@@ -213,6 +252,8 @@ def add_noise(commands: Any) -> None:
     p.add_argument("--directory", default="noise")
     p.add_argument("--workers", type=int)
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--retry-failed", action="store_true", help="try failed labels once more")
+    add_cache(p)
 
 
 def say(line: str) -> None:
@@ -378,6 +419,7 @@ def run_label(args: argparse.Namespace) -> int:
         reference=args.reference,
         output=args.output,
         records=args.records,
+        caches=args.cache,
         workers=args.workers,
         schedule=args.schedule,
         retry_failed=args.retry_failed,
@@ -392,6 +434,7 @@ def run_match(args: argparse.Namespace) -> int:
     return match(
         args.system,
         cell=args.cell,
+        rule=args.rule,
         references=args.reference or ([] if args.potential else ["gfn1-xtb"]),
         potentials=args.potential or [],
         frames=args.frames,
@@ -402,8 +445,26 @@ def run_match(args: argparse.Namespace) -> int:
         directory=args.directory,
         workers=args.workers,
         seed=args.seed,
+        unpaired=unpaired_of(args.unpaired),
+        retry_failed=args.retry_failed,
+        caches=args.cache,
         say=say,
     )
+
+
+def unpaired_of(given: Sequence[str]) -> dict[str, int]:
+    """``Cu=1`` as a mapping."""
+    from ase.data import chemical_symbols
+
+    from mofal.errors import ConfigError
+
+    out = {}
+    for text in given:
+        symbol, _, number = text.partition("=")
+        if symbol not in chemical_symbols[1:] or not number.isdigit():
+            raise ConfigError(f"--unpaired is {text}, expected e.g. Cu=1")
+        out[symbol] = int(number)
+    return out
 
 
 def run_noise(args: argparse.Namespace) -> int:
@@ -417,6 +478,8 @@ def run_noise(args: argparse.Namespace) -> int:
         directory=args.directory,
         workers=args.workers,
         seed=args.seed,
+        retry_failed=args.retry_failed,
+        caches=args.cache,
         say=say,
     )
 

@@ -99,7 +99,12 @@ class SeedClusterSettings(Section):
 class SeedSettings(Section):
     """Where the first potential learns from: exactly one of the three."""
 
-    file: Path | None = Field(None, description="structures, labelled at the reference's level")
+    file: Path | None = Field(None, description="structures, labelled or not")
+    labels: Literal["reference", "ignore"] | None = Field(
+        None,
+        description="of `file`: made at the reference's level, or to be made anew; "
+        "default: the file itself says its level, or has no labels",
+    )
     perturbed: PerturbedSettings | None = None
     clusters: SeedClusterSettings | None = None
 
@@ -110,6 +115,11 @@ class SeedSettings(Section):
             raise ValueError(
                 "give exactly one of `file`, `perturbed` or `clusters`"
                 + (f", not {' and '.join(given)}" if given else "")
+            )
+        if self.labels is not None and self.file is None:
+            raise ValueError(
+                f"`labels` says what the labels of a `file` are, and `{given[0]}` has none; "
+                "take `labels` out"
             )
         return self
 
@@ -512,7 +522,13 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
         caches.append(cache.model_copy(update={"path": full}))
     blueprints = config.selection.blueprints
     if blueprints is not None:
+        from mofal.campaign.blueprints import read_blueprints
+
         blueprints = found(blueprints, "selection.blueprints")
+        try:
+            read_blueprints(blueprints)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: selection.blueprints: {error}") from None
     return config.model_copy(
         update={
             "systems": systems,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mofal.campaign import plan, stages
+from mofal.campaign.blueprints import complaints
 from mofal.campaign.config import CampaignConfig, load_config, parse_config
 from mofal.campaign.display import Display
 from mofal.campaign.dryrun import unfit_cores
@@ -103,6 +104,9 @@ class Campaign:
             else:
                 write_config(self.site.root, self.config)
             display = Display(self.site, progress or _silent)
+            if self.config.selection.blueprints is not None:
+                for line in complaints(self.config.selection.blueprints):
+                    display.line(line)
             steps = self.site.steps()
             left = plan.unfinished(steps, self.site.exists)
             if not left:

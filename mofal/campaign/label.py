@@ -6,6 +6,7 @@ task per label, records addressed by content, the labelled file at the end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,30 +15,59 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mofal.errors import ConfigError, StructureError
+from mofal.errors import ConfigError, MofalError, StructureError
 from mofal.schedule.settings import ScheduleSettings
 from mofal.schedule.task import Task
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from mofal.reference import LabelCache
+
+HOLD_FORCES = (".extxyz", ".xyz", ".traj", ".db", ".json")
+"""Endings of files that keep what a label is."""
+
 Say = Callable[[str], None]
 
 
 def label_record(
-    group: str, index: int, reference: str, records: str, attempts: int
+    group: str,
+    index: int,
+    reference: str,
+    records: str,
+    attempts: int,
+    caches: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Label one structure of a group; the record is on disk when this returns."""
     from mofal.data import open_group, select
-    from mofal.reference import LabelCache, label_one
+    from mofal.reference import label_one
 
     attempt = label_one(
         select(open_group(group), index).load(),
         reference,
-        directory=LabelCache(records),
+        directory=open_cache(records, caches),
         attempts=attempts,
     )
     return {"status": attempt.status, "reason": attempt.reason}
+
+
+def open_cache(records: str | os.PathLike[str], caches: Sequence[str] = ()) -> LabelCache:
+    """Open label records, with shared caches behind them: ``PATH``, or ``PATH:rw``.
+
+    Raises
+    ------
+    ConfigError
+        A shared cache is no directory.
+    """
+    from mofal.reference import LabelCache
+
+    shared: list[str | LabelCache] = []
+    for text in caches:
+        path = text.removesuffix(":rw")
+        if not Path(path).is_dir():
+            raise ConfigError(f"--cache {path} is no directory; a new one is made by: mkdir {path}")
+        shared.append(LabelCache(path) if text.endswith(":rw") else path)
+    return LabelCache(records, shared=shared)
 
 
 def label_structures(
@@ -47,9 +77,12 @@ def label_structures(
     directory: str | os.PathLike[str],
     schedule: ScheduleSettings | None = None,
     retry_failed: bool = False,
+    caches: Sequence[str] = (),
     say: Say = print,
 ) -> list[Any]:
     """Label structures durably over any workers; started again, it goes on where it was.
+
+    One command at a time works on a directory of records; a second one is refused.
 
     Parameters
     ----------
@@ -62,6 +95,8 @@ def label_structures(
         Where the labels run; default: one process per core of this machine.
     retry_failed : bool
         Try labels that failed before once more.
+    caches : sequence of str
+        Label caches shared with others: ``PATH`` (read only) or ``PATH:rw`` (given the new labels).
     say : callable
         Takes lines of progress.
 
@@ -71,41 +106,47 @@ def label_structures(
         One per structure, in order.
     """
     from mofal.data import hash_json, write_group
-    from mofal.reference import LabelCache, get_reference
+    from mofal.reference import get_reference
     from mofal.reference.cache import record_key
-    from mofal.schedule import Pools
+    from mofal.schedule import CampaignLock, Pools
 
     n = structures.sizes["structure"]
     specs = [references] * n if isinstance(references, str) else list(references)
     levels = {spec: get_reference(spec).level_hash for spec in dict.fromkeys(specs)}
     place = Path(directory)
-    cache = LabelCache(place)
+    cache = open_cache(place, caches)
     ids = [str(s) for s in structures["structure_id"].values]
     group = place / "structures" / f"{hash_json(ids)}.zarr"
-    write_group(structures, group)
-    tasks: dict[str, Task] = {}
     n_atoms = structures["n_atoms"].values
-    for k, (identity, spec) in enumerate(zip(ids, specs)):
-        known = cache.attempts(identity, levels[spec])
-        if any(a.converged for a in known) or (known and not retry_failed):
-            continue
-        key = record_key(identity, levels[spec])
-        kwargs = {
-            "group": str(group.absolute()),
-            "index": k,
-            "reference": spec,
-            "records": str(place.absolute()),
-            "attempts": len(known) + 1,
-        }
-        tasks.setdefault(key, Task("label", key, label_record, kwargs, cost=float(n_atoms[k]) ** 3))
-    if tasks:
-        say(f"{n} structures, {len(tasks)} labels to make with {', '.join(levels)}")
-        with Pools.from_settings(
-            schedule or ScheduleSettings(), directory=place, progress=say
-        ) as pools:
-            _follow(pools, list(tasks.values()), cache, structures, specs, say)
-    else:
-        say(f"{n} structures, every label is there already")
+    with CampaignLock(place):
+        write_group(structures, group)
+        tasks: dict[str, Task] = {}
+        for k, (identity, spec) in enumerate(zip(ids, specs)):
+            known = cache.attempts(identity, levels[spec])
+            for made in known:
+                cache.share(made)  # one whose command was killed before its label was copied
+            if any(a.converged for a in known) or (known and not retry_failed):
+                continue
+            key = record_key(identity, levels[spec])
+            kwargs = {
+                "group": str(group.absolute()),
+                "index": k,
+                "reference": spec,
+                "records": str(place.absolute()),
+                "attempts": len(known) + 1,
+                "caches": [absolute(c) for c in caches],
+            }
+            cost = float(n_atoms[k]) ** 3
+            tasks.setdefault(key, Task("label", key, label_record, kwargs, cost=cost))
+        if tasks:
+            say(f"{n} structures, {len(tasks)} labels to make with {', '.join(levels)}")
+            with Pools.from_settings(
+                schedule or ScheduleSettings(), directory=place, progress=say
+            ) as pools:
+                _follow(pools, list(tasks.values()), cache, structures, specs, say)
+        else:
+            say(f"{n} structures, every label is there already")
+        shutil.rmtree(place / "scratch", ignore_errors=True)
     out = []
     for identity, spec in zip(ids, specs):
         attempt = cache.get(identity, levels[spec])
@@ -113,6 +154,12 @@ def label_structures(
             raise StructureError(f"the label of structure {identity} was lost; run the same again")
         out.append(attempt)
     return out
+
+
+def absolute(cache: str) -> str:
+    """``PATH`` or ``PATH:rw`` of a shared cache, from the root of the file system."""
+    path = cache.removesuffix(":rw")
+    return str(Path(path).absolute()) + cache[len(path) :]
 
 
 def _follow(
@@ -130,7 +177,8 @@ def _follow(
     from mofal.reference import get_reference
     from mofal.reference.base import begin, fail
 
-    begun, spoke = time.monotonic(), time.monotonic()
+    spoke = time.monotonic()
+    first = 0.0
     failed = 0
     for done, outcome in enumerate(pools.run(tasks), start=1):
         bad = not outcome.ok or outcome.summary.get("status") != "converged"
@@ -143,28 +191,55 @@ def _follow(
             reason = outcome.reason or outcome.summary.get("reason", "")
             say(f"structure {outcome.task.kwargs['index']} failed: {reason}")
         now = time.monotonic()
+        first = first or now
         if now - spoke > 5 or done == len(tasks):
             spoke = now
-            left = (now - begun) / done * (len(tasks) - done)
-            say(f"{done}/{len(tasks)} done, {failed} failed, about {left:.0f} s left")
+            line = f"{done}/{len(tasks)} done, {failed} failed"
+            if 1 < done < len(tasks):
+                # Counted from the first that ended: workers need a while to start.
+                left = (now - first) / (done - 1) * (len(tasks) - done)
+                end = time.strftime("%H:%M", time.localtime(time.time() + left))
+                line += f", about {left:.0f} s left" + (f" (until {end})" if left > 300 else "")
+            say(line)
 
 
-def local_schedule(workers: int | None, references: Sequence[str] = ()) -> ScheduleSettings:
-    """So many processes of this machine; default: as many as its cores allow.
+def local_schedule(
+    workers: int | None, references: Sequence[str] = (), structures: xr.Dataset | None = None
+) -> ScheduleSettings:
+    """So many processes of this machine; default: as many as its cores and its memory allow.
 
     A label takes as many cores as its reference has ranks and threads, and its worker is idle
-    meanwhile.
+    meanwhile. Memory counts where the reference estimates it (GPAW): a job alone may have all of
+    it, so several side by side must fit together.
     """
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers is {workers}, expected at least 1")
     if workers is None and references:
         from mofal.reference import get_reference
+        from mofal.reference.gpaw_memory import machine_memory_bytes
         from mofal.schedule.settings import cpu_count
 
         methods = [get_reference(spec) for spec in references]
         cores = max(getattr(m, "ranks", 1) * getattr(m, "threads", 1) for m in methods)
         workers = max(1, cpu_count() // cores)
+        if workers > 1 and structures is not None:
+            largest = max(_largest_job(m, structures) for m in methods)
+            if largest > 0:
+                workers = max(1, min(workers, int(machine_memory_bytes() / 1e9 / largest)))
     return ScheduleSettings(workers=workers)
+
+
+def _largest_job(method: Any, structures: xr.Dataset) -> float:
+    """Estimated memory of the largest label, GB; 0 where the reference does not say."""
+    from mofal.data import to_atoms
+
+    if not hasattr(method, "cost"):
+        return 0.0
+    found = [0.0]
+    for k in np.argsort(structures["n_atoms"].values)[-20:].tolist():
+        with contextlib.suppress(MofalError):  # what cannot be labelled is said by its attempt
+            found.append(float(method.cost(to_atoms(structures, k)).memory_GB))
+    return max(found)
 
 
 def check_seed(seed: int) -> None:
@@ -179,6 +254,7 @@ def label_file(
     reference: str,
     output: str | None = None,
     records: str | None = None,
+    caches: Sequence[str] = (),
     workers: int | None = None,
     schedule: str | None = None,
     retry_failed: bool = False,
@@ -196,11 +272,22 @@ def label_file(
     from mofal.reference import gather, get_reference
 
     method = get_reference(reference)
+    if Path(path).is_dir():
+        raise ConfigError(f"{path} is a directory; expected a file of structures")
     structures = unlabelled(read(path))
     target = Path(output) if output else Path(f"{path}.labelled.extxyz")
     if not target.parent.is_dir():
         raise ConfigError(f"{target.parent} is no directory; make it first: mkdir {target.parent}")
-    settings = load_config(schedule).schedule if schedule else local_schedule(workers, [reference])
+    if target.suffix.lower() not in HOLD_FORCES:
+        raise ConfigError(
+            f"-o {target}: a file of that kind holds no energies and forces; expected "
+            + ", ".join(HOLD_FORCES)
+        )
+    settings = (
+        load_config(schedule).schedule
+        if schedule
+        else local_schedule(workers, [reference], structures)
+    )
     place = Path(records) if records else Path(f"{path}.labels")
     attempts = label_structures(
         structures,
@@ -208,11 +295,11 @@ def label_file(
         directory=place,
         schedule=settings,
         retry_failed=retry_failed,
+        caches=caches,
         say=say,
     )
     labels = gather(structures, attempts, reference=method, cache=place / "isolated-atoms")
     write(labels, target)
-    shutil.rmtree(place / "scratch", ignore_errors=True)
     failed = [k for k, a in enumerate(attempts) if not a.converged]
     say(f"wrote {target}: {len(attempts) - len(failed)} labels at level {method.level_hash}")
     for k in failed:

@@ -7,12 +7,13 @@ levels (references, potentials), a table per level, and a verdict.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from mofal.campaign.blueprints import MOST_SHELLS, write_blueprints
 from mofal.campaign.judgement import defect_atoms
 from mofal.campaign.label import check_seed, label_structures, local_schedule
 from mofal.campaign.noise import read_noise_floor
@@ -22,16 +23,16 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Say = Callable[[str], None]
+_TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 Forces: TypeAlias = "tuple[xr.Dataset | None, np.ndarray, tuple[np.ndarray, str]]"
 """Labelled parents (None where that failed), forces in clusters, their cost and its unit."""
-
-MOST_SHELLS = 4
 
 
 def match(
     system: str,
     *,
     cell: str = "conventional",
+    rule: str = "carboxylate",
     references: Sequence[str],
     potentials: Sequence[str] = (),
     frames: int = 3,
@@ -42,6 +43,9 @@ def match(
     directory: str | os.PathLike[str] = "match",
     workers: int | None = None,
     seed: int = 0,
+    unpaired: Mapping[str, int] | None = None,
+    retry_failed: bool = False,
+    caches: Sequence[str] = (),
     say: Say = print,
 ) -> int:
     """Compare forces in clusters with those in their parent; say which cluster is good.
@@ -49,13 +53,17 @@ def match(
     Parameters
     ----------
     system : str
-        Name of a framework, or a structure file.
+        Name of a framework, or a structure file. Where the file holds several structures, they are
+        the frames.
     cell : str
         Of a framework by name.
+    rule : str
+        Rule that cuts the framework into blocks.
     references, potentials : sequence of str
         Levels: specifications of references, directories of models.
     frames : int
-        Perturbed frames (600 K) to average over.
+        Frames to average over: perturbed ones (600 K), or so many of the file's, evenly chosen.
+        0: the structure alone, as it is.
     shells : sequence of int
         Whole shells of blocks around the core to try; half of the first shell is tried too.
     core : str, optional
@@ -72,6 +80,12 @@ def match(
         Processes; default: one per core.
     seed : int
         Of the frames.
+    unpaired : mapping, optional
+        Unpaired electrons per atom of open-shell elements.
+    retry_failed : bool
+        Try labels that failed before once more.
+    caches : sequence of str
+        Shared label caches, see `label_structures`.
 
     Returns
     -------
@@ -80,29 +94,22 @@ def match(
     """
     from mofal.clusters import candidates, cut_candidates
     from mofal.data import write_json
-    from mofal.dynamics import sample_harmonic
 
     place = Path(directory)
-    floors = _examine(references, potentials, frames, shells, tolerance_meV, noise, place)
+    floors = _examine(references, potentials, frames, shells, tolerance_meV, noise, place, say)
     check_seed(seed)
     local_schedule(workers)
-    structure, blocks = _system(system, cell)
+    structure, blocks = _system(system, cell, rule)
     _check_elements(structure, potentials)
     chosen = _core(blocks, core)
     name = str(structure["system"].values[0])
-    parents = sample_harmonic(
-        structure,
-        n=frames,
-        seed=(seed, 7),
-        bonds=blocks["bond_atom"].values,
-        shifts=blocks["bond_shift"].values,
-    )
-    parents["system"] = ("structure", np.array([name] * frames, np.dtypes.StringDType()))
+    parents = _frames(system, structure, blocks, frames, seed, say)
+    n_frames = parents.sizes["structure"]
     focus = np.intersect1d(defect_atoms(blocks), _atoms_of(blocks, chosen))
     plans = candidates(
         blocks, chosen, shells=shells, partial=1 in shells, focus=focus if len(focus) else None
     )
-    clusters, refused = cut_candidates(parents, plans, blocks)
+    clusters, refused = cut_candidates(parents, plans, blocks, unpaired=unpaired)
     for why in sorted({str(r) for r in refused["reason"].values}):
         say(f"refused: {why}")
     if not clusters.sizes["structure"]:
@@ -110,23 +117,24 @@ def match(
     say(
         f"{name}: core {blocks['formula'].values[chosen]}, "
         f"{plans.sizes['blueprint']} candidates, "
-        f"{frames} frames of {int(structure.n_atoms[0])} atoms"
+        f"{n_frames} frame{'s' if n_frames > 1 else ''} of {int(structure.n_atoms[0])} atoms"
     )
     ok = True
     results: dict[str, Any] = {}
-    for level in [*references, *potentials]:
+    levels = [*references, *potentials]
+    for level, short in zip(levels, short_names(levels)):
         forces = (
-            _reference_forces(level, parents, clusters, place, workers, say)
+            _reference_forces(level, parents, clusters, place, workers, retry_failed, caches, say)
             if level in references
             else _potential_forces(level, parents, clusters)
         )
         result = _compare(
-            level, parents, clusters, forces, focus, tolerance_meV, floors.get(level), place, say
+            level, short, clusters, forces, focus, tolerance_meV, floors.get(level), place, say
         )
         results[level] = result
         ok = ok and bool(result["verdict"]["passed"])
     write_json(results, place / "match.json")
-    _write_blueprints(place / "blueprints.json", blocks, chosen, plans, results)
+    write_blueprints(place / "blueprints.json", blocks, chosen, plans, results)
     say(f"for the campaign file: selection: {{blueprints: {place / 'blueprints.json'}}}")
     return 0 if ok else 1
 
@@ -139,14 +147,17 @@ def _examine(
     tolerance_meV: float,
     noise: str | os.PathLike[str] | None,
     place: Path,
+    say: Say,
 ) -> dict[str, float]:
     """Refuse what cannot work before anything is paid for; noise floors (meV/Å) by level."""
     from mofal.reference import get_reference
 
     if not references and not potentials:
         raise ConfigError("no level to compare at; give --reference or --potential")
-    if frames < 1:
-        raise ConfigError(f"--frames is {frames}, expected at least 1")
+    if frames < 0:
+        raise ConfigError(
+            f"--frames is {frames}, expected at least 1 (or 0: the structure as it is)"
+        )
     if not shells or min(shells) < 0 or max(shells) > MOST_SHELLS:
         given = " ".join(map(str, shells))
         raise ConfigError(f"--shells is {given}, expected numbers from 0 to {MOST_SHELLS}")
@@ -159,15 +170,23 @@ def _examine(
 
         for level in potentials:
             load(level)
+    if tolerance_meV < 1:
+        say(f"--tolerance is {tolerance_meV:g} meV/Å; 0.1 eV/Å would be --tolerance 100")
     floors: dict[str, float] = {}
     measured = None if noise is None else read_noise_floor(noise)
-    for level in references:
-        preset = getattr(get_reference(level), "preset", None)
-        if measured is not None:
-            floors[level] = measured
-        elif preset is not None:
+    methods = {level: get_reference(level) for level in references}
+    for level, method in methods.items():
+        stated = getattr(method, "stated_noise", None)
+        if measured is not None and method.level_hash == measured[1]:
+            floors[level] = measured[0]
+        elif stated is not None:
             # A preset states the RMSE between two labels; each has its part of it.
-            floors[level] = 1000 * preset.noise_rmse / 2**0.5
+            floors[level] = 1000 * stated / 2**0.5
+    if measured is not None and measured[1] not in {m.level_hash for m in methods.values()}:
+        raise ConfigError(
+            f"--noise {noise} was measured with {measured[2]}, another level than "
+            f"{', '.join(references) or 'that of a potential'}; measure it with: mofal noise"
+        )
     return floors
 
 
@@ -189,17 +208,81 @@ def _check_elements(structure: xr.Dataset, potentials: Sequence[str]) -> None:
             )
 
 
-def _system(system: str, cell: str) -> tuple[xr.Dataset, xr.Dataset]:
+def _system(system: str, cell: str, rule: str) -> tuple[xr.Dataset, xr.Dataset]:
     from mofal.campaign.config import SystemSettings
     from mofal.campaign.seeding import make_system
+    from mofal.data.text import read_atoms
+    from mofal.frameworks import find_blocks, read_framework, rule_names
 
+    if rule not in rule_names():
+        raise ConfigError(f"--rule is {rule}; known: {', '.join(sorted(rule_names()))}")
     if Path(system).is_file():
-        return make_system(Path(system).stem, SystemSettings(file=Path(system)))
+        if Path(system).suffix.lower() not in (".cif", ".mcif") and len(read_atoms(system)) > 1:
+            structure = read_framework(system, index=0, rule=rule)
+            return structure, find_blocks(structure, rule=rule)
+        return make_system(Path(system).stem, SystemSettings(file=Path(system), rule=rule))
     if Path(system).suffix or len(Path(system).parts) > 1:
         raise ConfigError(
             f"{system} does not exist; expected a structure file, or a name from: mofal build list"
         )
-    return make_system(system, SystemSettings(build=system, cell=cell))  # type: ignore[arg-type]
+    settings = SystemSettings(build=system, cell=cell, rule=rule)  # type: ignore[arg-type]
+    return make_system(system, settings)
+
+
+def _frames(
+    system: str, structure: xr.Dataset, blocks: xr.Dataset, n: int, seed: int, say: Say
+) -> xr.Dataset:
+    """Parents: the frames of a file that holds several, else perturbed ones, else the structure."""
+    from mofal.clusters import check_bonds
+    from mofal.data import read, select
+    from mofal.dynamics import sample_harmonic
+
+    name = str(structure["system"].values[0])
+    held = None if not Path(system).is_file() else read(system, system=name)
+    if held is None or held.sizes["structure"] == 1:
+        if n == 0:
+            return structure
+        parents = sample_harmonic(
+            structure,
+            n=n,
+            seed=(seed, 7),
+            bonds=blocks["bond_atom"].values,
+            shifts=blocks["bond_shift"].values,
+        )
+        return parents.assign(system=("structure", np.array([name] * n, _TEXT)))
+    there = held.sizes["structure"]
+    chosen = np.unique(np.linspace(0, there - 1, min(n or 1, there)).round().astype(int))
+    size = int(structure["n_atoms"].values[0])
+    for k in chosen.tolist():
+        frame = select(held, [k])
+        if frame.sizes["atom"] != size or (frame.numbers.values != structure.numbers.values).any():
+            raise StructureError(
+                f"{system}, structure {k}: other atoms, or in another order, than structure 0; "
+                "force matching takes frames of one system"
+            )
+    if "charge" in held and held["charge"].values[chosen].any():
+        raise StructureError(f"{system} holds a charged cell; force matching takes neutral frames")
+    say(f"frames of {system}: " + ", ".join(map(str, chosen.tolist())) + f" of {there}")
+    parents = select(held, chosen)[
+        [
+            "numbers",
+            "positions",
+            "cell",
+            "pbc",
+            "n_atoms",
+            "system",
+            "structure_index",
+            "structure_id",
+        ]
+    ]
+    parents.attrs = {}
+    checked = check_bonds(parents, {name: blocks})
+    for k, reason in zip(chosen.tolist(), (str(r) for r in checked["reason"].values)):
+        if reason:
+            raise StructureError(
+                f"{system}, structure {k}: {reason}; leave out frames whose bonds are broken"
+            )
+    return parents
 
 
 def _core(blocks: xr.Dataset, formula: str | None) -> int:
@@ -228,28 +311,43 @@ def _reference_forces(
     clusters: xr.Dataset,
     place: Path,
     workers: int | None,
+    retry_failed: bool,
+    caches: Sequence[str],
     say: Say,
 ) -> Forces:
-    """Forces in parents and clusters, and wall times; parents None where their labels failed."""
+    """Forces in parents and clusters, and wall times; parents None where all of them failed."""
     from mofal.data import concat
 
     core_of = ["numbers", "positions", "cell", "pbc", "n_atoms", "structure_index"]
-    keep = [*core_of, "structure_id", "system", "parent"]
+    keep = [*core_of, "structure_id", "system", "parent", "charge"]
+    n = parents.sizes["structure"]
+    neutral = parents.assign(
+        parent=("structure", np.array([""] * n, _TEXT)),
+        charge=("structure", np.zeros(n, np.int32)),
+    )
+    structures = concat([neutral[keep], clusters[keep]])
     attempts = label_structures(
-        concat([parents[keep], clusters[keep]]),
+        structures,
         level,
         directory=place / "labels",
-        schedule=local_schedule(workers, [level]),
+        schedule=local_schedule(workers, [level], structures),
+        retry_failed=retry_failed,
+        caches=caches,
         say=say,
     )
-    n = parents.sizes["structure"]
-    good = all(a.converged for a in attempts[:n])
-    if not good:
-        bad = next(a for a in attempts[:n] if not a.converged)
-        say(f"parents could not be labelled with {level}: {bad.status}: {bad.reason}")
-        say("clusters are compared with the largest of them instead")
+    bad = [a for a in attempts[:n] if not a.converged]
+    if bad:
+        say(
+            f"{len(bad)} of {n} parents have no label with {level} "
+            f"({bad[0].status}: {bad[0].reason})"
+        )
+        say(
+            "their frames are left out; try them again with --retry-failed"
+            if len(bad) < n
+            else "clusters are compared with the largest of them instead"
+        )
     forces = np.concatenate([a.forces for a in attempts[:n]])
-    labelled = parents.assign(forces=(("atom", "xyz"), forces)) if good else None
+    labelled = parents.assign(forces=(("atom", "xyz"), forces)) if len(bad) < n else None
     times = np.array([a.wall_time_s for a in attempts[n:]])
     return labelled, np.concatenate([a.forces for a in attempts[n:]]), (times, "s")
 
@@ -266,7 +364,7 @@ def _potential_forces(level: str, parents: xr.Dataset, clusters: xr.Dataset) -> 
 
 def _compare(
     level: str,
-    parents: xr.Dataset,
+    short: str,
     clusters: xr.Dataset,
     forces: Forces,
     focus: np.ndarray,
@@ -295,8 +393,11 @@ def _compare(
     head = f"{'candidate':<22}{'atoms':>6}{'core':>8}"
     head += (f"{metal:>8}" if metal else "") + (f"{'formate':>9}" if groups else "")
     unit = str(table["cost"].attrs.get("units", unit))
-    say(head + f"{'all':>8}{f'cost, {unit}':>14}")
+    frames = table["n_frames"].values
+    uneven = len(set(frames.tolist()) - {0}) > 1
+    say(head + f"{'all':>8}{f'cost, {unit}':>14}" + ("  frames" if uneven else ""))
     rows = []
+    distances = [float(d) for d in table["distance"].values]
     for k, name in enumerate(str(c) for c in table["candidate"].values):
         row: dict[str, Any] = {
             "candidate": name,
@@ -305,7 +406,10 @@ def _compare(
             "core": 1000 * float(table["rmse_core"][k]),
             "all": 1000 * float(table["rmse_all"][k]),
             "cost": float(table["cost"][k]),
+            "n_frames": int(frames[k]),
             "larger_than_parent": bool(table["larger_than_parent"][k]),
+            "distance_A": distances,
+            "distance": [1000 * float(v) for v in table["rmse_distance"].values[k]],
             "elements": {
                 s: 1000 * float(table["rmse_element"][k, j]) for j, s in enumerate(symbols)
             },
@@ -316,16 +420,22 @@ def _compare(
         line = f"{name:<22}{row['n_atoms']:>6}{row['core']:>8.0f}"
         line += f"{row['elements'][metal]:>8.0f}" if metal else ""
         line += f"{row['formate']:>9.0f}" if groups else ""
-        flag = "  (larger than its parent)" if row["larger_than_parent"] else ""
-        say(line + f"{row['all']:>8.0f}{row['cost']:>14.3g}{flag}")
+        line += f"{row['all']:>8.0f}{row['cost']:>14.3g}" + (f"{frames[k]:>8d}" if uneven else "")
+        say(line + ("  (larger than its parent)" if row["larger_than_parent"] else ""))
+    width = 22
+    say(f"{'Å from the nearest cap':<{width}}" + "".join(f"{d:>7.1f}" for d in distances))
+    for row in rows:
+        if any(v == v for v in row["distance"]):
+            cells = (f"{v:>7.0f}" if v == v else f"{'':>7}" for v in row["distance"])
+            say(f"{row['candidate']:<{width}}" + "".join(cells))
     say(f"verdict: {found.text}")
     place.mkdir(parents=True, exist_ok=True)
-    stem = place / f"match-{_slug(level)}"
-    plot_by_distance(table, tolerance_meV, Path(level).name, Path(f"{stem}.png"))
-    plot_on_structure(table, clusters, Path(level).name, Path(f"{stem}-atoms.png"))
+    stem = place / f"match-{_slug(short)}"
+    plot_by_distance(table, tolerance_meV, short, Path(f"{stem}.png"))
+    plot_on_structure(table, clusters, short, Path(f"{stem}-atoms.png"))
     write_structures(table, clusters, Path(f"{stem}.extxyz"))
     say(f"plots: {stem}.png, {stem}-atoms.png; per atom: {stem}.extxyz")
-    return {"rows": _finite(rows), "verdict": found.to_dict()}
+    return {"rows": _finite(rows), "verdict": _finite(found.to_dict())}
 
 
 def _finite(content: Any) -> Any:
@@ -337,32 +447,20 @@ def _finite(content: Any) -> Any:
     return None if isinstance(content, float) and content != content else content
 
 
+def short_names(levels: Sequence[str]) -> list[str]:
+    """Specifications as they are, paths by the fewest last parts that tell them apart."""
+    out = []
+    for level in levels:
+        # Only what is a path: a specification may hold one in its options.
+        parts = Path(level).absolute().parts if Path(level).exists() else (level,)
+        n = 1
+        while n < len(parts) and any(
+            other != level and Path(other).absolute().parts[-n:] == parts[-n:] for other in levels
+        ):
+            n += 1
+        out.append("/".join(parts[-n:]))
+    return out
+
+
 def _slug(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in Path(text).name).strip("-")
-
-
-def _write_blueprints(
-    path: Path, blocks: xr.Dataset, core: int, plans: xr.Dataset, results: dict[str, Any]
-) -> None:
-    """Write the verdict as a campaign reads it (`selection.blueprints`): shells by kind of core.
-
-    What every level accepts, so the largest of the chosen whole shells; a kind whose verdicts
-    chose a partial mantle takes the whole shell that contains it.
-    """
-    from mofal.data import read_json, write_json
-
-    names = [str(n) for n in plans["name"].values]
-    wanted = []
-    for result in results.values():
-        depth = int(plans["shells"].values[names.index(result["verdict"]["candidate"])])
-        wanted.append(depth if depth >= 0 else 1)
-    entry = {
-        "formula": str(blocks["formula"].values[core]),
-        "shells": max(wanted),
-        "passed": all(r["verdict"]["passed"] for r in results.values()),
-        "verdicts": {level: r["verdict"] for level, r in results.items()},
-    }
-    # Kinds of core that were matched in this directory before keep what was found for them.
-    before = read_json(path).get("blueprints", {}) if path.is_file() else {}
-    kind = str(blocks["kind_hash"].values[core])
-    write_json({"blueprints": {**before, kind: _finite(entry)}}, path)
+    return "".join(c if c.isalnum() else "-" for c in text).strip("-")

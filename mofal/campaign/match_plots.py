@@ -21,7 +21,12 @@ def _pyplot() -> Any:
 
 
 def plot_by_distance(table: xr.Dataset, tolerance_meV: float, level: str, path: Path) -> None:
-    """Force difference against the distance to the nearest cut bond, one line per candidate."""
+    """Force difference against the distance to the nearest cap, one line per candidate.
+
+    A cap stands, along each cut bond, for the atom that was cut off.
+    """
+    from mofal.clusters.blueprints import CORE, MANTLE
+
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(6.4, 4.0), constrained_layout=True)
     candidate = table["candidate_index"].values
@@ -32,22 +37,26 @@ def plot_by_distance(table: xr.Dataset, tolerance_meV: float, level: str, path: 
         axes.plot(
             table["distance"].values[good], values[good], "o-", color=colours[k], label=name, ms=4
         )
-        mine = candidate == k
-        axes.plot(
-            table["cut_distance"].values[mine],
-            1000 * table["rmse"].values[mine],
-            ".",
-            color=colours[k],
-            alpha=0.35,
-            ms=4,
-        )
+        for region, marker in ((CORE, "o"), (MANTLE, "x")):
+            mine = (candidate == k) & (table["region"].values == region)
+            axes.plot(
+                table["cut_distance"].values[mine],
+                1000 * table["rmse"].values[mine],
+                marker,
+                color=colours[k],
+                alpha=0.4,
+                ms=3,
+                mfc="none",
+            )
     axes.axhline(tolerance_meV, color="0.4", ls="--", lw=1, label="tolerance (core)")
     axes.set(
-        xlabel="distance to the nearest cut bond (Å)",
+        xlabel="distance to the nearest cap (Å)",
         ylabel="RMSE of forces (meV/Å)",
         yscale="log",
         title=f"Cluster against parent, {level}",
     )
+    axes.plot([], [], "o", color="0.4", ms=3, mfc="none", label="an atom of the core")
+    axes.plot([], [], "x", color="0.4", ms=3, label="an atom of the mantle")
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,8 @@ def noise(
     directory: str | os.PathLike[str] = "noise",
     workers: int | None = None,
     seed: int = 0,
+    retry_failed: bool = False,
+    caches: Sequence[str] = (),
     say: Say = print,
 ) -> int:
     """Label shifted, turned and regridded copies of structures; print the floor per factor.
@@ -46,6 +49,10 @@ def noise(
         Processes; default: as many as the cores allow.
     seed : int
         Of shifts, rotations and spacings.
+    retry_failed : bool
+        Try labels that failed before once more.
+    caches : sequence of str
+        Shared label caches, see `label_structures`.
 
     Returns
     -------
@@ -76,18 +83,23 @@ def noise(
         variants,
         variant_specs(variants, reference),
         directory=place,
-        schedule=local_schedule(workers, [reference]),
+        schedule=local_schedule(workers, [reference], structures),
+        retry_failed=retry_failed,
+        caches=caches,
         say=say,
     )
     labelled = variants.assign(forces=(("atom", "xyz"), forces_of(attempts)))
     failed = sum(not a.converged for a in attempts)
     if failed:
-        say(f"{failed} of {len(attempts)} labels failed and are left out")
+        say(
+            f"{failed} of {len(attempts)} labels failed and are left out; try them again with "
+            "--retry-failed"
+        )
     floor = noise_floor(labelled)
     say("")
     say(f"noise floor of {reference}, meV/Å (standard deviation about the per-atom mean)")
     say(f"{'factor':<12}{'floor':>9}{'pair RMSE':>12}{'largest':>10}{'repeats':>9}")
-    table = {}
+    table: dict[str, Any] = {}
     for k, factor in enumerate(str(f) for f in floor["factor"].values):
         row = {
             "floor": 1000 * float(floor["floor"][k]),
@@ -102,17 +114,22 @@ def noise(
         )
     quadrature = 1000 * float(floor.attrs.get("quadrature", np.nan))
     if np.isfinite(quadrature):
-        say(f"shift, rotation and grid added in variance: {quadrature:.2f}")
+        say(f"{floor.attrs['quadrature_of']} added in variance: {quadrature:.2f}")
         table["quadrature"] = {"floor": quadrature}
+    rows = {k: {n: None if v != v else v for n, v in r.items()} for k, r in table.items()}
     write_json(
-        {k: {n: None if v != v else v for n, v in r.items()} for k, r in table.items()},
-        place / "noise.json",
+        {"reference": method.spec, "level_hash": method.level_hash, **rows}, place / "noise.json"
     )
     return 1 if failed else 0
 
 
-def read_noise_floor(path: str | os.PathLike[str]) -> float:
-    """Noise floor of a table that `noise` left: combined, else the sum in variance; meV/Å.
+def read_noise_floor(path: str | os.PathLike[str]) -> tuple[float, str, str]:
+    """Noise floor of a table that `noise` left: combined, else the sum in variance.
+
+    Returns
+    -------
+    floor, level_hash, reference
+        In meV/Å; the level that it was measured at, and its specification.
 
     Raises
     ------
@@ -125,11 +142,12 @@ def read_noise_floor(path: str | os.PathLike[str]) -> float:
     if not file.is_file():
         raise ConfigError(f"--noise {file} does not exist; make it: mofal noise structures.extxyz")
     content = read_json(file)
-    for name in ("combined", "quadrature"):
-        row = content.get(name) if isinstance(content, dict) else None
+    content = content if isinstance(content, dict) else {}
+    for name in ("combined", "quadrature", "shift"):
+        row = content.get(name)
         floor = row.get("floor") if isinstance(row, dict) else None
-        if isinstance(floor, int | float):
-            return float(floor)
+        if isinstance(floor, int | float) and "level_hash" in content:
+            return float(floor), str(content["level_hash"]), str(content.get("reference"))
     raise ConfigError(
         f"--noise {file} holds no noise floor; expected the noise.json of mofal noise"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +11,13 @@ import numpy as np
 from mofal.campaign import plan
 from mofal.campaign.config import CampaignConfig, SystemSettings, completed, differences
 from mofal.campaign.site import CONFIG, FACTS, ISOLATED, Site, write_config
-from mofal.errors import CampaignError, ConfigError
+from mofal.errors import CampaignError, ConfigError, DataError, ReferenceError, StructureError
 
 if TYPE_CHECKING:
     import xarray as xr
+    from ase import Atoms
+
+    from mofal.reference import Reference
 
 _TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 
@@ -165,21 +169,122 @@ def check_ranking(name: str) -> None:
 
 
 # ---------------------------------------------------------------------------------- seed data
-def read_seed_file(config: CampaignConfig, reference: Any) -> xr.Dataset:
-    """Given seed data: labelled at the reference's level, or structures still to be labelled."""
-    from mofal.data import read
+def read_seed_file(config: CampaignConfig, reference: Reference) -> xr.Dataset:
+    """Given seed data: labelled at the reference's level, or structures still to be labelled.
+
+    Labels whose level of theory nobody states are refused, and so is a file that has labels for
+    some structures only: a group of the campaign is labelled as a whole or not at all.
+
+    Parameters
+    ----------
+    config : CampaignConfig
+        With `seed_data.file`; its `labels` say how labels in the file are taken.
+    reference : Reference
+        The campaign's.
+
+    Returns
+    -------
+    Dataset
+        Of kind ``labels`` or ``structures``.
+
+    Raises
+    ------
+    ConfigError
+        Labels that are not of the reference's level, do not say their level, or are not whole; or
+        an element that the reference cannot do.
+    StructureError
+        The file cannot be read.
+    """
+    from mofal.data.text import read_atoms
     from mofal.reference import import_labels
 
-    assert config.seed_data.file is not None
-    ds = read(config.seed_data.file)
-    if "energy" in ds and np.isfinite(ds["energy"].values).all():
-        return import_labels(config.seed_data.file, level=reference)
-    return ds.drop_vars(["energy", "forces", "stress", "status"], errors="ignore")
+    file, stated = config.seed_data.file, config.seed_data.labels
+    assert file is not None  # who calls has looked
+    anew = "to have all its structures labelled anew, write `labels: ignore` under seed_data"
+    frames = read_atoms(file)
+    labels = [_results(frame) for frame in frames]
+    if stated == "ignore" or (stated is None and not any(labels)):
+        return _unlabelled(frames, file)
+    faults: dict[str, list[int]] = {}
+    for k, (frame, found) in enumerate(zip(frames, labels)):
+        for name, shape in (("energy", ()), ("forces", (len(frame), 3))):
+            fault = _fault(found.get(name), shape)
+            if fault:
+                faults.setdefault(f"{name} {fault}", []).append(k)
+    if faults:
+        shown = "; ".join(f"{fault} in {_listed(ks)}" for fault, ks in faults.items())
+        raise ConfigError(
+            f"{file} is not labelled as a whole: {shown} (counted from 0, there are "
+            f"{len(frames)}); take what lacks labels out of the file, or, {anew}"
+        )
+    silent = [k for k, frame in enumerate(frames) if "level_hash" not in frame.info]
+    if stated is None and silent:
+        raise ConfigError(
+            f"{file} holds labels that do not say their level of theory (in {_listed(silent)}); "
+            f"if they were made with reference {config.reference.name}, write "
+            f"`labels: reference` under seed_data; {anew}"
+        )
+    try:
+        return import_labels(file, level=reference)
+    except (DataError, StructureError) as error:
+        raise ConfigError(f"{error}; {anew}") from None
+    except ReferenceError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+_LABELS = (
+    *("energy", "forces", "stress", "status", "reason", "wall_time"),
+    *("level_of_theory", "level_hash", "isolated_atom_energies"),
+)
+
+
+def _results(frame: Atoms) -> dict[str, Any]:
+    """Energy and forces that came with a structure, wherever ASE's reader has put them."""
+    found = {"energy": frame.info.get("energy"), "forces": frame.arrays.get("forces")}
+    results = getattr(frame.calc, "results", {})
+    found.update({k: results[k] for k in found if results.get(k) is not None})
+    return {k: v for k, v in found.items() if v is not None}
+
+
+def _fault(value: Any, shape: tuple[int, ...]) -> str:
+    """What is wrong with an energy or with forces; "" where nothing is."""
+    if value is None:
+        return "missing"
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        return "not a number"
+    # Looked at here, since NumPy would spread one number per atom over x, y and z.
+    if numbers.shape != shape:
+        return "of a foreign shape"
+    return "" if np.isfinite(numbers).all() else "NaN or infinite"
+
+
+def _listed(indices: list[int]) -> str:
+    some = ", ".join(map(str, indices[:5]))
+    more = f", ... ({len(indices)} of them)" if len(indices) > 5 else ""
+    return f"structure{'s' if len(indices) > 1 else ''} {some}{more}"
+
+
+def _unlabelled(frames: list[Atoms], file: Path) -> xr.Dataset:
+    """Structures alone; whatever stood in the labels is not looked at."""
+    from mofal.data import from_atoms
+
+    for frame in frames:
+        frame.calc = None
+        for name in _LABELS:
+            frame.info.pop(name, None)
+            frame.arrays.pop(name, None)
+    try:
+        return from_atoms(frames, system=[str(f.info.get("system", file.stem)) for f in frames])
+    except DataError as error:
+        raise StructureError(f"{file}: {error}") from None
 
 
 def seed_structures(site: Site) -> xr.Dataset:
     """Structures of the seed data, labelled or not."""
-    from mofal.campaign.tasks import perturb, shells_of
+    from mofal.campaign.blueprints import shells_of, weighted
+    from mofal.campaign.tasks import perturb
     from mofal.clusters import cut, random_cores
     from mofal.data import concat
 
@@ -204,6 +309,7 @@ def seed_structures(site: Site) -> xr.Dataset:
             seed=site.integer_seed("seed-clusters", name),
         )
         clusters, _ = cut(frames, blocks, cores, shells=shells_of(site, blocks))
+        clusters = weighted(site, clusters, blocks)
         parts.append(clusters)
     return concat(parts)
 

@@ -38,6 +38,7 @@ COMMON = (
     "parent",
     "region",
     "parent_atom",
+    "force_weight",
     "charge",
     "n_electrons",
     "energy",

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mofal.campaign import plan
+from mofal.campaign.blueprints import shells_of, weighted
 from mofal.campaign.site import COMMON, Site
 
 if TYPE_CHECKING:
@@ -294,28 +295,10 @@ def select_clusters(root: str, cycle: int, system: str) -> Summary:
     )
     reasons = [str(r) for r in refused["reason"].values]
     clusters["cycle"] = ("structure", np.full(clusters.sizes["structure"], cycle, np.int64))
+    clusters = weighted(site, clusters, blocks)
     write_json(reasons, site.path(plan.place(cycle, system, "refused.json")))
     write_group(clusters, site.path(plan.place(cycle, system, "clusters.zarr")))
     return {"clusters": clusters.sizes["structure"], "refused": len(reasons)}
-
-
-def shells_of(site: Site, blocks: Mapping[str, xr.Dataset]) -> dict[str, np.ndarray]:
-    """Shells of the cluster around each block, by system: what force matching found for its kind
-    (`selection.blueprints`), else the campaign's."""
-    settings = site.config.selection
-    known: dict[str, Any] = {}
-    if settings.blueprints is not None:
-        from mofal.data import read_json
-
-        known = read_json(settings.blueprints).get("blueprints", {})
-    out = {}
-    for system, ds in blocks.items():
-        depth = np.full(ds.sizes["block"], settings.shells)
-        for k, kind in enumerate(str(h) for h in ds["kind_hash"].values):
-            if kind in known:
-                depth[k] = int(known[kind]["shells"])
-        out[system] = depth
-    return out
 
 
 # ---------------------------------------------------------------------------------- judging

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mofal.clusters.cutting import cut
     from mofal.clusters.extraction import extract
     from mofal.clusters.frames import check_bonds
-    from mofal.clusters.match import Verdict, compare_forces, verdict
+    from mofal.clusters.match import Verdict, compare_forces, match_weights, verdict
     from mofal.clusters.proposals import candidates, cut_candidates
     from mofal.clusters.rankings import check_ranking, get_ranking, ranking_names
     from mofal.clusters.selection import random_cores, rank, select
@@ -23,7 +23,7 @@ _NAMES = {
     "cutting": ("cut",),
     "extraction": ("extract",),
     "frames": ("check_bonds",),
-    "match": ("Verdict", "compare_forces", "verdict"),
+    "match": ("Verdict", "compare_forces", "match_weights", "verdict"),
     "proposals": ("candidates", "cut_candidates"),
     "rankings": ("check_ranking", "get_ranking", "ranking_names"),
     "selection": ("random_cores", "rank", "select"),
@@ -40,6 +40,7 @@ __all__ = [
     "cut_candidates",
     "extract",
     "get_ranking",
+    "match_weights",
     "random_cores",
     "rank",
     "ranking_names",

@@ -218,7 +218,9 @@ def _match(
         where = np.asarray(clusters["positions"].values[span])
         caps = where[region == TERMINATION]
         distance += cKDTree(caps).query(where)[0] if len(caps) else np.inf
-    wall = clusters["wall_time"].values[rows] if "wall_time" in clusters else np.array([np.nan])
+    # What failed, perhaps at once, says nothing of what a label costs.
+    paid = [k for k in rows if np.isfinite(forces[start[k] : start[k + 1]]).all()]
+    wall = clusters["wall_time"].values[paid] if "wall_time" in clusters else np.array([np.nan])
     limit = target.n_atoms(clusters, rows[0])
     return _Matched(
         name=name,
@@ -383,9 +385,11 @@ class Verdict:
 
     Attributes
     ----------
-    candidate : name of the cheapest one that passes, or of the best where none does
+    candidate : name of the cheapest one that passes; where none does, of the best, which is the
+        largest where the parent has no forces
     passed : whether it passes
-    rmse_core_meV, tolerance_meV : root mean square force difference on core atoms, meV/Å
+    rmse_core_meV, tolerance_meV : root mean square force difference on core atoms, meV/Å; where the
+        largest is named, that of the best of the others
     noise_floor_meV : of the reference, meV/Å, None where it is not known
     larger_than_parent : whether the chosen one has more atoms than its parent
     compared_with : ``"parent"`` or the name of the largest candidate
@@ -436,31 +440,37 @@ def verdict(
         )
     passing = [k for k in known.tolist() if rmse[k] <= tolerance_meV]
     order = sorted(passing, key=lambda k: (larger[k], cost[k], names[k]))
-    chosen = order[0] if order else int(known[rmse[known].argmin()])
+    best = order[0] if order else int(known[rmse[known].argmin()])
     unit = str(table["cost"].attrs.get("units", ""))
     what = "its parent" if target == "parent" else f"the largest candidate, {target}"
     text = (
-        f"{names[chosen]} is the cheapest that passes"
+        f"{names[best]} is the cheapest that passes"
         if order
-        else f"none closes within {tolerance_meV:.0f} meV/Å; the best is {names[chosen]}"
+        else f"none closes within {tolerance_meV:.3g} meV/Å; the best is {names[best]}"
     )
+    n_frames = int(table["n_frames"].values[best])
     text += (
-        f": {rmse[chosen]:.0f} meV/Å on core atoms against {what} over "
-        f"{int(table['n_frames'].values[chosen])} frames (tolerance {tolerance_meV:.0f}), "
-        f"{int(table['n_atoms'].values[chosen])} atoms, cost {cost[chosen]:.4g} {unit}."
+        f": {rmse[best]:.3g} meV/Å on core atoms against {what} over {n_frames} "
+        f"frame{'s' if n_frames > 1 else ''} (tolerance {tolerance_meV:.3g}), "
+        f"{int(table['n_atoms'].values[best])} atoms, cost {cost[best]:.4g} {unit}."
     )
+    chosen = best
+    if not order and target != "parent":
+        # Nothing says how good the largest is, but the others are worse.
+        chosen = names.index(target)
+        text += f" Take {target}: nothing better is known."
     if noise_floor is not None:
         pair = float(np.sqrt(2.0)) * noise_floor
-        text += f" Two noisy labels differ by {pair:.0f} meV/Å (noise floor {noise_floor:.0f})"
-        text += ": no candidate can do better." if rmse[chosen] <= 1.2 * pair else "."
+        text += f" Two noisy labels differ by {pair:.3g} meV/Å (noise floor {noise_floor:.3g})"
+        text += ": no more than that is seen here." if rmse[best] <= 1.2 * pair else "."
     if larger[chosen]:
         text += " It is larger than its parent: think of labelling the parent itself."
     if target != "parent":
-        text += " The parent was too large to be labelled: this is convergence, not agreement."
+        text += " The parent has no forces at this level: this is convergence, not agreement."
     return Verdict(
         candidate=names[chosen],
         passed=bool(order),
-        rmse_core_meV=float(rmse[chosen]),
+        rmse_core_meV=float(rmse[best]),
         tolerance_meV=float(tolerance_meV),
         noise_floor_meV=None if noise_floor is None else float(noise_floor),
         larger_than_parent=bool(larger[chosen]),

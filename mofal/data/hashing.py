@@ -62,15 +62,21 @@ def _text(array: np.ndarray) -> bytes:
 
 
 def structure_hash(
-    numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    pbc: np.ndarray,
+    charge: float = 0,
 ) -> str:
-    """Identity of one structure: elements, positions (Å), cell (Å) and periodicity, exactly.
+    """Identity of one structure: elements, positions (Å), cell (Å), periodicity, charge, exactly.
 
     Negative zeros count as zeros, so that writing to a text file and back keeps the identity.
+    A charge (e) counts where it is not zero: an ion is another structure than the neutral one.
     """
     return hash_arrays(
         np.asarray(numbers, np.int32),
         np.asarray(positions, np.float64) + 0.0,
         np.asarray(cell, np.float64) + 0.0,
         np.asarray(pbc, np.bool_),
+        *([np.asarray(charge, np.float64)] if charge else []),
     )

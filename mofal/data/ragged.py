@@ -191,7 +191,7 @@ def make_structures(
         "pbc": (("structure", "cell_vector"), periodic),
         "n_atoms": ("structure", count),
         "structure_index": ("atom", np.repeat(np.arange(n), count)),
-        "structure_id": ("structure", _hashes(z, xyz, lattice, periodic, count)),
+        "structure_id": ("structure", np.full(n, "", TEXT)),
         "system": ("structure", _text(system, n)),
         "parent": ("structure", _text(parent, n)),
     }
@@ -208,7 +208,10 @@ def make_structures(
                 f"{length} along {spec.dims[0]}"
             )
         variables[name] = (spec.dims, data)
-    return validate(describe(xr.Dataset(variables)), "structures")
+    out = xr.Dataset(variables)
+    if "structure_id" not in more:
+        out["structure_id"] = ("structure", structure_ids(out))
+    return validate(describe(out), "structures")
 
 
 def _cast(name: str, value: Any) -> np.ndarray:
@@ -243,22 +246,20 @@ def _text(value: str | Iterable[str], n: int) -> np.ndarray:
     return np.array(values, TEXT)
 
 
-def _hashes(
-    z: np.ndarray, xyz: np.ndarray, lattice: np.ndarray, periodic: np.ndarray, count: np.ndarray
-) -> np.ndarray:
-    ids = [
-        structure_hash(z[a:b], xyz[a:b], lattice[i], periodic[i])
-        for i, (a, b) in enumerate(pairwise(offsets(count)))
-    ]
-    return np.array(ids, TEXT)
-
-
 def structure_ids(ds: xr.Dataset) -> np.ndarray:
     """Identity of each structure, computed from what it is now: shape (structure,), text.
 
     Reads lazy variables. `structure_id` of a sound Dataset is equal to this.
     """
-    return _hashes(*(ds[v].values for v in ("numbers", "positions", "cell", "pbc", "n_atoms")))
+    z, xyz, lattice, periodic, count = (
+        ds[v].values for v in ("numbers", "positions", "cell", "pbc", "n_atoms")
+    )
+    charge = ds["charge"].values if "charge" in ds else np.zeros(len(count))
+    ids = [
+        structure_hash(z[a:b], xyz[a:b], lattice[i], periodic[i], charge[i])
+        for i, (a, b) in enumerate(pairwise(offsets(count)))
+    ]
+    return np.array(ids, TEXT)
 
 
 def atom_slice(ds: xr.Dataset, i: int) -> slice:

@@ -76,7 +76,10 @@ VARIABLES: dict[str, Variable] = {
     "n_atoms": Variable(("structure",), "int64", "1", "number of atoms of the structure"),
     "structure_index": Variable(("atom",), "int64", "1", "structure that the atom belongs to"),
     "structure_id": Variable(
-        ("structure",), "str", "", "hash of numbers, positions, cell and periodicity"
+        ("structure",),
+        "str",
+        "",
+        "hash of numbers, positions, cell, periodicity and a charge that is not zero",
     ),
     "system": Variable(("structure",), "str", "", "name of the system it is a frame or a part of"),
     "parent": Variable(

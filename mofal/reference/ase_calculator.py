@@ -30,6 +30,7 @@ from mofal.reference.base import (
     tail,
     why_not,
 )
+from mofal.reference.options import energies, flag, number, whole_number
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -69,6 +70,9 @@ class AseReference:
     fresh : bool
         Make a new calculator for each structure: for those that start from what they found last,
         so that a label would depend on which one came before it.
+    partly_periodic : bool
+        Whether the calculator knows structures that are periodic along some directions only; they
+        are refused otherwise.
     """
 
     def __init__(
@@ -84,22 +88,22 @@ class AseReference:
         isolated: bool = False,
         isolated_atom_energies: Mapping[str, float] | None = None,
         fresh: bool = False,
+        partly_periodic: bool = True,
     ) -> None:
         self._fresh = fresh
-        if not (isinstance(threads, int) and threads >= 1):
-            raise ReferenceError(f"threads = {threads!r}; expected a whole number from 1 up")
-        if time_limit_s is not None and not time_limit_s > 0:
-            raise ReferenceError(f"time_limit_s = {time_limit_s!r}; expected seconds above zero")
+        self._partly_periodic = partly_periodic
+        if time_limit_s is not None:
+            time_limit_s = number(name, "time_limit_s", time_limit_s)
         self._make = make_calculator
         self._packages = tuple(packages)
-        self._given_atoms = dict(isolated_atom_energies or {})
+        self._given_atoms = energies(name, "isolated_atom_energies", isolated_atom_energies or {})
         # One calculator per thread: the threads of a worker label side by side.
         self._local = threading.local()
         self.name = name
         self.spec = spec
-        self.threads = threads
+        self.threads = whole_number(name, "threads", threads)
         self.time_limit_s = time_limit_s
-        self.isolated = bool(isolated)
+        self.isolated = flag(name, "isolated", isolated)
         self.level_of_theory: dict[str, Any] = dict(level_of_theory)
         self.level_hash = hash_level(self.level_of_theory)
 
@@ -136,7 +140,7 @@ class AseReference:
         from mofal.reference.child import calculate_in_child
 
         attempt = begin(self, atoms)
-        reason = why_not(atoms)
+        reason = why_not(atoms, partly_periodic=self._partly_periodic)
         if reason:
             return fail(attempt, "inconsistent", reason)
         return calculate_in_child(
@@ -146,7 +150,7 @@ class AseReference:
     def calculate_here(self, atoms: Atoms) -> Attempt:
         """Label one structure in this process, without limits; see `calculate`."""
         attempt = begin(self, atoms)
-        reason = why_not(atoms)
+        reason = why_not(atoms, partly_periodic=self._partly_periodic)
         if reason:
             return fail(attempt, "inconsistent", reason)
         start = time.perf_counter()

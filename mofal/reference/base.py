@@ -155,8 +155,9 @@ def hash_level(level_of_theory: Mapping[str, Any]) -> str:
 
 
 def structure_id_of(atoms: Atoms) -> str:
-    """Content hash of one structure, the same that structures Datasets carry."""
-    return structure_hash(atoms.numbers, atoms.positions, atoms.cell[:], atoms.pbc)
+    """Content hash of one structure (its charge included), as structures Datasets carry it."""
+    charge = atoms.info.get("charge") or 0
+    return structure_hash(atoms.numbers, atoms.positions, atoms.cell[:], atoms.pbc, charge)
 
 
 def bare(atoms: Atoms) -> Atoms:
@@ -286,8 +287,11 @@ def finish(
     )
 
 
-def why_not(atoms: Atoms) -> str:
-    """Return why no reference should start on this structure, or an empty string."""
+def why_not(atoms: Atoms, *, partly_periodic: bool = True) -> str:
+    """Return why no reference should start on this structure, or an empty string.
+
+    Without `partly_periodic`, one that is periodic along some directions only is refused as well.
+    """
     if len(atoms) == 0:
         return "there are no atoms in it"
     if not np.isfinite(atoms.positions).all():
@@ -296,6 +300,8 @@ def why_not(atoms: Atoms) -> str:
         return "the cell is not finite"
     if atoms.pbc.any() and np.linalg.norm(atoms.cell[:], axis=1)[atoms.pbc].min() < 1e-6:
         return "a periodic direction has no cell vector"
+    if not partly_periodic and 0 < int(atoms.pbc.sum()) < 3:
+        return "it is periodic along some directions only; expected all or none"
     charge = atoms.info.get("charge", 0)
     if charge:
         return f"it carries the charge {charge}; references label neutral structures"

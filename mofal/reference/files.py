@@ -48,8 +48,10 @@ def _write_temporary(file: Path, content: bytes) -> Path:
             out.flush()
             os.fsync(out.fileno())
         temporary.chmod(0o644)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # a write that fails does not say where
+            raise OSError(error.errno, error.strerror, str(file)) from error
         raise
     return temporary
 

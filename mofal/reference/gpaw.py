@@ -48,6 +48,7 @@ from mofal.reference.gpaw_memory import (
     machine_memory_bytes,
     read_paw_atom,
 )
+from mofal.reference.options import check_known, flag, number, whole_number
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -157,31 +158,25 @@ class GpawReference:
         python: str | None = None,
         keep: bool = False,
     ) -> None:
-        _check_preset(preset)
-        for what, value in (
-            ("ranks", ranks),
-            ("threads", threads),
-            ("max_iterations", max_iterations),
-        ):
-            if not (isinstance(value, int) and value >= 1):
-                raise ReferenceError(f"{what} = {value!r}; expected a whole number from 1 up")
-        for what, limit in (("time_limit_s", time_limit_s), ("memory_limit_GB", memory_limit_GB)):
-            if limit is not None and not limit > 0:
-                raise ReferenceError(f"{what} = {limit!r}; expected a number above zero")
-        if not (isinstance(max_retries, int) and max_retries >= 0):
-            raise ReferenceError(f"max_retries = {max_retries!r}; expected 0 or more")
+        _check_preset(preset, name)
+        if time_limit_s is not None:
+            time_limit_s = number(name, "time_limit_s", time_limit_s)
+        if memory_limit_GB is not None:
+            memory_limit_GB = number(name, "memory_limit_GB", memory_limit_GB)
+        if launcher is not None:
+            _check_launcher(launcher, name)
         self.preset = preset
         self.name = name
         self.spec = spec
-        self.ranks = ranks
-        self.threads = threads
+        self.ranks = whole_number(name, "ranks", ranks)
+        self.threads = whole_number(name, "threads", threads)
         self.time_limit_s = time_limit_s
         self.memory_limit_GB = memory_limit_GB
-        self.max_iterations = max_iterations
-        self.max_retries = max_retries
+        self.max_iterations = whole_number(name, "max_iterations", max_iterations)
+        self.max_retries = whole_number(name, "max_retries", max_retries, least=0)
         self.launcher = launcher
         self.python = python or sys.executable
-        self.keep = keep
+        self.keep = flag(name, "keep", keep)
 
     def __repr__(self) -> str:
         return f"GpawReference({self.spec!r}, ranks={self.ranks})"
@@ -226,6 +221,14 @@ class GpawReference:
             "energy_zero": "the program's reference atoms",
             "units": "Å, eV",
         }
+
+    @property
+    def stated_noise(self) -> float | None:
+        """RMSE between two labels that the preset states, eV/Å; None at any other level.
+
+        Besides the preset only the PAW data make the level; ranks and limits are no part of either.
+        """
+        return self.preset.noise_rmse if self.preset in PRESETS.values() else None
 
     @cached_property
     def level_hash(self) -> str:
@@ -297,14 +300,19 @@ class GpawReference:
         Parameters
         ----------
         atoms : ase.Atoms
-            A cluster (periodic nowhere) or a crystal (periodic everywhere).
+            A cluster (periodic nowhere) or a crystal (periodic everywhere), with an even number of
+            electrons.
         directory : path
             Where the calculation makes its own directory, removed afterwards unless `keep`.
         """
         attempt = begin(self, atoms)
-        reason = why_not(atoms)
-        if not reason and 0 < int(atoms.pbc.sum()) < 3:
-            reason = "it is periodic along some directions only; expected all or none"
+        reason = why_not(atoms, partly_periodic=False)
+        electrons = int(atoms.numbers.sum())
+        if not reason and electrons % 2:
+            reason = (
+                f"it has {electrons} electrons; an odd number needs spin polarisation, "
+                "which this level does not have"
+            )
         if reason:
             return fail(attempt, "inconsistent", reason)
         missing = self._missing_elements(atoms)
@@ -479,9 +487,6 @@ def gpaw_reference(
     variant: str = "paper",
     *,
     spec: str = "",
-    h: float | None = None,
-    vacuum: float | None = None,
-    poisson_extension: float | None = None,
     **options: Any,
 ) -> GpawReference:
     """Make a GPAW reference: ``gpaw:paper``, ``gpaw:coarse?ranks=2&time_limit_s=3600``.
@@ -490,37 +495,28 @@ def gpaw_reference(
     ----------
     variant : str
         A preset: `paper`, `coarse` or `lcao`.
-    h, vacuum, poisson_extension : float, optional
-        Å; another value than the preset's is another level of theory.
     **options
-        See `GpawReference`.
+        `h`, `vacuum` and `poisson_extension` in Å, where another value than the preset's is another
+        level of theory; the others see `GpawReference`.
 
     Raises
     ------
     DependencyError
         GPAW, MPI or D3 is not installed.
     ReferenceError
-        No such preset or option.
+        No such preset or option, or a value that cannot be meant.
     """
     variant = variant or "paper"
     if variant not in PRESETS:
         raise ReferenceError(f"gpaw:{variant} is no preset; there are {', '.join(PRESETS)}")
-    changed = {
-        key: float(value)
-        for key, value in (
-            ("h", h),
-            ("vacuum", vacuum),
-            ("poisson_extension", poisson_extension),
-        )
-        if value is not None
-    }
+    name = f"gpaw:{variant}"
     known = [p for p in inspect.signature(GpawReference).parameters if p not in _SET_BY_NAME]
-    unknown = [key for key in options if key not in known]
-    if unknown:
-        raise ReferenceError(
-            f"gpaw:{variant} has no option {', '.join(map(repr, unknown))}; "
-            f"there are h, vacuum, poisson_extension, {', '.join(known)}"
-        )
+    check_known(name, options, [*_OF_THE_LEVEL, *known])
+    changed = {
+        key: number(name, key, options.pop(key), zero=key == "poisson_extension")
+        for key in _OF_THE_LEVEL
+        if key in options
+    }
     if options.get("python") is None:
         absent = [m for m in ("gpaw", "dftd3", "gpaw_data") if find_spec(m) is None]
         if absent:
@@ -529,25 +525,41 @@ def gpaw_reference(
         raise DependencyError(f"gpaw:{variant} needs mpirun; type: {INSTALL}")
     return GpawReference(
         replace(PRESETS[variant], **changed),  # type: ignore[arg-type]
-        name=f"gpaw:{variant}",
-        spec=spec or f"gpaw:{variant}",
+        name=name,
+        spec=spec or name,
         **options,
     )
 
 
 # What the specification itself gives.
 _SET_BY_NAME = frozenset({"preset", "name", "spec"})
+_OF_THE_LEVEL = ("h", "vacuum", "poisson_extension")
 
 
-def _check_preset(preset: Preset) -> None:
+def _check_preset(preset: Preset, name: str) -> None:
     if preset.mode not in ("fd", "lcao"):
-        raise ReferenceError(f"mode {preset.mode!r}; expected 'fd' or 'lcao'")
+        raise ReferenceError(f"{name}: mode {preset.mode!r}; expected 'fd' or 'lcao'")
     if not 0.05 <= preset.h <= 0.5:
-        raise ReferenceError(f"h = {preset.h} Å; expected a grid spacing from 0.05 to 0.5 Å")
+        raise ReferenceError(
+            f"{name}: h = {preset.h} Å; expected a grid spacing from 0.05 to 0.5 Å"
+        )
     if not (preset.vacuum > 0 and preset.poisson_extension >= 0):
         raise ReferenceError(
-            f"vacuum = {preset.vacuum} Å, poisson_extension = {preset.poisson_extension} Å; "
-            "expected above zero, and zero or more"
+            f"{name}: vacuum = {preset.vacuum} Å, "
+            f"poisson_extension = {preset.poisson_extension} Å; expected above zero, and zero or "
+            "more"
+        )
+
+
+def _check_launcher(launcher: Any, name: str) -> None:
+    try:
+        one, two = (shlex.split(launcher.format(ranks=ranks)) for ranks in (1, 2))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        one = two = []  # no text, another placeholder, or a quotation mark that is not closed
+    if one == two:
+        raise ReferenceError(
+            f"{name}: launcher = {launcher!r}; expected a command line with {{ranks}} in it and no "
+            "other placeholder, e.g. 'srun -n {ranks}'"
         )
 
 

@@ -86,10 +86,13 @@ def noise_variants(
         the grid of a crystal turns with its cell), ``"grid"`` (another spacing) and
         ``"combined"`` (all that apply at once).
     repeats : int
-        Variants per structure and factor, beside the structure itself.
+        Variants per structure and factor, beside the structure itself. A crystal has no more
+        variants on other grids than its cell allows grids near its own: two labels on one grid
+        are no independent repeats. Where there is none, "grid" is left out and "combined" is
+        without it. More repeats keep the earlier variants as they are.
     grid_change : float
         Largest relative change of the spacing. A crystal takes the grids that its cell allows next
-        to its own, up to 15 %.
+        to its own, each once, up to 15 %.
     seed : int
 
     Returns
@@ -110,12 +113,13 @@ def noise_variants(
     made: list[tuple[Atoms, int, str, np.ndarray, float]] = [
         (atoms, i, "", np.eye(3), np.nan) for i, atoms in enumerate(originals)
     ]
-    children = np.random.SeedSequence(seed).spawn(len(originals))
-    for i, (atoms, child) in enumerate(zip(originals, children, strict=True)):
-        rng = np.random.default_rng(child)
-        spacings = _spacings(atoms, spacing, repeats, grid_change, rng)
+    for i, atoms in enumerate(originals):
+        # Both factors with other grids share them: each is a level of theory of its own.
+        on_grids = [_generator(seed, i, "grid", k) for k in range(repeats)]
+        spacings = _spacings(atoms, spacing, grid_change, on_grids)
         for factor in factors:
             for k in range(repeats):
+                rng = _generator(seed, i, factor, k)
                 variant = _vary(atoms, factor, k, spacing, spacings, rng)
                 if variant is not None:
                     made.append((variant[0], i, factor, variant[1], variant[2]))
@@ -126,6 +130,12 @@ def noise_variants(
         rotation=(("structure", "row", "column"), np.array([m[3] for m in made])),
         spacing=("structure", np.array([m[4] for m in made], float), {"units": "Å"}),
     )
+
+
+def _generator(seed: int, structure: int, factor: str, k: int) -> np.random.Generator:
+    """One of its own for each variant, so that none depends on how many others there are."""
+    key = (structure, FACTORS.index(factor), k)
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def _vary(
@@ -140,7 +150,7 @@ def _vary(
     rotate = factor in ("rotation", "combined") and finite
     shift = factor in ("shift", "combined")
     grid = factor in ("grid", "combined") and len(spacings) > 0
-    if not (rotate or shift or grid):
+    if not (rotate or shift or grid) or (grid and k >= len(spacings)):
         return None
     work = atoms.copy()
     work.calc = None
@@ -148,20 +158,21 @@ def _vary(
     work.positions = work.positions @ turn.T
     if shift:
         work.positions += rng.uniform(0.0, spacing or 0.5, size=3)
-    return work, turn, spacings[k % len(spacings)] if grid else np.nan
+    return work, turn, spacings[k] if grid else np.nan
 
 
 def _spacings(
     atoms: Atoms,
     spacing: float | None,
-    repeats: int,
     grid_change: float,
-    rng: np.random.Generator,
+    generators: Sequence[np.random.Generator],
 ) -> list[float]:
+    """Other spacings whose grids all differ, one for each generator or as many as there are."""
     if spacing is None:
         return []
     if not atoms.pbc.any():
-        return [float(spacing * (1 + c)) for c in rng.uniform(-grid_change, grid_change, repeats)]
+        changes = [rng.uniform(-grid_change, grid_change) for rng in generators]
+        return [float(spacing * (1 + change)) for change in changes]
     from mofal.reference.gpaw_memory import box_crystal
 
     seen = {box_crystal(atoms.positions, atoms.cell[:], h=spacing).grid_points}
@@ -174,7 +185,7 @@ def _spacings(
             if points not in seen:
                 seen.add(points)
                 found.append(float(other))
-    return found[:repeats]
+    return found[: len(generators)]
 
 
 def variant_specs(variants: xr.Dataset, spec: str) -> list[str]:
@@ -201,9 +212,11 @@ def noise_floor(variants: xr.Dataset) -> xr.Dataset:
     Dataset
         Dims `factor` and `element`; `floor(factor)` in eV/Å (standard deviation about the per-atom
         mean over repeats), `pair_rmse(factor)` (√2 as large), `largest(factor)` (largest deviation
-        of a component from its mean), `repeats(factor)` (how many sets of forces), and
-        `element_floor(factor, element)`. ``attrs["quadrature"]`` is the root of the summed
-        variances of shift, rotation and grid, to compare with the factor "combined".
+        of a component from its mean), `repeats(factor)` (how many sets of forces there were, which
+        may be fewer than asked for), and `element_floor(factor, element)`.
+        ``attrs["quadrature"]`` is the root of the summed variances of the single factors that
+        ``attrs["quadrature_of"]`` names ("shift, rotation, grid"), to compare with the factor
+        "combined"; NaN where there is one alone.
 
     Raises
     ------
@@ -234,7 +247,8 @@ def noise_floor(variants: xr.Dataset) -> xr.Dataset:
             if chosen.any():
                 by_element[row, column] = np.sqrt(variance[chosen].mean())
     unit = {"units": "eV/Å"}
-    single = [f for f, name in zip(floor, names, strict=True) if name != "combined"]
+    single = {name: f for name, f in zip(names, floor, strict=True) if name != "combined"}
+    sum_of_squares = np.sum(np.square(list(single.values())))
     return xr.Dataset(
         {
             "floor": ("factor", np.array(floor), unit),
@@ -247,7 +261,10 @@ def noise_floor(variants: xr.Dataset) -> xr.Dataset:
             "factor": np.array(names, TEXT),
             "element": np.array([chemical_symbols[z] for z in z_all], TEXT),
         },
-        attrs={"quadrature": float(np.sqrt(np.sum(np.square(single))))},
+        attrs={
+            "quadrature": float(np.sqrt(sum_of_squares)) if len(single) > 1 else np.nan,
+            "quadrature_of": ", ".join(single),
+        },
     )
 
 

@@ -53,7 +53,7 @@ def gather(
     Dataset
         The structures with `energy`, `forces`, `stress`, `status`, `reason`, `wall_time`; attrs
         `level_of_theory`, `level_hash`, `isolated_atom_energies`, `versions`. A failed label is
-        NaN with its status.
+        NaN with its status; elements that only failed structures have need no isolated atom.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def gather(
         )
     chosen = [a for a in (found[i] for i in ids) if a is not None]
     return _assemble(
-        structures, chosen, _atoms_of(structures, reference, isolated_atom_energies, cache)
+        structures, chosen, _atoms_of(chosen, reference, isolated_atom_energies, cache)
     )
 
 
@@ -97,7 +97,7 @@ def _choose(attempts: Iterable[Attempt], level: str | None) -> dict[str, Attempt
 
 
 def _atoms_of(
-    structures: xr.Dataset,
+    attempts: Sequence[Attempt],
     reference: Reference | None,
     given: Mapping[str, float] | None,
     cache: str | os.PathLike[str] | None,
@@ -108,7 +108,8 @@ def _atoms_of(
         return None
     from ase.data import chemical_symbols
 
-    elements = [chemical_symbols[z] for z in np.unique(structures["numbers"].values)]
+    there = {z for a in attempts if a.converged for z in a.numbers.tolist()}
+    elements = [chemical_symbols[z] for z in sorted(there)]
     return reference.isolated_atom_energies(elements, cache=cache)
 
 
@@ -262,6 +263,11 @@ def import_labels(
     from mofal.data import read, validate
 
     atoms = dict(isolated_atom_energies) if isolated_atom_energies else None
+    if not isinstance(level, str | Mapping | Reference):
+        raise DataError(
+            f"level = {level!r}; expected the name of the method (level='PBE'), a whole level of "
+            "theory as a mapping, or a reference (get_reference('gfn1-xtb'))"
+        )
     if isinstance(level, str):
         theory: dict[str, Any] = {"method": level}
     elif isinstance(level, Mapping):

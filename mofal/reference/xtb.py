@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from mofal.errors import DependencyError, ReferenceError
 from mofal.reference.ase_calculator import AseReference
+from mofal.reference.options import check_known, number, whole_number
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -16,20 +18,27 @@ if TYPE_CHECKING:
 METHODS = ("GFN1-xTB", "GFN2-xTB")
 
 
-def gfn1_xtb(variant: str = "", **options: Any) -> AseReference:
+def gfn1_xtb(variant: str = "", *, spec: str = "", **options: Any) -> AseReference:
     """GFN1-xTB, the embedded default: ``gfn1-xtb`` or ``gfn1-xtb?accuracy=0.1``.
 
     Grimme, Bannwarth, Shushkov, J. Chem. Theory Comput. 2017, 13, 1989. See `make_xtb`.
     """
-    return make_xtb("GFN1-xTB", variant=variant, **options)
+    return _named("GFN1-xTB", variant, spec, options)
 
 
-def gfn2_xtb(variant: str = "", **options: Any) -> AseReference:
+def gfn2_xtb(variant: str = "", *, spec: str = "", **options: Any) -> AseReference:
     """GFN2-xTB: ``gfn2-xtb``.
 
     Bannwarth, Ehlert, Grimme, J. Chem. Theory Comput. 2019, 15, 1652. See `make_xtb`.
     """
-    return make_xtb("GFN2-xTB", variant=variant, **options)
+    return _named("GFN2-xTB", variant, spec, options)
+
+
+def _named(method: str, variant: str, spec: str, options: Mapping[str, Any]) -> AseReference:
+    given = ("method", "variant", "spec")
+    known = [p for p in inspect.signature(make_xtb).parameters if p not in given]
+    check_known(method.lower(), options, known)
+    return make_xtb(method, variant=variant, spec=spec, **options)
 
 
 def make_xtb(
@@ -74,24 +83,22 @@ def make_xtb(
         raise ReferenceError(f"xTB method {method!r}; expected one of {', '.join(METHODS)}")
     if variant:
         raise ReferenceError(f"{name}:{variant}: there are no presets; options go after {name}?")
-    if not accuracy > 0 or not electronic_temperature_K >= 0 or not max_iterations >= 1:
-        raise ReferenceError(
-            f"{name}: accuracy = {accuracy}, electronic_temperature_K = "
-            f"{electronic_temperature_K}, max_iterations = {max_iterations}; expected above zero"
-        )
+    accuracy = number(name, "accuracy", accuracy)
+    electronic_temperature_K = number(
+        name, "electronic_temperature_K", electronic_temperature_K, zero=True
+    )
+    max_iterations = whole_number(name, "max_iterations", max_iterations)
     if find_spec("tblite") is None:
         raise DependencyError(f"{name} needs tblite; type: pip install 'mofal[xtb]'")
     return AseReference(
-        functools.partial(
-            _calculator, method, float(accuracy), float(electronic_temperature_K), max_iterations
-        ),
+        functools.partial(_calculator, method, accuracy, electronic_temperature_K, max_iterations),
         name=name,
         spec=spec or name,
         level_of_theory={
             "method": method,
             "program": "tblite",
-            "accuracy": float(accuracy),
-            "electronic_temperature_K": float(electronic_temperature_K),
+            "accuracy": accuracy,
+            "electronic_temperature_K": electronic_temperature_K,
             "charge": 0,
             "unpaired_electrons": "electrons modulo two",
             "spin_polarization": None,
@@ -104,6 +111,7 @@ def make_xtb(
         isolated=isolated,
         isolated_atom_energies=isolated_atom_energies,
         fresh=True,
+        partly_periodic=False,  # tblite takes any periodicity for all three directions
     )
 
 

@@ -105,6 +105,8 @@ BAD = [
         {"seed_data": {"perturbed": {"system": "ld", "temperature_K": -600}}},
         "temperature_K is -600",
     ),
+    ({"seed_data": {"file": "x.xyz", "labels": "mine"}}, "seed_data.labels is 'mine'"),
+    ({"seed_data": {"clusters": {}, "labels": "ignore"}}, "and `clusters` has none"),
     ({"exploration": {"temperature_K": -3}}, "exploration.temperature_K is -3"),
     ({"exploration": {"temperature_K": float("nan")}}, "exploration.temperature_K is nan"),
     ({"exploration": {"temperature": 600}}, "did you mean 'temperature_K'"),

@@ -14,7 +14,8 @@ import pytest
 
 from mofal.campaign.label import local_schedule
 from mofal.cli import main
-from mofal.data import read
+from mofal.data import read, to_atoms
+from mofal.reference import get_reference
 from tests.campaign.services import (
     SPRINGS,
     calculated,
@@ -88,7 +89,7 @@ def test_label__workers_killed_driver_stopped_and_killed(
     out = capsys.readouterr().out
     left = int(re.search(rf"{n} structures, (\d+) labels to make", out)[1])  # type: ignore[index]
     assert left <= n - 20
-    assert f"{left}/{left} done, 0 failed, about 0 s left" in out
+    assert f"{left}/{left} done, 0 failed" in out
     assert f"wrote {file}.labelled.extxyz: {n} labels" in out
     check(file, x)
     # Beside the structures only the two isolated atoms were calculated.
@@ -176,7 +177,7 @@ def test_local_schedule__ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) 
 WRONG = [
     (["--workers", "0"], "--workers is 0"),
     (["--schedule", "nofile.yaml"], "nofile.yaml"),
-    (["--reference", "gpaw:paper?rank=2"], "has no option 'rank'; there are h, vacuum"),
+    (["--reference", "gpaw:paper?rank=2"], "did you mean 'ranks'? There are h, vacuum"),
     (["--reference", "gpaw:papr"], "gpaw:papr is no preset; there are paper, coarse, lcao"),
     (["--reference", "ase:no.such:Thing"], "no.such"),
     (["-o", "nodir/x.extxyz"], "make it first: mkdir"),
@@ -202,3 +203,68 @@ def test_label__records_that_are_a_file(tmp_path: Path, capsys: pytest.CaptureFi
     waters(file, 1)
     argv = ["label", str(file), "--records", str(file), "--workers", "1"]
     refuse(argv, "is a file; a label cache is a directory", capsys)
+
+
+@pytest.mark.slow
+def test_label__a_second_command_on_the_same_records_is_refused(
+    plugins: None,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, log = tmp_path / "x.extxyz", tmp_path / "log"
+    waters(file, 6)
+    argv = command(file, f"{SPRINGS}?seconds=1", "--workers", "1")
+    process = start(argv, log)
+    records = Path(f"{file}.labels")
+    wait_for(lambda: (records / "driver.json").exists(), process, log)
+    refuse([*argv, "-o", str(tmp_path / "other.extxyz")], "in use", capsys)
+    assert process.wait(timeout=120) == 0
+    assert len(durable(records)) == 6
+
+
+def test_label__shared_caches(
+    plugins: None,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    counts = tmp_path / "counts"
+    for name in ("counts", "group"):
+        (tmp_path / name).mkdir()
+    spec = f"{SPRINGS}?count_in={counts}"
+    for k, cache in enumerate(("group:rw", "group")):
+        file = tmp_path / f"{k}.extxyz"
+        x = waters(file, 3)
+        assert main(command(file, spec, "--cache", str(tmp_path / cache), "--workers", "1")) == 0
+        check(file, x)
+    labels = durable(tmp_path / "group")
+    assert len(labels) == 3
+    assert [calculated(counts)[a.structure_id] for a in labels] == [1, 1, 1]
+    assert durable(Path(f"{tmp_path}/1.extxyz.labels")) == []
+
+
+def test_label__what_cannot_hold_a_label(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "x.extxyz"
+    waters(file, 1)
+    refuse(["label", str(file), "-o", str(tmp_path / "x.cif")], "holds no energies", capsys)
+    refuse(["label", str(tmp_path)], "is a directory", capsys)
+    refuse(["label", str(file), "--cache", str(tmp_path / "no")], "is no directory", capsys)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.extxyz"]
+
+
+def test_local_schedule__side_by_side_must_fit_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mofal.reference import gpaw_memory
+
+    file = tmp_path / "x.extxyz"
+    waters(file, 2)
+    structures = read(file)
+    reference = get_reference("gpaw:lcao")
+    if reference.paw_data is None:
+        pytest.skip("no PAW data")
+    one = max(reference.cost(a).memory_GB for a in to_atoms(structures))
+    monkeypatch.setattr("mofal.schedule.settings.cpu_count", lambda: 8)
+    for there, workers in ((100.0, 8), (3.5, 3), (0.5, 1)):
+        monkeypatch.setattr(gpaw_memory, "machine_memory_bytes", lambda t=there: t * one * 1e9)
+        assert local_schedule(None, ["gpaw:lcao"], structures).workers == workers

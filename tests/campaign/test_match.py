@@ -9,8 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from mofal.campaign.blueprints import complaints, weighted
+from mofal.campaign.config import parse_config
+from mofal.campaign.match import short_names
+from mofal.campaign.site import Site
 from mofal.cli import main
+from mofal.reference import get_reference
+from tests.campaign.conftest import SMALL
 from tests.campaign.services import (
     PAIRS,
     SPRINGS,
@@ -136,7 +143,8 @@ def test_match__tables_are_those_of_an_independent_comparison(
 def test_match__quantum_mechanics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "match"
     noise = tmp_path / "noise.json"
-    noise.write_text(json.dumps({"shift": {"floor": 3.0}, "combined": {"floor": 25.0}}))
+    level = {"reference": "gfn1-xtb", "level_hash": get_reference("gfn1-xtb").level_hash}
+    noise.write_text(json.dumps({**level, "shift": {"floor": 3.0}, "combined": {"floor": 25.0}}))
     argv = ["--frames", "1", "--shells", "0", "--noise", str(noise)]
     status, found = match(place, "--reference", "gfn1-xtb", *argv)
     [small] = check(place, "gfn1-xtb", frames=1)
@@ -181,7 +189,7 @@ def test_match__parent_too_large_for_the_reference(
     place = tmp_path / "match"
     status, found = match(place, "--reference", level, "--frames", "1", "--tolerance", "30")
     out = capsys.readouterr().out
-    assert "parents could not be labelled" in out
+    assert "1 of 1 parents have no label" in out
     assert "out_of_memory" in out
     said = found[level]["verdict"]
     assert said["compared_with"] == "shells=1"
@@ -189,8 +197,142 @@ def test_match__parent_too_large_for_the_reference(
     # The largest is the measure, not a candidate.
     rows = {r["candidate"]: r for r in found[level]["rows"]}
     assert rows["shells=1"]["core"] is None
-    assert said["candidate"] != "shells=1"
+    # Where nothing passes it is the best that is known.
+    assert (said["candidate"] != "shells=1") == said["passed"]
     assert status == (0 if said["passed"] else 1)
+
+
+@pytest.mark.slow
+def test_match__the_frames_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrapped frames of somebody's dynamics; the comparison by geometry alone is the judge."""
+    from ase.io import read, write
+
+    frames = perturbed(5)
+    for atoms in frames:
+        atoms.wrap()
+    file, place = tmp_path / "md.extxyz", tmp_path / "match"
+    write(file, frames)
+    argv = ["match", str(file), "--reference", PAIRS, "--directory", str(place)]
+    main([*argv, "--frames", "2"])
+    assert "frames of" in capsys.readouterr().out
+    check(place, PAIRS, frames=2)
+    parents = [a for a in durable(place / "labels") if a.pbc.all()]
+    for k in (0, 4):
+        assert any(np.allclose(p.positions, frames[k].positions, atol=1e-7) for p in parents)
+    # One frame as it is; and frames that are not of one system.
+    write(tmp_path / "one.extxyz", frames[3])
+    argv = ["match", str(tmp_path / "one.extxyz"), "--reference", PAIRS, "--shells", "0"]
+    main([*argv, "--directory", str(tmp_path / "one"), "--frames", "0"])
+    (parent,) = (a for a in durable(tmp_path / "one" / "labels") if a.pbc.all())
+    np.testing.assert_allclose(parent.positions, read(tmp_path / "one.extxyz").positions)
+    write(file, [frames[0], frames[1][:-1]])
+    refuse(["match", str(file), "--reference", PAIRS], "structure 1: other atoms", capsys)
+
+
+@pytest.mark.slow
+def test_match__a_parent_that_fails_costs_its_frame_only(
+    plugins: None,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from ase.io import write
+
+    frames = perturbed(3)
+    file, place = tmp_path / "md.extxyz", tmp_path / "match"
+    write(file, frames)
+    where = sorted(float(a.positions[0, 0]) for a in frames)
+    level = f"ase:faulty_calculators:FiniteOrLucky?below={(where[1] + where[2]) / 2}"
+    argv = ["match", str(file), "--reference", level, "--directory", str(place), "--shells", "0"]
+    assert main(argv) == 1
+    out = capsys.readouterr().out
+    assert "1 of 3 parents have no label" in out
+    assert "--retry-failed" in out
+    said = json.loads((place / "match.json").read_text())[level]
+    assert said["verdict"]["compared_with"] == "parent"
+    assert said["rows"][0]["n_frames"] == 2
+    labels = len(durable(place / "labels"))
+    main([*argv, "--retry-failed"])
+    assert len(durable(place / "labels")) == labels + 1
+
+
+def perturbed(n: int) -> list[Any]:
+    """Frames of the primitive cell of S_ld."""
+    from mofal.data import to_atoms
+    from mofal.dynamics import sample_harmonic
+    from mofal.frameworks import build
+
+    return to_atoms(sample_harmonic(build("S_ld", cell="primitive"), n=n, seed=5))
+
+
+def test_short_names__tell_levels_apart(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    a, b = (str(tmp_path / name / "model") for name in ("a", "b"))
+    assert short_names(["gfn1-xtb", a, b]) == ["gfn1-xtb", "a/model", "b/model"]
+    assert short_names([a]) == ["model"]
+
+
+def test_blueprints__wrong_files_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "table.json"
+    content = {**SMALL, "selection": {"blueprints": str(table)}}
+    file = tmp_path / "campaign.yaml"
+    file.write_text(yaml.safe_dump(content))
+    for text, message in (
+        ('{"a": 1}', "holds no table `blueprints`"),
+        ('{"blueprints": {"k": {"shells": 9}}}', "shells of kind k is 9"),
+        ("[]", "holds no table"),
+        ("{", "is damaged"),
+    ):
+        table.write_text(text)
+        refuse(["run", str(file), "--dry-run"], message, capsys)
+    table.write_text('{"blueprints": {"k": {"shells": 1, "passed": false, "formula": "Zr6"}}}')
+    assert complaints(table) == [
+        "no cluster around Zr6 was within the tolerance of mofal match; the best, 1 shells, is used"
+    ]
+
+
+def test_weighted__as_forces_matched_by_distance(tmp_path: Path) -> None:
+    """The weights of a campaign's clusters are 1 / (1 + (RMSE / 100)²) at each distance."""
+    from scipy.spatial.distance import cdist
+
+    from mofal.clusters import cut, random_cores
+    from mofal.frameworks import build, find_blocks
+
+    ds = build("S_ld", cell="primitive")
+    blocks = {"S_ld": find_blocks(ds)}
+    node = int(np.flatnonzero(blocks["S_ld"]["role"].values == "node")[0])
+    kind = str(blocks["S_ld"]["kind_hash"].values[node])
+    table = tmp_path / "table.json"
+    entry = {"shells": 1, "distance_A": [0.0, 10.0], "rmse_meV_per_A": [1000.0, 0.0]}
+    table.write_text(json.dumps({"blueprints": {kind: entry}}))
+    site = Site(
+        tmp_path,
+        parse_config(
+            {
+                **SMALL,
+                "selection": {"blueprints": str(table)},
+                "potential": {**SMALL["potential"], "regions": "weighted"},
+            }
+        ),
+    )
+    cores = random_cores(ds, blocks, n=7, seed=0)
+    clusters = weighted(site, cut(ds, blocks, cores)[0], blocks)
+    begin = np.concatenate([[0], np.cumsum(clusters["n_atoms"].values)])
+    found = 0
+    for k, (a, b) in enumerate(pairwise(begin)):
+        weight, region = (clusters[v].values[a:b] for v in ("force_weight", "region"))
+        if int(clusters["parent_block"].values[k]) != node:
+            assert np.isnan(weight).all()
+            continue
+        found += 1
+        x = clusters["positions"].values[a:b]
+        away = cdist(x, x[region == 2]).min(axis=1)
+        rmse = np.clip(1000 - 100 * away, 0, 1000)
+        np.testing.assert_allclose(weight[region < 2], 1 / (1 + (rmse / 100) ** 2)[region < 2])
+        assert (weight[region == 2] == 0).all()
+    assert found == 1
 
 
 @pytest.mark.slow
@@ -286,7 +428,10 @@ def cut_in_a_campaign(directory: Path, blueprints: Path | None) -> list[tuple[in
 
 
 WRONG: list[tuple[list[str], str]] = [
-    (["--frames", "0"], "--frames is 0"),
+    (["--frames", "-1"], "--frames is -1"),
+    (["--rule", "carboxilate"], "--rule is carboxilate; known: "),
+    (["--unpaired", "Cu"], "--unpaired is Cu, expected e.g. Cu=1"),
+    (["--cache", "nowhere"], "--cache nowhere is no directory"),
     (["--shells", "-1"], "--shells is -1, expected numbers from 0 to 4"),
     (["--shells", "0", "9"], "--shells is 0 9"),
     (["--tolerance", "0"], "--tolerance is 0.0"),
@@ -314,6 +459,9 @@ def test_match__mistakes_in_files(tmp_path: Path, capsys: pytest.CaptureFixture[
     file.write_text("{}")
     refuse([*PRIMITIVE, "--directory", str(file)], "is a file", capsys)
     refuse([*PRIMITIVE, "--noise", str(file)], "holds no noise floor", capsys)
+    level = {"reference": "gpaw:lcao", "level_hash": "0" * 20}
+    file.write_text(json.dumps({**level, "combined": {"floor": 5.0}}))
+    refuse([*PRIMITIVE, "--noise", str(file)], "measured with gpaw:lcao, another level", capsys)
     refuse(["match", str(tmp_path / "no.cif")], "no.cif does not exist", capsys)
     refuse(["match", "S_xx"], "unknown system 'S_xx'", capsys)
 

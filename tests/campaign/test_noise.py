@@ -57,8 +57,9 @@ def test_noise__finds_the_ripple_that_was_put_in(
     assert "grid" not in found  # this level has no grid spacing to vary
     both = np.hypot(found["shift"]["floor"], found["rotation"]["floor"])
     assert found["quadrature"]["floor"] == pytest.approx(both)
-    assert read_noise_floor(place) == found["combined"]["floor"]
-    assert read_noise_floor(place / "noise.json") == found["combined"]["floor"]
+    floor, level_hash, spec = read_noise_floor(place)
+    assert (floor, spec) == (found["combined"]["floor"], level)
+    assert read_noise_floor(place / "noise.json") == (floor, level_hash, spec)
 
 
 @pytest.mark.slow
@@ -85,7 +86,8 @@ def test_noise__of_a_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     level = "gpaw:lcao?h=0.22&vacuum=2.5&poisson_extension=3"
     status, found = noise(file, tmp_path / "noise", "--reference", level, "--repeats", "1")
     assert status == 0, capsys.readouterr().out
-    assert set(found) == {"shift", "rotation", "grid", "combined", "quadrature"}
+    factors = {"shift", "rotation", "grid", "combined", "quadrature"}
+    assert set(found) == factors | {"reference", "level_hash"}
     levels = {a.level_hash for a in durable(tmp_path / "noise")}
     assert len(levels) == 2  # its own spacing, and one other
     floors = {f: found[f]["floor"] for f in ("shift", "rotation", "combined")}

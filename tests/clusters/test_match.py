@@ -378,15 +378,53 @@ def test_verdict__beside_the_noise_floor():
     table = _table([27.0, 90.0], [10, 1], [False, False])
     found = verdict(table, noise_floor=20.0, tolerance_meV=50.0)
     assert found.candidate == "c0"
-    assert "differ by 28 meV/Å" in found.text
-    assert "no candidate can do better" in found.text
+    assert "differ by 28.3 meV/Å" in found.text
+    assert "no more than that is seen" in found.text
     assert found.noise_floor_meV == 20.0
     loose = verdict(table, noise_floor=20.0)
     assert loose.candidate == "c1"
-    assert "no candidate can do better" not in loose.text
+    assert "no more than that is seen" not in loose.text
     assert verdict(table).noise_floor_meV is None
 
 
 def test_verdict__tolerance_must_be_positive():
     with pytest.raises(ConfigError, match="tolerance_meV=0"):
         verdict(_table([1.0], [1.0], [False]), tolerance_meV=0)
+
+
+def test_verdict__without_a_parent_the_largest_is_the_best_known():
+    table = _table([300.0, 150.0, np.nan], [1, 10, 100], [False] * 3, target="c2")
+    found = verdict(table)
+    assert (found.candidate, found.passed) == ("c2", False)
+    assert found.rmse_core_meV == pytest.approx(150)
+    assert "the best is c1: 150 meV/Å" in found.text
+    assert "Take c2" in found.text
+    assert verdict(table, tolerance_meV=200).candidate == "c1"
+
+
+def test_compare_forces__a_label_that_failed_at_once_is_no_cheap_label():
+    frames, _, clusters = _matched(n=3, shells=(0, 1))
+    cost = np.full(clusters.sizes["structure"], 100.0)
+    forces = clusters["forces"].values.copy()
+    begin = np.concatenate([[0], np.cumsum(clusters["n_atoms"].values)])
+    large = [k for k, c in enumerate(clusters["candidate"].values) if c == "shells=1"]
+    for k in large[:2]:
+        cost[k] = 0.1
+        forces[begin[k] : begin[k + 1]] = np.nan
+    clusters = clusters.assign(wall_time=("structure", cost, {"units": "s"}))
+    table = compare_forces(frames, clusters, forces).sel(candidate="shells=1")
+    assert float(table["cost"]) == 100.0
+    assert int(table["n_frames"]) == 1
+
+
+def test_compare_forces__a_parent_that_failed_leaves_its_frame_out():
+    frames, _, clusters = _matched(n=3, shells=(0,))
+    whole = compare_forces(frames, clusters, clusters["forces"])
+    first = int(frames["n_atoms"].values[0])
+    forces = frames["forces"].values.copy()
+    forces[:first] = np.nan
+    part = compare_forces(
+        frames.assign(forces=(("atom", "xyz"), forces)), clusters, clusters["forces"]
+    )
+    assert part.attrs["compared_with"] == "parent"
+    assert (int(whole["n_frames"][0]), int(part["n_frames"][0])) == (3, 2)

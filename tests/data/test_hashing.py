@@ -35,6 +35,10 @@ def test_structure_hash__as_docs_format_specifies_it():
     digest.update(b"<f8(3, 3)" + struct.pack("<9d", *CELL.ravel()))
     digest.update(b"|b1(3,)" + bytes(PBC.tolist()))
     assert structure_hash(NUMBERS, POSITIONS, CELL, PBC) == digest.hexdigest()[:20]
+    # Without a charge, or with none, it is that; another charge comes after it.
+    assert structure_hash(NUMBERS, POSITIONS, CELL, PBC, np.int32(0)) == digest.hexdigest()[:20]
+    digest.update(b"<f8()" + struct.pack("<d", -1.0))
+    assert structure_hash(NUMBERS, POSITIONS, CELL, PBC, -1) == digest.hexdigest()[:20]
 
 
 def test_hash_json__same_in_another_process():

@@ -307,6 +307,20 @@ def test_make_structures__identity():
     assert structure_ids(ds).tolist() == [expected]
 
 
+def test_make_structures__an_ion_is_another_structure():
+    two = {"numbers": [8, 1, 1] * 2, "positions": np.tile(np.eye(3), (2, 1)), "n_atoms": [3, 3]}
+    neutral = make_structures(**WATER)["structure_id"].item()
+    ds = make_structures(**two, charge=[0, -1])
+    ids = ds["structure_id"].values.tolist()
+    ion = structure_hash([8, 1, 1], np.eye(3), np.zeros((3, 3)), [False] * 3, -1)
+    assert ids == [neutral, ion]
+    assert neutral != ion
+    assert structure_ids(ds).tolist() == ids
+    # A Dataset that knows no charge holds neutral structures.
+    whole = concat([make_structures(**WATER), select(ds, 1)])
+    assert structure_ids(whole).tolist() == whole["structure_id"].values.tolist() == ids
+
+
 def test_structure_ids__find_a_change():
     ds = labelled(4)
     ds["positions"][0, 0] += 1e-12

@@ -1,19 +1,37 @@
 """Durable labels: whole or not there, never paid for twice."""
 
+import errno
 import multiprocessing
+import os
 import pickle
+import resource
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
 
-from mofal.data import from_atoms
+from mofal.clusters import cut
+from mofal.data import (
+    concat,
+    from_atoms,
+    open_group,
+    read,
+    select,
+    structure_ids,
+    to_atoms,
+    write,
+    write_group,
+)
 from mofal.errors import DataError, StoreError
-from mofal.reference import LabelCache, get_reference, label_one
+from mofal.frameworks import find_blocks
+from mofal.reference import LabelCache, files, gather, get_reference, label_one, structure_id_of
 from mofal.reference import cache as cache_module
 from mofal.reference.cache import decode, encode
+from tests.clusters.common import cores_of
+from tests.frameworks import published
 
 
 @pytest.fixture
@@ -209,6 +227,44 @@ def test_label_one__dataset_and_atoms_are_the_same_label(tmp_path):
         label_one(from_atoms([water, water]), "gfn1-xtb", directory=tmp_path)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_label_one__an_ion_and_the_neutral_share_no_record(tmp_path, first):
+    frames = [molecule("H2O"), molecule("H2O")]
+    frames[1].info["charge"] = 1
+    ds = from_atoms(frames)
+    found = {}
+    for i in (first, 1 - first):
+        found[i] = label_one(select(ds, i), "gfn1-xtb", directory=tmp_path)
+        again = label_one(frames[i], "gfn1-xtb", directory=tmp_path)  # the same, as atoms
+        assert again.started == found[i].started
+        assert found[i].structure_id == str(ds.structure_id.values[i])
+    assert found[0].converged
+    assert found[1].status == "inconsistent"
+    assert "charge 1" in found[1].reason
+    assert len(list(LabelCache(tmp_path).records())) == 2
+    table = gather(ds, LabelCache(tmp_path), level_hash=found[0].level_hash)
+    assert table.status.values.tolist() == ["converged", "inconsistent"]
+
+
+def test_label_one__charged_clusters_keep_their_identity(tmp_path):
+    """Cut, kept on disk, as text and as atoms: one address for the label of an ion."""
+    zif = from_atoms(published.zif(), system="zif")
+    blocks = find_blocks(zif, rule="azolate")
+    linker = int(np.flatnonzero(blocks["formula"].values == "C4H5N2")[0])
+    clusters, _ = cut(zif, {"zif": blocks}, cores_of([0], [linker]), shells=0)
+    assert clusters["charge"].values.tolist() == [1]
+    (name,) = clusters["structure_id"].values.tolist()
+    group = open_group(write_group(clusters, tmp_path / "clusters.zarr"))
+    text = read(write(clusters, tmp_path / "clusters.extxyz"))
+    for ds in (clusters, group, text, concat([from_atoms(molecule("H2O")), text])):
+        last = select(ds, [-1]).load()
+        assert last["structure_id"].values.tolist() == structure_ids(last).tolist() == [name]
+        assert structure_id_of(to_atoms(last, 0)) == name
+    attempt = label_one(select(group, 0).load(), "gfn1-xtb", directory=tmp_path / "labels")
+    assert attempt.structure_id == name
+    assert LabelCache(tmp_path / "labels").get(name, attempt.level_hash).status == "inconsistent"
+
+
 def test_label_one__failure_is_kept_until_more_attempts_are_asked_for(faulty, tmp_path):
     spec = f"{faulty}?fault=raise"
     first = label_one(molecule("H2O"), spec, directory=tmp_path)
@@ -222,6 +278,36 @@ def test_label_one__disk_that_takes_no_record(tmp_path):
     (tmp_path / "cache").write_text("a file where the cache should be")
     with pytest.raises(StoreError, match="is a file"):
         label_one(molecule("H2O"), "gfn1-xtb", directory=tmp_path / "cache")
+
+
+def test_label_one__full_disk_names_the_record(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(files.os, "fsync", full)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            label_one(molecule("H2O"), "gfn1-xtb", directory=tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    # The very file that the record comes to lie in once there is space, and no leftovers of it.
+    assert not [f for f in tmp_path.rglob("*") if f.is_file()]
+    label_one(molecule("H2O"), "gfn1-xtb", directory=tmp_path)
+    assert [f for f in tmp_path.rglob("*") if f.is_file()] == [Path(caught.value.filename)]
+
+
+def test_write_atomic__file_that_is_too_large(tmp_path):
+    """The kernel refuses to write beyond a limit: a real error of a real write."""
+    file = tmp_path / "energies.json"
+    files.write_atomic(file, b"before")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            files.write_atomic(file, bytes(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(file))
+    assert [f.read_bytes() for f in tmp_path.iterdir()] == [b"before"]
 
 
 def test_label_one__other_versions_are_warned_about(attempt, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import signal
 import threading
 import time
@@ -83,17 +84,56 @@ def test_level_hash__resources_are_no_part_of_it():
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("gpaw:paper?ranks=0", "ranks"),
+        ("gpaw:paper?ranks=0", "ranks = 0; expected a whole number from 1 up"),
+        ("gpaw:paper?ranks=true", "ranks = True; expected a whole number"),
+        ("gpaw:paper?ranks=null", "ranks = None; expected a whole number"),
         ("gpaw:paper?h=2", "0.05 to 0.5"),
-        ("gpaw:paper?vacuum=0", "vacuum"),
-        ("gpaw:paper?smearing=0.1", "smearing"),
-        ("gpaw:paper?time_limit_s=-1", "time_limit_s"),
-        ("gpaw:paper?max_retries=-1", "max_retries"),
+        ("gpaw:lcao?h=abc", "gpaw:lcao: h = 'abc'; expected a number above zero"),
+        ("gpaw:lcao?h=null", "h = None; expected a number above zero"),
+        ("gpaw:lcao?h=true", "h = True; expected a number above zero"),
+        ("gpaw:lcao?h=-0.2", "h = -0.2; expected a number above zero"),
+        ("gpaw:paper?vacuum=0", "vacuum = 0; expected a number above zero"),
+        ("gpaw:paper?poisson_extension=-1", "expected a number from zero up"),
+        ("gpaw:paper?smearing=0.1", "'smearing'; there are h, vacuum"),
+        ("gpaw:paper?rank=2", "'rank'; did you mean 'ranks'"),
+        ("gpaw:paper?time_limit_s=-1", "time_limit_s = -1; expected a number above zero"),
+        ("gpaw:paper?memory_limit_GB=abc", "memory_limit_GB = 'abc'; expected a number"),
+        ("gpaw:paper?max_retries=-1", "max_retries = -1; expected a whole number from 0 up"),
+        ("gpaw:paper?keep=no", "keep = 'no'; expected true or false"),
+        ("gpaw:paper?launcher=srun", "launcher = 'srun'; expected a command line with {ranks}"),
+        ("gpaw:paper?launcher=srun {x}", "launcher = 'srun {x}'; expected"),
+        ("gpaw:paper?launcher=srun {ranks} {}", "no other placeholder"),
+        ("gpaw:paper?launcher=srun {", "launcher = 'srun {'; expected"),
+        ("gpaw:paper?launcher=srun -n {ranks} 'x", "expected a command line"),
+        ("gpaw:paper?launcher=4", "launcher = 4; expected a command line"),
     ],
 )
 def test_gpaw_reference__refuses(spec, words):
-    with pytest.raises(ReferenceError, match=words):
+    with pytest.raises(ReferenceError, match=re.escape(words)):
         get_reference(spec)
+
+
+def test_gpaw_reference__launcher_is_told_the_ranks():
+    reference = get_reference("gpaw:paper?ranks=3&launcher=srun -n {ranks} --exact")
+    assert reference._launcher() == ["srun", "-n", "3", "--exact"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "stated"),
+    [
+        ("gpaw:paper", 0.02),
+        ("gpaw:lcao?ranks=2&time_limit_s=9&max_iterations=3", 0.1),
+        ("gpaw:lcao?h=0.2", 0.1),  # the preset's own
+        ("gpaw:lcao?h=0.3", None),
+        ("gpaw:paper?vacuum=5", None),
+        ("gpaw:coarse?poisson_extension=0", None),
+    ],
+)
+def test_stated_noise__is_that_of_the_very_level(spec, stated):
+    reference = get_reference(spec)
+    assert reference.stated_noise == stated
+    bare = get_reference(spec.partition("?")[0])
+    assert (reference.level_hash == bare.level_hash) == (stated is not None)
 
 
 def test_gpaw_reference__without_mpi(monkeypatch):
@@ -347,3 +387,14 @@ def test_calculate__periodic_along_one_direction_only(tmp_path):
     attempt = get_reference("gpaw:paper").calculate(atoms, directory=tmp_path)
     assert attempt.status == "inconsistent"
     assert "some directions" in attempt.reason
+
+
+@pytest.mark.parametrize(("symbols", "electrons"), [("H", 1), ("OH", 9), ("NO", 15)])
+def test_calculate__odd_number_of_electrons_is_refused_at_once(tmp_path, symbols, electrons):
+    atoms = Atoms(symbols, [[0.0, 0.0, k] for k in range(len(symbols))])
+    attempt = label_one(atoms, "gpaw:paper", directory=tmp_path)
+    assert attempt.status == "inconsistent"
+    assert f"{electrons} electrons; an odd number needs spin polarisation" in attempt.reason
+    assert not (tmp_path / "scratch").exists()  # nothing was started
+    # The zero of energies is no calculation of such an atom.
+    assert set(get_reference("gpaw:paper").isolated_atom_energies(symbols).values()) == {0.0}

@@ -64,6 +64,64 @@ def test_noise_variants__crystal_gets_other_grids():
     assert len(points) == 3
 
 
+def rows(variants):
+    """What tells one label from another: factor, structure and spacing of each variant."""
+    names = ("factor", "structure_id", "spacing")
+    return [tuple(map(str, row)) for row in zip(*(variants[n].values.tolist() for n in names))]
+
+
+def test_noise_variants__no_grid_twice():
+    """Small cells allow few grids near their own: one, and for the primitive cell none."""
+    one = rows(noise_variants(from_atoms([bulk("C", cubic=True)]), spacing=0.3, repeats=4))
+    assert [r[0] for r in one] == ["", *["shift"] * 4, "grid", "combined"]
+    none = noise_variants(from_atoms([bulk("C")]), spacing=0.25, repeats=4)
+    assert [r[0] for r in rows(none)] == ["", *["shift"] * 4, *["combined"] * 4]
+    assert np.isnan(none.spacing.values).all()
+    assert len(set(none.structure_id.values.tolist())) == 9
+
+
+def test_noise_variants__more_repeats_keep_the_earlier_ones():
+    big = bulk("C", cubic=True).repeat(3)
+    ds = from_atoms([molecule("HCOOH"), big, bulk("C", cubic=True)])
+    few = rows(noise_variants(ds, spacing=0.2, repeats=2, seed=5))
+    many = rows(noise_variants(ds, spacing=0.2, repeats=4, seed=5))
+    assert len(set(few)) == len(few) < len(set(many)) == len(many)
+    assert set(few) < set(many)
+    # Nor do they depend on the other factors, or on structures that come later.
+    part = noise_variants(
+        from_atoms([molecule("HCOOH")]), spacing=0.2, factors=["combined"], repeats=3, seed=5
+    )
+    assert set(rows(part)) < set(many)
+    other = rows(noise_variants(ds, spacing=0.2, repeats=2, seed=6))
+    assert {r for r in few if r[0] == "shift"}.isdisjoint(other)
+
+
+@pytest.mark.parametrize(("spacing", "others"), [(0.3, 1), (0.175, 2)])
+def test_noise_floor__of_a_small_cell_is_the_noise_that_was_put_in(spacing, others):
+    """Monte Carlo: an error of known size that a grid and a place on it have for good."""
+    cell = bulk("C", cubic=True)
+    variants = noise_variants(from_atoms([cell]), spacing=spacing, repeats=4)
+    edge = cell.cell.lengths()[0]
+    h = np.where(np.isnan(variants.spacing.values), spacing, variants.spacing.values)
+    where = [
+        (4 * int(edge / one / 4 + 0.5), str(name))
+        for one, name in zip(h, variants.structure_id.values)
+    ]
+    rng = np.random.default_rng(8)
+    squares = {"shift": 0.0, "grid": 0.0, "combined": 0.0}
+    trials = 150
+    for _ in range(trials):
+        error = {key: rng.normal(scale=0.03, size=(8, 3)) for key in dict.fromkeys(where)}
+        forces = np.concatenate([1.0 + error[key] for key in where])
+        floor = noise_floor(variants.assign(forces=(("atom", "xyz"), forces)))
+        for name in squares:
+            squares[name] += float(floor.floor.sel(factor=name)) ** 2 / trials
+    assert floor.repeats.values.tolist() == [5, 1 + others, 1 + others]
+    for name, square in squares.items():
+        # As many independent numbers as repeats less one: 3600 or more, so 1.2 % at most.
+        assert np.sqrt(square) == pytest.approx(0.03, rel=0.05), name
+
+
 def test_variant_specs__carry_the_spacing():
     ds = from_atoms([molecule("H2O")])
     out = noise_variants(ds, spacing=0.2, factors=["shift", "grid"], repeats=1)
@@ -104,7 +162,18 @@ def test_noise_floor__unrotates_and_separates_the_factors():
     assert floor.attrs["quadrature"] == pytest.approx(
         np.sqrt(sum(float(floor.floor.sel(factor=f)) ** 2 for f in ("shift", "rotation", "grid")))
     )
+    assert floor.attrs["quadrature_of"] == "shift, rotation, grid"
     assert floor.element.values.tolist() == ["H", "C"]
+
+
+def test_noise_floor__one_factor_alone_has_no_sum():
+    """A crystal at a method without a grid: neither turned nor on another grid."""
+    variants = noise_variants(from_atoms([bulk("C", cubic=True)]), spacing=None, repeats=2)
+    forces = np.random.default_rng(0).normal(size=(variants.sizes["atom"], 3))
+    floor = noise_floor(variants.assign(forces=(("atom", "xyz"), forces)))
+    assert floor.factor.values.tolist() == ["shift", "combined"]
+    assert np.isnan(floor.attrs["quadrature"])
+    assert floor.attrs["quadrature_of"] == "shift"
 
 
 def test_noise_floor__failed_labels_are_left_out():
@@ -129,4 +198,7 @@ def test_measure_noise__method_without_a_grid_has_none(tmp_path):
     assert set(floor.factor.values.tolist()) == {"shift", "rotation", "combined"}
     assert float(floor.floor.max()) < 1e-5
     assert floor.attrs["failed"] == 0
+    both = np.hypot(*(float(floor.floor.sel(factor=f)) for f in ("shift", "rotation")))
+    assert floor.attrs["quadrature"] == pytest.approx(both)
+    assert floor.attrs["quadrature_of"] == "shift, rotation"
     assert seen[-1].startswith("noise: 7 of 7")

@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 
-from mofal.data import from_atoms, relative_energy, validate
+from mofal.data import from_atoms, relative_energy, select, validate
 from mofal.errors import DataError
 from mofal.reference import (
     LabelCache,
@@ -142,3 +143,30 @@ def test_import_labels__refuses_what_has_no_forces(frames, tmp_path):
         import_labels(tmp_path / "half.extxyz", level="PBE")
     with pytest.raises(DataError, match='"method"'):
         import_labels(tmp_path / "half.extxyz", level={"program": "x"})
+
+
+def test_gather__a_failed_structure_costs_no_other_one(tmp_path):
+    """GFN1-xTB knows no nobelium: neither its label nor its isolated atom."""
+    reference = get_reference("gfn1-xtb")
+    frames = [molecule("H2O"), Atoms("NoF", [[0, 0, 0], [0, 0, 2.0]])]
+    attempts = [label_one(atoms, reference, directory=tmp_path) for atoms in frames]
+    labels = gather(from_atoms(frames), attempts, reference=reference, cache=tmp_path)
+    assert list(labels.status.values) == ["converged", "crashed"]
+    atoms = json.loads(labels.attrs["isolated_atom_energies"])
+    assert atoms == reference.isolated_atom_energies(["H", "O"], cache=tmp_path)
+    good = select(labels, 0)
+    alone = gather(from_atoms(frames[:1]), attempts, reference=reference, cache=tmp_path)
+    assert relative_energy(good).item() == relative_energy(alone).item()
+    assert merge_labels(labels, alone).attrs["isolated_atom_energies"] == json.dumps(atoms)
+    # What the caller states is kept, whoever failed.
+    stated = {"H": -1.0, "O": -2.0, "No": -3.0}
+    labels = gather(
+        from_atoms(frames), attempts, reference=reference, isolated_atom_energies=stated
+    )
+    assert json.loads(labels.attrs["isolated_atom_energies"]) == stated
+
+
+@pytest.mark.parametrize("level", [None, 3, ["PBE"]])
+def test_import_labels__level_that_is_none(tmp_path, level):
+    with pytest.raises(DataError, match=r"level = .*; expected the name of the method"):
+        import_labels(tmp_path / "old.extxyz", level=level)

@@ -6,6 +6,7 @@ from ase.build import bulk, molecule
 
 from mofal.errors import ReferenceError
 from mofal.reference import get_reference
+from mofal.reference.base import why_not
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,21 @@ def test_calculate__too_close_over_the_boundary(xtb, tmp_path):
     slab = atoms.copy()
     slab.pbc = [False, True, True]
     slab.positions[1] = [5.0, 0.0, 0.0]
-    assert xtb.calculate(slab, directory=tmp_path).converged
+    assert why_not(slab) == ""
+
+
+@pytest.mark.parametrize("where", ["here", "in a process"])
+def test_calculate__periodic_along_some_directions_only(tmp_path, where):
+    reference = get_reference("gfn1-xtb" if where == "here" else "gfn1-xtb?isolated=true")
+    chain = molecule("C2H4")
+    chain.set_cell([8.0, 9.0, 10.0])
+    chain.pbc = [True, False, False]
+    attempt = reference.calculate(chain, directory=tmp_path)
+    assert attempt.status == "inconsistent"
+    assert "some directions only; expected all or none" in attempt.reason
+    # Another calculator may well know them: that is for whoever names it to say.
+    other = get_reference("ase:ase.calculators.emt:EMT").calculate(chain, directory=tmp_path)
+    assert other.converged
 
 
 def test_isolated_atom_energies__kept_on_disk(xtb, tmp_path):

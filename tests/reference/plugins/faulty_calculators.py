@@ -79,6 +79,19 @@ class FiniteOnly(LennardJones):
         super().calculate(atoms, properties, system_changes)
 
 
+class FiniteOrLucky(LennardJones):
+    """A pair potential up to 3 Å that labels a crystal only where its first atom lies low."""
+
+    def __init__(self, below=0.0):
+        super().__init__(epsilon=0.2, sigma=1.0, rc=3.0)
+        self.below = below
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        if atoms.pbc.any() and atoms.positions[0, 0] > self.below:
+            raise RuntimeError("the node fell over")
+        super().calculate(atoms, properties, system_changes)
+
+
 class EggBox(Calculator):
     """Springs seen through a grid: a force that ripples along each axis with where an atom is."""
 

@@ -1,0 +1,169 @@
+"""What `mofal match` leaves and a campaign reads: which cluster for which kind of core."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mofal.errors import ConfigError, StoreError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mofal.campaign.site import Site
+
+MOST_SHELLS = 4
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What force matching found for one kind of core.
+
+    Attributes
+    ----------
+    shells : whole shells of blocks around it
+    passed : whether the cluster was within the tolerance at every level
+    formula : of the core
+    distance, rmse : of the cluster's forces, by distance from the nearest cap: Å, meV/Å
+    """
+
+    shells: int
+    passed: bool = True
+    formula: str = ""
+    distance: list[float] = field(default_factory=list)
+    rmse: list[float] = field(default_factory=list)
+
+
+def read_blueprints(path: str | os.PathLike[str]) -> dict[str, Entry]:
+    """Read and check a table: entries by the hash of the kind of core.
+
+    Raises
+    ------
+    ConfigError
+        It is no table of `mofal match`.
+    """
+    from mofal.data import read_json
+
+    expected = "expected the blueprints.json of mofal match"
+    try:
+        content = read_json(path)
+    except StoreError as error:
+        raise ConfigError(f"{error}; {expected}") from None
+    table = content.get("blueprints") if isinstance(content, dict) else None
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path} holds no table `blueprints`; {expected}")
+    out = {}
+    for kind, given in table.items():
+        shells = given.get("shells") if isinstance(given, dict) else None
+        if not isinstance(shells, int) or not 0 <= shells <= MOST_SHELLS:
+            raise ConfigError(
+                f"{path}: shells of kind {kind} is {shells!r}, expected a whole number from 0 to "
+                f"{MOST_SHELLS}; {expected}"
+            )
+        out[kind] = Entry(
+            shells,
+            bool(given.get("passed", True)),
+            str(given.get("formula", "")),
+            list(given.get("distance_A", [])),
+            list(given.get("rmse_meV_per_A", [])),
+        )
+    return out
+
+
+def write_blueprints(
+    path: Path, blocks: xr.Dataset, core: int, plans: xr.Dataset, results: Mapping[str, Any]
+) -> None:
+    """Write the verdicts on one core as a campaign reads them (`selection.blueprints`).
+
+    What every level accepts, so the largest of the chosen whole shells; a kind whose verdicts
+    chose a partial mantle takes the whole shell that contains it. Kinds of core that were matched
+    in this directory before keep what was found for them.
+    """
+    from mofal.data import read_json, write_json
+
+    names = [str(n) for n in plans["name"].values]
+    depths = plans["shells"].values
+    wanted = []
+    for result in results.values():
+        depth = int(depths[names.index(result["verdict"]["candidate"])])
+        wanted.append(depth if depth >= 0 else 1)
+    entry: dict[str, Any] = {
+        "formula": str(blocks["formula"].values[core]),
+        "shells": max(wanted),
+        "passed": all(r["verdict"]["passed"] for r in results.values()),
+        "verdicts": {level: r["verdict"] for level, r in results.items()},
+    }
+    entry |= _by_distance(f"shells={max(wanted)}", results)
+    before = read_json(path).get("blueprints", {}) if path.is_file() else {}
+    kind = str(blocks["kind_hash"].values[core])
+    write_json({"blueprints": {**before, kind: entry}}, path)
+
+
+def _by_distance(name: str, results: Mapping[str, Any]) -> dict[str, list[float]]:
+    """RMSE of the cluster that is used, by distance; the worst of the levels counts."""
+    found: dict[float, float] = {}
+    for result in results.values():
+        for row in result["rows"]:
+            if row["candidate"] == name:
+                for d, value in zip(row["distance_A"], row["distance"]):
+                    if value is not None:
+                        found[d] = max(value, found.get(d, 0.0))
+    return {"distance_A": sorted(found), "rmse_meV_per_A": [found[d] for d in sorted(found)]}
+
+
+def complaints(path: str | os.PathLike[str]) -> list[str]:
+    """One line for each kind of core whose cluster did not pass: it is used all the same."""
+    return [
+        f"no cluster around {entry.formula or kind} was within the tolerance of mofal match; the "
+        f"best, {entry.shells} shells, is used"
+        for kind, entry in read_blueprints(path).items()
+        if not entry.passed
+    ]
+
+
+def shells_of(site: Site, blocks: Mapping[str, xr.Dataset]) -> dict[str, np.ndarray]:
+    """Shells of the cluster around each block, by system: what force matching found for its kind
+    (`selection.blueprints`), else the campaign's."""
+    settings = site.config.selection
+    known = {} if settings.blueprints is None else read_blueprints(settings.blueprints)
+    out = {}
+    for system, ds in blocks.items():
+        depth = np.full(ds.sizes["block"], settings.shells)
+        for k, kind in enumerate(str(h) for h in ds["kind_hash"].values):
+            if kind in known:
+                depth[k] = known[kind].shells
+        out[system] = depth
+    return out
+
+
+def weighted(site: Site, clusters: xr.Dataset, blocks: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """Clusters with `force_weight` where force matching knows their kind of core.
+
+    Only for `potential.regions: weighted`. NaN for the other clusters: there the training weighs
+    by region.
+    """
+    import xarray as xr
+
+    from mofal.clusters import match_weights
+    from mofal.data import atom_slice, select
+
+    settings = site.config
+    if settings.selection.blueprints is None or settings.potential.regions != "weighted":
+        return clusters
+    known = read_blueprints(settings.selection.blueprints)
+    weight = np.full(clusters.sizes["atom"], np.nan)
+    for k in range(clusters.sizes["structure"]):
+        kinds = blocks[str(clusters["system"].values[k])]["kind_hash"].values
+        entry = known.get(str(kinds[int(clusters["parent_block"].values[k])]))
+        if entry is not None and entry.rmse:
+            table = xr.Dataset(
+                {"rmse_distance": (("candidate", "distance"), [np.array(entry.rmse) / 1000])},
+                {"candidate": ["matched"], "distance": entry.distance},
+            )
+            weight[atom_slice(clusters, k)] = match_weights(select(clusters, [k]), table)
+    return clusters.assign(force_weight=("atom", weight))
