@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import textwrap
@@ -67,8 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        place = f" ({error.filename})" if error.filename else ""
-        print(f"mofal: the system refused: {error.strerror or error}{place}", file=sys.stderr)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            from mofal.data.files import not_written
+
+            text = str(not_written(error.filename or "a file", error))
+        else:
+            place = f" ({error.filename})" if error.filename else ""
+            text = f"the system refused: {error.strerror or error}{place}"
+        print(f"mofal: {text}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "mofal":

@@ -279,6 +279,57 @@ def plot_clusters(clusters: xr.Dataset, *, n: int = 3) -> Figure:
     return figure
 
 
+@styled
+def plot_cluster_values(
+    clusters: xr.Dataset, values: NDArray, *, titles: Sequence[str], label: str
+) -> Figure:
+    """Clusters side by side, their atoms coloured by a value on one logarithmic scale.
+
+    Parameters
+    ----------
+    clusters
+        Structures Dataset.
+    values
+        Shape (atom,): red is bad; atoms without one (caps) are white.
+    titles
+        One for each cluster.
+    label
+        Of the colour bar, with unit.
+    """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm
+
+    from mofal.data import atom_slice
+
+    n = clusters.sizes["structure"]
+    known = np.isfinite(values) & (values > 0)
+    low, high = np.quantile(values[known], [0.02, 1.0]) if known.any() else (1.0, 10.0)
+    norm = LogNorm(low, max(high, 1.01 * low), clip=True)
+    colours = np.ones((len(values), 3))
+    colours[np.isfinite(values)] = colormaps["YlOrRd"](
+        norm(np.maximum(values[np.isfinite(values)], low))
+    )[:, :3]
+    figure = new_figure(2.9 * n + 0.9, 3.1)
+    axes = figure.subplots(1, n, squeeze=False)[0]
+    for i, ax in enumerate(axes):
+        span = atom_slice(clusters, i)
+        numbers = clusters["numbers"].values[span]
+        scene = make_scene(
+            numbers,
+            clusters["positions"].values[span],
+            clusters["cell"].values[i],
+            clusters["pbc"].values[i],
+            reach=0,
+        )
+        weights = np.where(np.isfinite(values[span]), 2.0, 1.0)
+        _draw(ax, scene, _radii(numbers), colours[span], None, weights=weights)
+        ax.set_title(titles[i])
+    image = ScalarMappable(norm, colormaps["YlOrRd"])
+    figure.colorbar(image, ax=axes, label=label, shrink=0.85, pad=0.01, extend="min")
+    return figure
+
+
 def _structure_panel(
     figure: Figure,
     ax: Axes,

@@ -47,8 +47,8 @@ def styled(plot: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
         with figure_style():
             figure = plot(*args, **kwargs)
             engine = figure.get_layout_engine()
-            if figure.legends and engine is not None:
-                # A legend outside the panels takes two passes: after one, titles are cut off.
+            if engine is not None:
+                # A legend or a bar beside the panels takes two passes: after one, titles are cut.
                 engine.execute(figure)
             return figure
 

@@ -120,7 +120,7 @@ def complaints(path: str | os.PathLike[str]) -> list[str]:
     """One line for each kind of core whose cluster did not pass: it is used all the same."""
     return [
         f"no cluster around {entry.formula or kind} was within the tolerance of mofal match; the "
-        f"best, {entry.shells} shells, is used"
+        f"best, shells={entry.shells}, is used"
         for kind, entry in read_blueprints(path).items()
         if not entry.passed
     ]

@@ -46,7 +46,9 @@ def doctor(*, slurm: str | None = None, say: Say = print) -> int:
         tell(finding, say)
         if "xtb" in finding.name.lower():
             needed = needed and finding.ok
-    if slurm is not None:
+    if slurm is None:
+        tell(look_for_slurm(), say)
+    else:
         from mofal.campaign.config import load_config
         from mofal.schedule.doctor import doctor_slurm
 
@@ -92,6 +94,13 @@ def look_at_nequip() -> Finding:
     except Exception as error:
         return Finding("nequip", False, f"{type(error).__name__}: {error}", "pip install -U nequip")
     return Finding("nequip", True, f"{version('nequip')}, a tiny potential works", "")
+
+
+def look_for_slurm() -> Finding:
+    """Whether there is a SLURM at all; it is asked only with ``--slurm``."""
+    there = shutil.which("sbatch")
+    detail = f"{there}; look closer: mofal doctor --slurm" if there else "none here: local workers"
+    return Finding("slurm", True, detail, "")
 
 
 def look_at_disk() -> Finding:

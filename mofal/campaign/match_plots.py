@@ -63,49 +63,20 @@ def plot_by_distance(table: xr.Dataset, tolerance_meV: float, level: str, path: 
 
 
 def plot_on_structure(table: xr.Dataset, clusters: xr.Dataset, level: str, path: Path) -> None:
-    """Each candidate, seen along its thinnest direction, coloured by the RMSE of its atoms.
+    """Each candidate in its first frame, atoms coloured by the RMSE of their forces.
 
-    Caps are hollow: they have no counterpart in the parent (the paper's Figure SI.2).
+    Caps are white: they have no counterpart in the parent (the paper's Figure SI.2).
     """
-    from matplotlib.colors import LogNorm
+    from mofal.analysis.pictures import plot_cluster_values
+    from mofal.data import select
 
-    plt = _pyplot()
-    positions = first_frames(table, clusters)
-    values = 1000 * table["rmse"].values
-    known = values[np.isfinite(values) & (values > 0)]
-    low, high = max(known.min(initial=10.0), 1.0), max(known.max(initial=10.0), 10.0)
-    norm = LogNorm(low, high)
-    n = table.sizes["candidate"]
-    figure, axes = plt.subplots(
-        1, n, figsize=(3.4 * n + 0.8, 3.6), squeeze=False, constrained_layout=True
+    figure = plot_cluster_values(
+        select(clusters, first_rows(table, clusters)),
+        1000 * table["rmse"].values,
+        titles=[str(name) for name in table["candidate"].values],
+        label=f"RMSE, {level} (meV/Å)",
     )
-    index = table["candidate_index"].values
-    painted = None
-    for k, (name, axis) in enumerate(zip(table["candidate"].values, axes[0])):
-        x = positions[k] - positions[k].mean(axis=0)
-        # Rows of the last factor: directions of the atoms' spread, the widest first.
-        x = x @ np.linalg.svd(x, full_matrices=False)[2].T
-        order = np.argsort(x[:, 2])
-        x, mine = x[order], np.flatnonzero(index == k)[order]
-        heavy = table["numbers"].values[mine] > 1
-        size = np.where(heavy, 40.0, 14.0) * (1 + (table["numbers"].values[mine] > 20))
-        real = np.isfinite(values[mine])
-        axis.scatter(x[~real, 0], x[~real, 1], s=size[~real], facecolors="none", edgecolors="0.7")
-        painted = axis.scatter(
-            x[real, 0],
-            x[real, 1],
-            s=size[real],
-            c=np.maximum(values[mine][real], low),
-            norm=norm,
-            cmap="inferno_r",
-            edgecolors="0.5",
-            linewidths=0.3,
-        )
-        axis.set(title=str(name), aspect="equal", xticks=[], yticks=[])
-    if painted is not None:
-        figure.colorbar(painted, ax=axes[0].tolist(), label=f"RMSE, {level} (meV/Å)")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def write_structures(table: xr.Dataset, clusters: xr.Dataset, path: Path) -> None:
@@ -127,7 +98,12 @@ def write_structures(table: xr.Dataset, clusters: xr.Dataset, path: Path) -> Non
 
 def first_frames(table: xr.Dataset, clusters: xr.Dataset) -> list[np.ndarray]:
     """Positions of each candidate of the table in its first frame, Å."""
-    names = [str(name) for name in clusters["candidate"].values]
     start = np.concatenate([[0], np.cumsum(clusters["n_atoms"].values)])
-    rows = [names.index(str(name)) for name in table["candidate"].values]
+    rows = first_rows(table, clusters)
     return [clusters["positions"].values[start[k] : start[k + 1]] for k in rows]
+
+
+def first_rows(table: xr.Dataset, clusters: xr.Dataset) -> list[int]:
+    """Which of the clusters is each candidate of the table in its first frame."""
+    names = [str(name) for name in clusters["candidate"].values]
+    return [names.index(str(name)) for name in table["candidate"].values]

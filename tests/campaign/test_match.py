@@ -289,7 +289,7 @@ def test_blueprints__wrong_files_are_refused(
         refuse(["run", str(file), "--dry-run"], message, capsys)
     table.write_text('{"blueprints": {"k": {"shells": 1, "passed": false, "formula": "Zr6"}}}')
     assert complaints(table) == [
-        "no cluster around Zr6 was within the tolerance of mofal match; the best, 1 shells, is used"
+        "no cluster around Zr6 was within the tolerance of mofal match; the best, shells=1, is used"
     ]
 
 
