@@ -232,7 +232,10 @@ def calculate_in_child(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         work = tempfile.TemporaryDirectory(
-            prefix="attempt-", dir=directory, ignore_cleanup_errors=True
+            # The calculation runs in its directory: a relative path would mean another place there.
+            prefix="attempt-",
+            dir=Path(directory).absolute(),
+            ignore_cleanup_errors=True,
         )
     except OSError as error:
         return fail(attempt, "crashed", f"no directory to work in: {error}")

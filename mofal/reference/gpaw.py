@@ -338,7 +338,9 @@ class GpawReference:
 
     def _calculate(self, attempt: Attempt, atoms: Atoms, directory: Path, start: float) -> Attempt:
         directory.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f"{attempt.structure_id[:12]}-", dir=directory))
+        place = Path(
+            tempfile.mkdtemp(prefix=f"{attempt.structure_id[:12]}-", dir=directory)
+        ).absolute()
         box = self.box(atoms)
         retries: list[Mapping[str, Any]] = []
         try:

@@ -71,6 +71,13 @@ def test_calculate__directory_that_cannot_be_made(faulty, tmp_path):
     assert "directory" in attempt.reason
 
 
+def test_label_one__relative_directory(faulty, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    attempt = label_one(molecule("H2O"), f"{faulty}?isolated=true", directory="labels")
+    assert attempt.converged, attempt.log_tail
+    assert len(list(LabelCache("labels").records())) == 1
+
+
 def test_label_one__reference_that_breaks_the_protocol(tmp_path):
     class Rude:
         name = spec = "rude"

@@ -92,6 +92,34 @@ class FiniteOrLucky(LennardJones):
         super().calculate(atoms, properties, system_changes)
 
 
+class Unlucky(LennardJones):
+    """A pair potential up to 3 Å; the first clusters fail, each in another way of `Springs`."""
+
+    faults: ClassVar = ["nan-forces", "raise", "kill", "sleep"]
+
+    def __init__(self, count_in="."):
+        super().__init__(epsilon=0.2, sigma=1.0, rc=3.0)
+        self.count_in, self.unlucky = count_in, None
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        if self.unlucky is None and len(atoms) > 1 and not atoms.pbc.any():
+            self.unlucky = self._draw()
+        if self.unlucky:
+            self.unlucky.calculate(atoms, properties, system_changes)
+            self.results = self.unlucky.results
+        else:
+            super().calculate(atoms, properties, system_changes)
+
+    def _draw(self):
+        for fault in self.faults:
+            try:
+                Path(self.count_in, fault).mkdir()
+            except FileExistsError:
+                continue
+            return Springs(fault=fault)
+        return False
+
+
 class EggBox(Calculator):
     """Springs seen through a grid: a force that ripples along each axis with where an atom is."""
 
