@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -43,12 +45,23 @@ def write_campaign(path: Path, **changes: Any) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of the small campaign, run through the command line; not to be changed."""
+    """Directory of the small campaign, run through the command line; not to be changed.
+
+    Test processes side by side share one: who comes second waits for it.
+    """
     from mofal.cli import main
 
-    place = tmp_path_factory.mktemp("campaign")
-    file = write_campaign(place / "campaign.yaml")
-    assert main(["run", str(file), "--directory", str(place / "small")]) == 0
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    place = place / "finished-campaign"
+    place.mkdir(exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "done").exists():
+            file = write_campaign(place / "campaign.yaml")
+            assert main(["run", str(file), "--directory", str(place / "small")]) == 0
+            (place / "done").touch()
     return place / "small"
 
 
