@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 1
+# Lint and the build of GPAW, of one core each, run side by side.
+MAKEFLAGS += -j2
 
 .PHONY: help install gpaw demo test check lint slurm-test bench clean
 
@@ -46,8 +48,9 @@ check: lint
 # By themselves, for they mostly wait; a SLURM of its own for each of the two files.
 SLURM_TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/slurm
 
+# In the order of the files: the longest tests are in files of few tests, which must not come last.
 test: lint gpaw
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slurm"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slurm"
 	$(SLURM_TEST)
 
 slurm-test: $(STAMP)

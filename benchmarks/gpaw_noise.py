@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 factors=factors,
                 repeats=repeats,
                 seed=given.seed,
+                progress=lambda line: print(f"  {line}", file=sys.stderr, flush=True),
             )
             for factor in noise["factor"].values.tolist():
                 one = noise.sel(factor=factor)
@@ -58,7 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                     f"{1e3 * float(one['pair_rmse']):10.1f} {1e3 * float(one['largest']):8.1f}",
                     flush=True,
                 )
-            print(f"{spec:24s} in quadrature {1e3 * noise.attrs['quadrature']:.1f}", flush=True)
+            if noise.attrs["quadrature"] == noise.attrs["quadrature"]:
+                print(
+                    f"{spec:24s} {noise.attrs['quadrature_of']} added in variance "
+                    f"{1e3 * noise.attrs['quadrature']:.1f}",
+                    flush=True,
+                )
     return 0
 
 

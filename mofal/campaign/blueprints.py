@@ -30,6 +30,7 @@ class Entry:
     passed : whether the cluster was within the tolerance at every level
     formula : of the core
     distance, rmse : of the cluster's forces, by distance from the nearest cap: Å, meV/Å
+    tolerance : where an atom counts half, meV/Å
     """
 
     shells: int
@@ -37,6 +38,7 @@ class Entry:
     formula: str = ""
     distance: list[float] = field(default_factory=list)
     rmse: list[float] = field(default_factory=list)
+    tolerance: float = 100.0
 
 
 def read_blueprints(path: str | os.PathLike[str]) -> dict[str, Entry]:
@@ -71,6 +73,7 @@ def read_blueprints(path: str | os.PathLike[str]) -> dict[str, Entry]:
             str(given.get("formula", "")),
             list(given.get("distance_A", [])),
             list(given.get("rmse_meV_per_A", [])),
+            float(given.get("tolerance_meV_per_A", 100.0)),
         )
     return out
 
@@ -96,6 +99,7 @@ def write_blueprints(
         "formula": str(blocks["formula"].values[core]),
         "shells": max(wanted),
         "passed": all(r["verdict"]["passed"] for r in results.values()),
+        "tolerance_meV_per_A": max(r["verdict"]["tolerance_meV"] for r in results.values()),
         "verdicts": {level: r["verdict"] for level, r in results.items()},
     }
     entry |= _by_distance(f"shells={max(wanted)}", results)
@@ -165,5 +169,7 @@ def weighted(site: Site, clusters: xr.Dataset, blocks: Mapping[str, xr.Dataset])
                 {"rmse_distance": (("candidate", "distance"), [np.array(entry.rmse) / 1000])},
                 {"candidate": ["matched"], "distance": entry.distance},
             )
-            weight[atom_slice(clusters, k)] = match_weights(select(clusters, [k]), table)
+            weight[atom_slice(clusters, k)] = match_weights(
+                select(clusters, [k]), table, tolerance_meV=entry.tolerance
+            )
     return clusters.assign(force_weight=("atom", weight))

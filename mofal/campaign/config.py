@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import difflib
 import hashlib
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -128,7 +127,7 @@ class CacheSettings(Section):
     """A label cache that several campaigns share."""
 
     path: Path
-    mode: Literal["r", "rw"] = Field("r", description="rw: it is given this campaign's labels too")
+    mode: Literal["r", "rw"] = Field("r", description="rw: it is given the labels of this campaign")
 
 
 class ReferenceSettings(Section):
@@ -344,6 +343,9 @@ class CampaignConfig(Section):
         """All that decides the results; where things run and how many cycles may change."""
         content = self.model_dump(mode="json", exclude=set(_FREE))
         content["reference"].pop("caches")
+        if content["seed_data"]["labels"] is None:
+            # Campaigns from before there was such a setting keep their identity.
+            del content["seed_data"]["labels"]
         for part in (content["seed_data"], *content["systems"].values()):
             # The same file under another name is the same campaign.
             if part.get("file") is not None:
@@ -514,11 +516,6 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
         full = found(cache.path, "reference.caches")
         if not full.is_dir():
             raise ConfigError(f"{where}: reference.caches is {full}, a file; expected a directory")
-        if cache.mode == "rw" and not os.access(full, os.W_OK):
-            raise ConfigError(
-                f"{where}: reference.caches: {full} cannot be written; write `mode: r`, or ask "
-                "its owner for the right to write"
-            )
         caches.append(cache.model_copy(update={"path": full}))
     blueprints = config.selection.blueprints
     if blueprints is not None:

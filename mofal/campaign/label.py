@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mofal.errors import ConfigError, MofalError, StructureError
+from mofal.errors import CampaignError, ConfigError, MofalError, StructureError
 from mofal.schedule.settings import ScheduleSettings
 from mofal.schedule.task import Task
 
@@ -108,7 +108,7 @@ def label_structures(
     from mofal.data import hash_json, write_group
     from mofal.reference import get_reference
     from mofal.reference.cache import record_key
-    from mofal.schedule import CampaignLock, Pools
+    from mofal.schedule import Pools
 
     n = structures.sizes["structure"]
     specs = [references] * n if isinstance(references, str) else list(references)
@@ -118,7 +118,7 @@ def label_structures(
     ids = [str(s) for s in structures["structure_id"].values]
     group = place / "structures" / f"{hash_json(ids)}.zarr"
     n_atoms = structures["n_atoms"].values
-    with CampaignLock(place):
+    with only_one(place):
         write_group(structures, group)
         tasks: dict[str, Task] = {}
         for k, (identity, spec) in enumerate(zip(ids, specs)):
@@ -146,7 +146,6 @@ def label_structures(
                 _follow(pools, list(tasks.values()), cache, structures, specs, say)
         else:
             say(f"{n} structures, every label is there already")
-        shutil.rmtree(place / "scratch", ignore_errors=True)
     out = []
     for identity, spec in zip(ids, specs):
         attempt = cache.get(identity, levels[spec])
@@ -154,6 +153,32 @@ def label_structures(
             raise StructureError(f"the label of structure {identity} was lost; run the same again")
         out.append(attempt)
     return out
+
+
+@contextlib.contextmanager
+def only_one(place: Path) -> Iterator[None]:
+    """Be the one command that labels into a directory.
+
+    Raises
+    ------
+    CampaignError
+        Another one does.
+    """
+    from mofal.schedule import CampaignLock
+
+    lock = CampaignLock(place)
+    try:
+        lock.acquire()
+    except CampaignError:
+        holder = lock.holder()
+        raise CampaignError(
+            f"{place} is in use: another command (pid {holder.get('pid')} on {holder.get('host')}) "
+            "labels into it; wait for it, end it there, or give another directory"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def absolute(cache: str) -> str:
@@ -237,7 +262,8 @@ def _largest_job(method: Any, structures: xr.Dataset) -> float:
         return 0.0
     found = [0.0]
     for k in np.argsort(structures["n_atoms"].values)[-20:].tolist():
-        with contextlib.suppress(MofalError):  # what cannot be labelled is said by its attempt
+        # What cannot be labelled, a cell without volume say, is said by its attempt.
+        with contextlib.suppress(MofalError, ValueError, ArithmeticError):
             found.append(float(method.cost(to_atoms(structures, k)).memory_GB))
     return max(found)
 
@@ -300,6 +326,8 @@ def label_file(
     )
     labels = gather(structures, attempts, reference=method, cache=place / "isolated-atoms")
     write(labels, target)
+    if not getattr(method, "keep", False):
+        shutil.rmtree(place / "scratch", ignore_errors=True)
     failed = [k for k, a in enumerate(attempts) if not a.converged]
     say(f"wrote {target}: {len(attempts) - len(failed)} labels at level {method.level_hash}")
     for k in failed:

@@ -234,12 +234,15 @@ def _frames(
 ) -> xr.Dataset:
     """Parents: the frames of a file that holds several, else perturbed ones, else the structure."""
     from mofal.clusters import check_bonds
-    from mofal.data import read, select
+    from mofal.data import from_atoms, select
+    from mofal.data.text import read_atoms
     from mofal.dynamics import sample_harmonic
 
     name = str(structure["system"].values[0])
-    held = None if not Path(system).is_file() else read(system, system=name)
-    if held is None or held.sizes["structure"] == 1:
+    # A CIF is read by a reader of our own, which takes one structure.
+    several = Path(system).is_file() and Path(system).suffix.lower() not in (".cif", ".mcif")
+    frames = read_atoms(system) if several else []
+    if len(frames) < 2:
         if n == 0:
             return structure
         parents = sample_harmonic(
@@ -250,7 +253,8 @@ def _frames(
             shifts=blocks["bond_shift"].values,
         )
         return parents.assign(system=("structure", np.array([name] * n, _TEXT)))
-    there = held.sizes["structure"]
+    there = len(frames)
+    held = from_atoms(frames, system=name, labels=False)
     chosen = np.unique(np.linspace(0, there - 1, min(n or 1, there)).round().astype(int))
     size = int(structure["n_atoms"].values[0])
     for k in chosen.tolist():
@@ -406,6 +410,7 @@ def _compare(
             "core": 1000 * float(table["rmse_core"][k]),
             "all": 1000 * float(table["rmse_all"][k]),
             "cost": float(table["cost"][k]),
+            "cost_unit": unit,
             "n_frames": int(frames[k]),
             "larger_than_parent": bool(table["larger_than_parent"][k]),
             "distance_A": distances,

@@ -79,11 +79,12 @@ def noise(
         repeats=repeats,
         seed=seed,
     )
+    specs = variant_specs(variants, reference)
     attempts = label_structures(
         variants,
-        variant_specs(variants, reference),
+        specs,
         directory=place,
-        schedule=local_schedule(workers, [reference], structures),
+        schedule=local_schedule(workers, list(dict.fromkeys(specs)), structures),
         retry_failed=retry_failed,
         caches=caches,
         say=say,
@@ -148,6 +149,11 @@ def read_noise_floor(path: str | os.PathLike[str]) -> tuple[float, str, str]:
         floor = row.get("floor") if isinstance(row, dict) else None
         if isinstance(floor, int | float) and "level_hash" in content:
             return float(floor), str(content["level_hash"]), str(content.get("reference"))
+    if content and "level_hash" not in content and "shift" in content:
+        raise ConfigError(
+            f"--noise {file} does not say which level it was measured at (an older mofal made it); "
+            "the same mofal noise again costs no label and mends it"
+        )
     raise ConfigError(
         f"--noise {file} holds no noise floor; expected the noise.json of mofal noise"
     )

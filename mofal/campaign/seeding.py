@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,12 @@ def examine(site: Site) -> Findings | None:
         if known.get("identity") != config.identity():
             refuse_another(site, known)
         return None
+    for cache in config.reference.caches:
+        if cache.mode == "rw" and not os.access(cache.path, os.W_OK):
+            raise ConfigError(
+                f"reference.caches: {cache.path} cannot be written; write `mode: r`, or ask its "
+                "owner for the right to write"
+            )
     made = {name: make_system(name, s) for name, s in config.systems.items()}
     reference = site.reference()
     seed = read_seed_file(config, reference) if config.seed_data.file is not None else None

@@ -258,7 +258,8 @@ def _table(
     with np.errstate(invalid="ignore", divide="ignore"):
         atom_rmse = [np.sqrt(one.squared / (3 * one.count)) for one in matched]
     wall = np.array([one.wall_time for one in matched])
-    timed = bool(np.isfinite(wall).all())
+    labelled = np.array([one.n_frames > 0 for one in matched])
+    timed = bool(np.isfinite(wall[labelled]).all() and labelled.any())
     electrons = np.array([one.n_electrons for one in matched], dtype=np.int64)
 
     def grid(masks: Sequence[Sequence[np.ndarray]]) -> FloatArray:

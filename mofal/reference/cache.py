@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import stat
 import threading
 import time
 import warnings
@@ -167,8 +168,8 @@ class LabelCache:
         Whether `put` writes into it.
     shared : sequence of path or LabelCache
         Further caches: labels that they hold are never paid for again. A path is only read; a
-        `LabelCache` with mode "rw" is given a copy of every label that this one records or finds
-        among its own. Failures are copied to none and taken from none: another's time limit or
+        `LabelCache` with mode "rw" is given a copy of every label that is recorded or asked for
+        here. Failures are copied to none and taken from none: another's time limit or
         full disk says nothing about this attempt.
 
     Examples
@@ -281,6 +282,11 @@ class LabelCache:
                 if any(found.converged for found in map(self._read, files) if found is not None):
                     continue
                 number = 1 + max((self._number(f) for f in files), default=-1)
+                directory = place / key[:2]
+                if not directory.is_dir():
+                    # Who may write into the cache may write into all of it, whatever the umask.
+                    directory.mkdir(exist_ok=True)
+                    directory.chmod(stat.S_IMODE(place.stat().st_mode))
                 write_new(place / key[:2] / f"{key}-{number:03d}.npz", encode(attempt))
             except OSError as error:
                 self._warn(place, f"a label could not be copied into it ({error})", missing=False)

@@ -61,6 +61,8 @@ def test_identity__depends_on_results_and_not_on_where_things_run(tmp_path: Path
     assert one.identity() == parse_config({**GOOD, "schedule": {"workers": 7}}).identity()
     assert one.identity() == parse_config({**GOOD, "cycles": 9}).identity()
     assert one.identity() != parse_config({**GOOD, "seed": 2}).identity()
+    # As it was before there was such a setting.
+    assert "labels" not in one.deciding()["seed_data"]
     assert one.identity() != parse_config({**GOOD, "selection": {"shells": 2}}).identity()
 
 

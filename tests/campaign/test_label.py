@@ -212,14 +212,14 @@ def test_label__a_second_command_on_the_same_records_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file, log = tmp_path / "x.extxyz", tmp_path / "log"
-    waters(file, 6)
+    waters(file, 4)
     argv = command(file, f"{SPRINGS}?seconds=1", "--workers", "1")
     process = start(argv, log)
     records = Path(f"{file}.labels")
     wait_for(lambda: (records / "driver.json").exists(), process, log)
     refuse([*argv, "-o", str(tmp_path / "other.extxyz")], "in use", capsys)
     assert process.wait(timeout=120) == 0
-    assert len(durable(records)) == 6
+    assert len(durable(records)) == 4
 
 
 def test_label__shared_caches(

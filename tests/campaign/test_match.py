@@ -207,7 +207,7 @@ def test_match__the_frames_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     """Wrapped frames of somebody's dynamics; the comparison by geometry alone is the judge."""
     from ase.io import read, write
 
-    frames = perturbed(5)
+    frames = perturbed(3)
     for atoms in frames:
         atoms.wrap()
     file, place = tmp_path / "md.extxyz", tmp_path / "match"
@@ -217,10 +217,10 @@ def test_match__the_frames_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "frames of" in capsys.readouterr().out
     check(place, PAIRS, frames=2)
     parents = [a for a in durable(place / "labels") if a.pbc.all()]
-    for k in (0, 4):
+    for k in (0, 2):
         assert any(np.allclose(p.positions, frames[k].positions, atol=1e-7) for p in parents)
     # One frame as it is; and frames that are not of one system.
-    write(tmp_path / "one.extxyz", frames[3])
+    write(tmp_path / "one.extxyz", frames[1])
     argv = ["match", str(tmp_path / "one.extxyz"), "--reference", PAIRS, "--shells", "0"]
     main([*argv, "--directory", str(tmp_path / "one"), "--frames", "0"])
     (parent,) = (a for a in durable(tmp_path / "one" / "labels") if a.pbc.all())

@@ -245,7 +245,7 @@ def test_identity__labels_decide_and_older_campaigns_go_on(tmp_path: Path) -> No
     assert len({c.identity() for c in given}) == 3
     # What a campaign wrote down that began before there was such a key.
     before = given[0].deciding()
-    del before["seed_data"]["labels"]
+    assert "labels" not in before["seed_data"]
     facts = {"name": "x", "identity": hash_json(before), "settings": before}
     refuse_another(Site(tmp_path / "out", given[0]), facts)
     with pytest.raises(CampaignError, match=r"seed_data\.labels: None -> ignore"):

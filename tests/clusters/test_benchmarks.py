@@ -24,4 +24,4 @@ def test_clusters_match__tiny(capsys, tmp_path):
     pytest.importorskip("tblite")
     assert benchmark("clusters_match").main(["--size", "tiny", "--labels", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "meV/Å on core atoms against its parent over 1 frames" in printed
+    assert "meV/Å on core atoms against its parent over 1 frame" in printed
