@@ -10,8 +10,12 @@ import pytest
 import xarray as xr
 
 import mofal
+from mofal.campaign.config import load_config
 from mofal.campaign.judgement import atom_mask, defect_atoms, holdout_table
+from mofal.campaign.seeding import examine
+from mofal.campaign.site import Site
 from mofal.cli import main
+from mofal.errors import CampaignError
 
 pytestmark = pytest.mark.slow
 
@@ -142,16 +146,18 @@ def test_run__again_does_nothing(finished: Path, capsys: pytest.CaptureFixture[s
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("cycle-*/**/zarr.json")}
 
 
-def test_run__goes_on_after_an_upgrade_that_knows_more_settings(
-    finished: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+def test_examine__goes_on_after_an_upgrade_that_knows_more_settings(
+    finished: Path, copied: Path
 ) -> None:
     facts = json.loads((copied / "campaign.json").read_text())
     for section, key in (("selection", "unpaired"), ("exploration", "max_bond_strain")):
         del facts["settings"][section][key]
     (copied / "campaign.json").write_text(json.dumps({**facts, "identity": "0" * 20}))
-    file = str(finished.parent / "campaign.yaml")
-    assert main(["run", file, "--directory", str(copied)]) == 0
-    assert "nothing is left to do" in capsys.readouterr().out
+    config = load_config(finished.parent / "campaign.yaml")
+    assert examine(Site(copied, config)) is None  # there is nothing to prepare anew
+    other = config.model_copy(update={"seed": 8})
+    with pytest.raises(CampaignError, match="seed: 3 -> 8"):
+        examine(Site(copied, other))
 
 
 def test_events__each_label_ran_once(finished: Path) -> None:

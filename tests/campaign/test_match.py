@@ -213,7 +213,7 @@ def test_match__the_frames_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     file, place = tmp_path / "md.extxyz", tmp_path / "match"
     write(file, frames)
     argv = ["match", str(file), "--reference", PAIRS, "--directory", str(place)]
-    main([*argv, "--frames", "2"])
+    main([*argv, "--frames", "2", "--shells", "0"])
     assert "frames of" in capsys.readouterr().out
     check(place, PAIRS, frames=2)
     parents = [a for a in durable(place / "labels") if a.pbc.all()]

@@ -187,7 +187,7 @@ def test_calculate__forces_are_the_energy_gradient(make, tmp_path):
 @pytest.mark.physics
 @pytest.mark.parametrize("preset", ["lcao", "coarse"])
 def test_calculate__eggbox_is_below_the_noise_that_the_preset_states(preset, tmp_path):
-    reference = get_reference(f"gpaw:{preset}?ranks=2&poisson_extension=3&vacuum=3")
+    reference = get_reference(f"gpaw:{preset}?poisson_extension=3&vacuum=3")
     atoms = molecule("H2O")
     atoms.rattle(0.05, seed=3)
     moved = atoms.copy()
@@ -203,7 +203,7 @@ def test_calculate__eggbox_is_below_the_noise_that_the_preset_states(preset, tmp
 @pytest.mark.physics
 def test_calculate__crystal_and_cluster_agree_where_they_are_the_same(tmp_path):
     """A molecule in a large periodic cell on the same grid feels what it feels between walls."""
-    reference = get_reference("gpaw:lcao?h=0.25&ranks=2")
+    reference = get_reference("gpaw:lcao?h=0.25")
     atoms = h2(0.9)
     cluster = reference.calculate(atoms, directory=tmp_path)
     periodic = atoms.copy()
