@@ -222,6 +222,7 @@ def test_label__a_second_command_on_the_same_records_is_refused(
     assert len(durable(records)) == 4
 
 
+@pytest.mark.slow
 def test_label__shared_caches(
     plugins: None,  # noqa: F811
     tmp_path: Path,
