@@ -257,20 +257,15 @@ def plot_clusters(clusters: xr.Dataset, *, n: int = 3) -> Figure:
     figure = new_figure(2.9 * n, 3.3)
     axes = figure.subplots(1, n, squeeze=False)[0]
     for i, ax in enumerate(axes):
-        span = atom_slice(clusters, i)
-        region = clusters["region"].values[span].astype(int)
-        numbers = clusters["numbers"].values[span]
-        scene = make_scene(
-            numbers,
-            clusters["positions"].values[span],
-            clusters["cell"].values[i],
-            clusters["pbc"].values[i],
-            reach=0,
+        region = clusters["region"].values[atom_slice(clusters, i)].astype(int)
+        _cluster_panel(
+            ax,
+            clusters,
+            i,
+            _rgb(np.array(REGION_COLOURS)[region]),
+            np.where(region == 0, 5.0, 1.0),
+            f"{clusters['system'].values[i]}, {len(region)} atoms",
         )
-        colours = _rgb(np.array(REGION_COLOURS)[region])
-        weights = np.where(region == 0, 5.0, 1.0)
-        _draw(ax, scene, _radii(numbers), colours, None, weights=weights)
-        ax.set_title(f"{clusters['system'].values[i]}, {len(numbers)} atoms")
     handles = [
         Line2D([], [], marker="o", ls="", ms=8, color=colour, mec=DARK, mew=0.6, label=name)
         for colour, name in zip(REGION_COLOURS, REGION_NAMES)
@@ -314,20 +309,29 @@ def plot_cluster_values(
     axes = figure.subplots(1, n, squeeze=False)[0]
     for i, ax in enumerate(axes):
         span = atom_slice(clusters, i)
-        numbers = clusters["numbers"].values[span]
-        scene = make_scene(
-            numbers,
-            clusters["positions"].values[span],
-            clusters["cell"].values[i],
-            clusters["pbc"].values[i],
-            reach=0,
-        )
         weights = np.where(np.isfinite(values[span]), 2.0, 1.0)
-        _draw(ax, scene, _radii(numbers), colours[span], None, weights=weights)
-        ax.set_title(titles[i])
+        _cluster_panel(ax, clusters, i, colours[span], weights, titles[i])
     image = ScalarMappable(norm, colormaps["YlOrRd"])
     figure.colorbar(image, ax=axes, label=label, shrink=0.85, pad=0.01, extend="min")
     return figure
+
+
+def _cluster_panel(
+    ax: Axes, clusters: xr.Dataset, i: int, colours: NDArray, weights: NDArray, title: str
+) -> None:
+    from mofal.data import atom_slice
+
+    span = atom_slice(clusters, i)
+    numbers = clusters["numbers"].values[span]
+    scene = make_scene(
+        numbers,
+        clusters["positions"].values[span],
+        clusters["cell"].values[i],
+        clusters["pbc"].values[i],
+        reach=0,
+    )
+    _draw(ax, scene, _radii(numbers), colours, None, weights=weights)
+    ax.set_title(title)
 
 
 def _structure_panel(

@@ -62,20 +62,30 @@ def read_blueprints(path: str | os.PathLike[str]) -> dict[str, Entry]:
     out = {}
     for kind, given in table.items():
         shells = given.get("shells") if isinstance(given, dict) else None
-        if not isinstance(shells, int) or not 0 <= shells <= MOST_SHELLS:
+        if (
+            isinstance(shells, bool)
+            or not isinstance(shells, int)
+            or not 0 <= shells <= MOST_SHELLS
+        ):
             raise ConfigError(
                 f"{path}: shells of kind {kind} is {shells!r}, expected a whole number from 0 to "
                 f"{MOST_SHELLS}; {expected}"
             )
-        out[kind] = Entry(
-            shells,
-            bool(given.get("passed", True)),
-            str(given.get("formula", "")),
-            list(given.get("distance_A", [])),
-            list(given.get("rmse_meV_per_A", [])),
-            float(given.get("tolerance_meV_per_A", 100.0)),
-        )
+        distance, rmse = given.get("distance_A", []), given.get("rmse_meV_per_A", [])
+        tolerance = given.get("tolerance_meV_per_A", 100.0)
+        numbers = [*distance, *rmse, tolerance] if _lists(distance, rmse) else [None]
+        if not all(isinstance(v, int | float) for v in numbers) or len(distance) != len(rmse):
+            raise ConfigError(
+                f"{path}: distance_A, rmse_meV_per_A and tolerance_meV_per_A of kind {kind} are no "
+                f"table of numbers; {expected}"
+            )
+        passed, formula = bool(given.get("passed", True)), str(given.get("formula", ""))
+        out[kind] = Entry(shells, passed, formula, distance, rmse, float(tolerance))
     return out
+
+
+def _lists(*values: Any) -> bool:
+    return all(isinstance(value, list) for value in values)
 
 
 def write_blueprints(

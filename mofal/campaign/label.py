@@ -64,8 +64,9 @@ def open_cache(records: str | os.PathLike[str], caches: Sequence[str] = ()) -> L
     shared: list[str | LabelCache] = []
     for text in caches:
         path = text.removesuffix(":rw")
-        if not Path(path).is_dir():
-            raise ConfigError(f"--cache {path} is no directory; a new one is made by: mkdir {path}")
+        if not path or not Path(path).is_dir():
+            path = path or "DIR"
+            raise ConfigError(f"--cache {text} is no directory; a new one is made by: mkdir {path}")
         shared.append(LabelCache(path) if text.endswith(":rw") else path)
     return LabelCache(records, shared=shared)
 

@@ -283,6 +283,19 @@ def test_blueprints__wrong_files_are_refused(
         ('{"a": 1}', "holds no table `blueprints`"),
         ('{"blueprints": {"k": {"shells": 9}}}', "shells of kind k is 9"),
         ("[]", "holds no table"),
+        ('{"blueprints": {"k": {"shells": true}}}', "shells of kind k is True"),
+        (
+            '{"blueprints": {"k": {"shells": 1, "tolerance_meV_per_A": "x"}}}',
+            "of kind k are no table of numbers",
+        ),
+        (
+            '{"blueprints": {"k": {"shells": 1, "rmse_meV_per_A": [1]}}}',
+            "of kind k are no table of numbers",
+        ),
+        (
+            '{"blueprints": {"k": {"shells": 1, "distance_A": null}}}',
+            "of kind k are no table of numbers",
+        ),
         ("{", "is damaged"),
     ):
         table.write_text(text)
@@ -432,6 +445,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["--rule", "carboxilate"], "--rule is carboxilate; known: "),
     (["--unpaired", "Cu"], "--unpaired is Cu, expected e.g. Cu=1"),
     (["--cache", "nowhere"], "--cache nowhere is no directory"),
+    (["--cache", ":rw"], "--cache :rw is no directory"),
     (["--shells", "-1"], "--shells is -1, expected numbers from 0 to 4"),
     (["--shells", "0", "9"], "--shells is 0 9"),
     (["--tolerance", "0"], "--tolerance is 0.0"),
