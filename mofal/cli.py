@@ -174,7 +174,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--output", required=True, help="e.g. potential.nequip.pt2")
     p.add_argument("--energies", choices=["relative", "total"], default="relative")
     p.add_argument("--target", choices=["ase", "lammps", "batch"], default="ase")
-    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 or auto (default: cpu)")
 
     p = _command(commands, "build", run_build, "build a framework and write it to a file")
     p.add_argument("name", help="S_pr, S_ld, S_reo, UiO-67, ...; `mofal build list` names all")
@@ -358,7 +358,7 @@ def run_export(args: argparse.Namespace) -> int:
         device=args.device,
         progress=say,
     )
-    say(f"wrote {args.output}")
+    say(f"wrote {args.output}, and its checksum: sha256sum -c {args.output}.sha256")
     return 0
 
 

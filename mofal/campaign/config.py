@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -21,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from mofal.campaign.names import check_name, check_taken
 from mofal.data.hashing import hash_json
 from mofal.dynamics.settings import WalkSettings, walk_length
 from mofal.errors import ConfigError
@@ -38,7 +40,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Strain = Annotated[float, Field(gt=-0.3, lt=0.3)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.^-]*$", max_length=60)]
+Name = Annotated[str, AfterValidator(check_name)]
 
 
 class DisorderSettings(Section):
@@ -317,6 +319,7 @@ class CampaignConfig(Section):
             if name not in self.systems:
                 raise ValueError(f"{where} names the system {name!r}; {_known(name, self.systems)}")
 
+        check_taken(self.systems)
         if self.seed_data.perturbed is not None:
             known(self.seed_data.perturbed.system, "seed_data.perturbed.system")
         for name in self.holdout.systems if self.holdout else ():
@@ -452,7 +455,9 @@ def parse_config(content: dict[str, Any], *, where: str = "campaign") -> Campaig
 
 
 def _explain(error: Any) -> str:
-    parts = [str(p) for p in error["loc"] if not str(p).startswith(("constrained", "function-"))]
+    parts = [
+        str(p) for p in error["loc"] if not str(p).startswith(("constrained", "function-", "[key]"))
+    ]
     place = ".".join(parts) or "the file"
     kind = error["type"]
     if kind == "extra_forbidden":

@@ -11,6 +11,7 @@ import numpy as np
 
 from mofal.campaign import plan
 from mofal.campaign.config import CampaignConfig, SystemSettings, completed, differences
+from mofal.campaign.names import check_new
 from mofal.campaign.site import CONFIG, FACTS, ISOLATED, Site, write_config
 from mofal.errors import CampaignError, ConfigError, DataError, ReferenceError, StructureError
 
@@ -87,6 +88,10 @@ def examine(site: Site) -> Findings | None:
         if known.get("identity") != config.identity():
             refuse_another(site, known)
         return None
+    try:
+        check_new(config.systems)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     for cache in config.reference.caches:
         if cache.mode == "rw" and not os.access(cache.path, os.W_OK):
             raise ConfigError(

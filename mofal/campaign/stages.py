@@ -59,7 +59,7 @@ def expand(site: Site, step: Step) -> list[Task]:
             key=_key(step.stage, step.makes),
             function=function,
             kwargs={"root": root, **kwargs},
-            output=site.path(step.makes),
+            output=site.path(plan.marker(step.makes)),
             priority=PRIORITY[step.stage],
             resumable=kind == "train",
         )
