@@ -229,6 +229,7 @@ def add_match(commands: Any) -> None:
     p.add_argument("--cell", choices=["primitive", "conventional"], default="conventional")
     p.add_argument("--reference", action="append", help="a level; may be given several times")
     p.add_argument("--potential", action="append", help="a model directory, as a further level")
+    p.add_argument("--device", default="cpu", help="of potentials: cpu, cuda, cuda:1, auto")
     p.add_argument("--rule", default="carboxylate", help="how to cut it (default: carboxylate)")
     p.add_argument(
         "--frames",
@@ -455,6 +456,7 @@ def run_match(args: argparse.Namespace) -> int:
         unpaired=unpaired_of(args.unpaired),
         retry_failed=args.retry_failed,
         caches=args.cache,
+        device=args.device,
         say=say,
     )
 

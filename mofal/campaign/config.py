@@ -26,7 +26,13 @@ from mofal.campaign.names import check_name, check_taken
 from mofal.data.hashing import hash_json
 from mofal.dynamics.settings import WalkSettings, walk_length
 from mofal.errors import ConfigError
-from mofal.potential.settings import ARCHITECTURES, TRAININGS, Architecture, TrainingSettings
+from mofal.potential.settings import (
+    ARCHITECTURES,
+    TRAININGS,
+    Architecture,
+    Device,
+    TrainingSettings,
+)
 from mofal.schedule.settings import ScheduleSettings
 
 
@@ -165,7 +171,11 @@ class PotentialSettings(Section):
     validation_fraction: Fraction = 0.2
     regions: Literal["all", "core", "weighted"] = "all"
     threads: Count = Field(1, description="of a training task; features and walks take one")
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = Field(
+        "cpu",
+        description="where all stages compute with the potential: cpu, cuda, cuda:1, auto; "
+        "a pool may have its own",
+    )
     seed: TrainingSettings = TRAININGS["paper"]
     cycle: TrainingSettings = TRAININGS["cycle"]
     final: TrainingSettings = TRAININGS["paper"]
@@ -210,6 +220,7 @@ class PotentialSettings(Section):
         return value
 
 
+_STAGES = ("seed", "cycle", "final")
 _SHARED = ("architecture", "validation_fraction", "regions", "threads", "device")
 
 
@@ -346,6 +357,7 @@ class CampaignConfig(Section):
         """All that decides the results; where things run and how many cycles may change."""
         content = self.model_dump(mode="json", exclude=set(_FREE))
         content["reference"].pop("caches")
+        _without_devices(content)
         if content["seed_data"]["labels"] is None:
             # Campaigns from before there was such a setting keep their identity.
             del content["seed_data"]["labels"]
@@ -375,7 +387,14 @@ def completed(deciding: dict[str, Any]) -> dict[str, Any]:
         return deciding  # a setting that this version does not know any more
     out = config.model_dump(mode="json", exclude=set(_FREE))
     out["reference"].pop("caches")
-    return out
+    return _without_devices(out)
+
+
+def _without_devices(content: dict[str, Any]) -> dict[str, Any]:
+    """Say ``cpu`` for each device: where a potential computes does not make another campaign."""
+    for part in (content["potential"], *(content["potential"][s] for s in _STAGES)):
+        part["device"] = "cpu"
+    return content
 
 
 def differences(new: Any, old: Any, place: str = "") -> list[str]:
@@ -549,7 +568,7 @@ def dump_config(config: CampaignConfig) -> str:
 
 def _without_shared(content: dict[str, Any]) -> dict[str, Any]:
     """Take what holds for all trainings out of each of them, where a campaign file has it not."""
-    for stage in ("seed", "cycle", "final"):
+    for stage in _STAGES:
         for key in _SHARED:
             content["potential"][stage].pop(key, None)
     return content

@@ -11,6 +11,7 @@ import numpy as np
 
 from mofal.campaign import plan
 from mofal.campaign.config import CampaignConfig, SystemSettings, completed, differences
+from mofal.campaign.devices import check_devices
 from mofal.campaign.names import check_new
 from mofal.campaign.site import CONFIG, FACTS, ISOLATED, Site, write_config
 from mofal.errors import CampaignError, ConfigError, DataError, ReferenceError, StructureError
@@ -82,6 +83,7 @@ def examine(site: Site) -> Findings | None:
     from mofal.data import read_json
 
     config = site.config
+    check_devices(config)
     facts_file = site.root / FACTS
     if facts_file.exists():
         known = read_json(facts_file)

@@ -12,6 +12,7 @@ import numpy as np
 
 from mofal.campaign import plan
 from mofal.campaign.config import CampaignConfig, dump_config, load_config
+from mofal.campaign.devices import device_of
 from mofal.errors import CampaignError, DataError
 
 if TYPE_CHECKING:
@@ -128,6 +129,10 @@ class Site:
         return tuple(self.facts["elements"])
 
     # -- methods
+    def device(self, kind: str) -> str:
+        """Where tasks of a kind compute with the potential; looked up on the worker."""
+        return device_of(self.config, kind)
+
     def reference(self) -> Reference:
         """Return the reference of the campaign file."""
         from mofal.reference import get_reference

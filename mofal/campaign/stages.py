@@ -146,8 +146,10 @@ def finish(site: Site, step: Step, outcomes: Sequence[Outcome]) -> str:
 
 def _line(step: Step, summary: Mapping[str, Any]) -> str:
     if step.stage in ("train", "control") and "steps" in summary:
-        return f"{summary['steps']} steps, {summary['atoms_seen']:,} atoms seen" + (
-            f", stopped by {summary['stopped_by']}" if summary.get("stopped_by") else ""
+        return (
+            f"{summary['steps']} steps, {summary['atoms_seen']:,} atoms seen"
+            + (f", stopped by {summary['stopped_by']}" if summary.get("stopped_by") else "")
+            + (f"; {summary['note']}" if summary.get("note") else "")
         )
     if summary.get("structures") == 0 and step.stage == "propose":
         return "no cluster could be labelled; the model goes on with what there is"
@@ -298,6 +300,7 @@ def _gather_walks(site: Site, step: Step, outcomes: Sequence[Outcome]) -> str:
     tasks.sweep_work(site, target)
     status = [str(s).replace("_", " ") for s in walks["walk_status"].values]
     lost = sum(not o.ok for o in outcomes)
+    notes = "".join(f"; {o.summary['note']}" for o in outcomes if o.ok and "note" in o.summary)
     line = ", ".join(f"{status.count(s)} {s}" for s in dict.fromkeys(status))
     length = float(walks["length_fs"].mean())
-    return line + f", {length:.0f} fs on average" + (f", {lost} failed" if lost else "")
+    return line + f", {length:.0f} fs on average" + (f", {lost} failed" if lost else "") + notes

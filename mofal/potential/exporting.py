@@ -71,7 +71,8 @@ def export(
     Raises
     ------
     PotentialError
-        A foreign ending, a device that is not there, totals without isolated-atom energies, or a script of NequIP that failed.
+        A foreign ending, a device that is not there, totals without isolated-atom energies, or a
+        script of NequIP that failed.
     StoreError
         `path` exists.
     """

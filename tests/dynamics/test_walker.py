@@ -286,7 +286,7 @@ def test_load_checkpoint__of_the_version_before_goes_on(tmp_path):
     arrays, meta = load_checkpoint(out, '{"model": "m", "seed": 1}')
     assert arrays["positions"].tolist() == list(range(6))
     assert meta == {"step": 3}
-    with pytest.raises(StoreError, match="another walk.*model, seed"):
+    with pytest.raises(StoreError, match=r"another walk.*model, seed"):
         load_checkpoint(out, '{"model": "m", "seed": 2}')
 
 
