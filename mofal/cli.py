@@ -181,7 +181,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--output", required=True, help="e.g. potential.nequip.pt2")
     p.add_argument("--energies", choices=["relative", "total"], default="relative")
     p.add_argument("--target", choices=["ase", "lammps", "batch"], default="ase")
-    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 or auto (default: cpu)")
 
     p = _command(commands, "build", run_build, "build a framework and write it to a file")
     p.add_argument("name", help="S_pr, S_ld, S_reo, UiO-67, ...; `mofal build list` names all")
@@ -236,6 +236,7 @@ def add_match(commands: Any) -> None:
     p.add_argument("--cell", choices=["primitive", "conventional"], default="conventional")
     p.add_argument("--reference", action="append", help="a level; may be given several times")
     p.add_argument("--potential", action="append", help="a model directory, as a further level")
+    p.add_argument("--device", default="cpu", help="of potentials: cpu, cuda, cuda:1, auto")
     p.add_argument("--rule", default="carboxylate", help="how to cut it (default: carboxylate)")
     p.add_argument(
         "--frames",
@@ -374,7 +375,7 @@ def run_export(args: argparse.Namespace) -> int:
         device=args.device,
         progress=say,
     )
-    say(f"wrote {args.output}")
+    say(f"wrote {args.output}, and its checksum: sha256sum -c {args.output}.sha256")
     return 0
 
 
@@ -471,6 +472,7 @@ def run_match(args: argparse.Namespace) -> int:
         unpaired=unpaired_of(args.unpaired),
         retry_failed=args.retry_failed,
         caches=args.cache,
+        device=args.device,
         say=say,
     )
 

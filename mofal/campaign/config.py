@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -23,10 +24,17 @@ from pydantic import (
     model_validator,
 )
 
+from mofal.campaign.names import check_name, check_taken
 from mofal.data.hashing import hash_json
 from mofal.dynamics.settings import WalkSettings, walk_length
 from mofal.errors import ConfigError
-from mofal.potential.settings import ARCHITECTURES, TRAININGS, Architecture, TrainingSettings
+from mofal.potential.settings import (
+    ARCHITECTURES,
+    TRAININGS,
+    Architecture,
+    Device,
+    TrainingSettings,
+)
 from mofal.schedule.settings import ScheduleSettings
 
 
@@ -40,7 +48,7 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Strain = Annotated[float, Field(gt=-0.3, lt=0.3)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.^-]*$", max_length=60)]
+Name = Annotated[str, AfterValidator(check_name)]
 
 
 class DisorderSettings(Section):
@@ -170,7 +178,11 @@ class PotentialSettings(Section):
     validation_fraction: Fraction = 0.2
     regions: Literal["all", "core", "weighted"] = "all"
     threads: Count = Field(1, description="of a training task; features and walks take one")
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = Field(
+        "cpu",
+        description="where all stages compute with the potential: cpu, cuda, cuda:1, auto; "
+        "a pool may have its own",
+    )
     seed: TrainingSettings = TRAININGS["paper"]
     cycle: TrainingSettings = TRAININGS["cycle"]
     final: TrainingSettings = TRAININGS["paper"]
@@ -215,6 +227,7 @@ class PotentialSettings(Section):
         return value
 
 
+_STAGES = ("seed", "cycle", "final")
 _SHARED = ("architecture", "validation_fraction", "regions", "threads", "device")
 
 
@@ -324,6 +337,7 @@ class CampaignConfig(Section):
             if name not in self.systems:
                 raise ValueError(f"{where} names the system {name!r}; {_known(name, self.systems)}")
 
+        check_taken(self.systems)
         if self.seed_data.perturbed is not None:
             known(self.seed_data.perturbed.system, "seed_data.perturbed.system")
         for name in self.holdout.systems if self.holdout else ():
@@ -348,7 +362,9 @@ class CampaignConfig(Section):
 
     def deciding(self) -> dict[str, Any]:
         """All that decides the results; where things run and how many cycles may change."""
-        content = _without_free(self.model_dump(mode="json", exclude=set(_FREE)))
+        content = _without_devices(
+            _without_free(self.model_dump(mode="json", exclude=set(_FREE)))
+        )
         if content["seed_data"]["labels"] is None:
             # Campaigns from before there was such a setting keep their identity.
             del content["seed_data"]["labels"]
@@ -384,7 +400,15 @@ def completed(deciding: dict[str, Any]) -> dict[str, Any]:
         config = CampaignConfig.model_validate({**content, "cycles": 1})
     except ValidationError:
         return deciding  # a setting that this version does not know any more
-    return _without_free(config.model_dump(mode="json", exclude=set(_FREE)))
+    out = _without_free(config.model_dump(mode="json", exclude=set(_FREE)))
+    return _without_devices(out)
+
+
+def _without_devices(content: dict[str, Any]) -> dict[str, Any]:
+    """Say ``cpu`` for each device: where a potential computes does not make another campaign."""
+    for part in (content["potential"], *(content["potential"][s] for s in _STAGES)):
+        part["device"] = "cpu"
+    return content
 
 
 def differences(new: Any, old: Any, place: str = "") -> list[str]:
@@ -471,7 +495,9 @@ def parse_config(content: dict[str, Any], *, where: str = "campaign") -> Campaig
 
 
 def _explain(error: Any) -> str:
-    parts = [str(p) for p in error["loc"] if not str(p).startswith(("constrained", "function-"))]
+    parts = [
+        str(p) for p in error["loc"] if not str(p).startswith(("constrained", "function-", "[key]"))
+    ]
     place = ".".join(parts) or "the file"
     kind = error["type"]
     if kind == "extra_forbidden":
@@ -567,7 +593,7 @@ def dump_config(config: CampaignConfig) -> str:
 
 def _without_shared(content: dict[str, Any]) -> dict[str, Any]:
     """Take what holds for all trainings out of each of them, where a campaign file has it not."""
-    for stage in ("seed", "cycle", "final"):
+    for stage in _STAGES:
         for key in _SHARED:
             content["potential"][stage].pop(key, None)
     return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mofal.campaign import plan
+from mofal.campaign.devices import describe_devices
 from mofal.campaign.seeding import examine
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def describe_run(campaign: Campaign) -> str:
     work = work_left(site)
     for item in work:
         lines.append(f"  {item.number:6d} x {item.kind}")
+    devices = describe_devices(config)
+    lines += [devices] if devices else []
     warning = unfit_cores(site)
     lines += [warning] if warning else []
     lines += ["", dry_run(config.schedule, directory=site.root, work=work)]

@@ -46,6 +46,7 @@ def match(
     unpaired: Mapping[str, int] | None = None,
     retry_failed: bool = False,
     caches: Sequence[str] = (),
+    device: str = "cpu",
     say: Say = print,
 ) -> int:
     """Compare forces in clusters with those in their parent; say which cluster is good.
@@ -86,6 +87,8 @@ def match(
         Try labels that failed before once more.
     caches : sequence of str
         Shared label caches, see `label_structures`.
+    device : str
+        Where potentials compute: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
 
     Returns
     -------
@@ -96,6 +99,10 @@ def match(
     from mofal.data import write_json
 
     place = Path(directory)
+    if potentials:
+        from mofal.potential.devices import resolve_device
+
+        resolve_device(device)
     floors = _examine(references, potentials, frames, shells, tolerance_meV, noise, place, say)
     check_seed(seed)
     local_schedule(workers)
@@ -126,7 +133,7 @@ def match(
         forces = (
             _reference_forces(level, parents, clusters, place, workers, retry_failed, caches, say)
             if level in references
-            else _potential_forces(level, parents, clusters)
+            else _potential_forces(level, parents, clusters, device)
         )
         result = _compare(
             level, short, clusters, forces, focus, tolerance_meV, floors.get(level), place, say
@@ -356,10 +363,10 @@ def _reference_forces(
     return labelled, np.concatenate([a.forces for a in attempts[n:]]), (times, "s")
 
 
-def _potential_forces(level: str, parents: xr.Dataset, clusters: xr.Dataset) -> Forces:
+def _potential_forces(level: str, parents: xr.Dataset, clusters: xr.Dataset, device: str) -> Forces:
     from mofal.potential import load
 
-    potential = load(level)
+    potential = load(level, device=device)
     whole = parents.assign(forces=potential.evaluate(parents)["forces"])
     # A potential's cost is that of its atoms; a time of its own would be noise.
     cost = clusters["n_atoms"].values.astype(float)

@@ -78,6 +78,11 @@ def model(cycle: int) -> str:
     return place(cycle, "model")
 
 
+def marker(relative: str) -> str:
+    """Path that is there if and only if something of a campaign is: of a model its `model.json`."""
+    return f"{relative}/model.json" if PurePosixPath(relative).name == "model" else relative
+
+
 def control(cycle: int) -> str:
     """Directory of the control: as many atoms seen as the cycle's model, seed data alone."""
     return "/".join(("control", place(cycle, "model"))) if cycle else model(0)

@@ -18,6 +18,8 @@ from mofal.campaign.config import (
     differences,
     load_config,
 )
+from mofal.campaign.devices import check_devices
+from mofal.campaign.names import check_new
 from mofal.campaign.site import CONFIG, FACTS, ISOLATED, Site, write_config
 from mofal.errors import (
     CampaignError,
@@ -95,12 +97,17 @@ def examine(site: Site) -> Findings | None:
     from mofal.data import read_json
 
     config = site.config
+    check_devices(config)
     facts_file = site.root / FACTS
     if facts_file.exists():
         known = read_json(facts_file)
         if known.get("identity") != config.identity():
             refuse_another(site, known)
         return None
+    try:
+        check_new(config.systems)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     for cache in config.reference.caches:
         if cache.mode == "rw" and not os.access(cache.path, os.W_OK):
             raise ConfigError(

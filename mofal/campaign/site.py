@@ -19,6 +19,7 @@ from mofal.campaign.config import (
     dump_config,
     load_config,
 )
+from mofal.campaign.devices import device_of
 from mofal.errors import CampaignError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Site:
 
     def exists(self, relative: str) -> bool:
         """Whether a step's product is there (and so is complete)."""
-        return self.path(relative).exists()
+        return self.path(plan.marker(relative)).exists()
 
     def work(self, *parts: str) -> Path:
         """Directory for what is not finished; may be deleted when no driver runs."""
@@ -158,6 +159,10 @@ class Site:
         return tuple(self.facts["elements"])
 
     # -- methods
+    def device(self, kind: str) -> str:
+        """Where tasks of a kind compute with the potential; looked up on the worker."""
+        return device_of(self.config, kind)
+
     def reference(self) -> Reference:
         """Return the reference of the campaign file."""
         from mofal.reference import get_reference
@@ -277,10 +282,9 @@ class Site:
 
     def model_record(self, relative: str) -> dict[str, Any]:
         """What a training left about itself: steps, atoms seen, losses."""
-        from mofal.data import read_json
+        from mofal.potential.directory import read_provenance
 
-        content = read_json(self.path(relative) / "provenance.json")
-        return dict(content)
+        return read_provenance(self.path(relative))
 
     def proposal_error_meV(self, cycle: int) -> float | None:
         """MAE_P95 of the model that proposed a cycle's clusters on their labels, in meV/Å."""

@@ -62,7 +62,7 @@ def expand(site: Site, step: Step, *, retry_failed: bool = False) -> list[Task]:
             key=_key(step.stage, step.makes),
             function=function,
             kwargs={"root": root, "identity": site.identity, **kwargs},
-            output=site.path(step.makes),
+            output=site.path(plan.marker(step.makes)),
             priority=PRIORITY[step.stage],
             resumable=kind == "train",
         )
@@ -231,8 +231,10 @@ def finish(
 
 def _line(step: Step, summary: Mapping[str, Any]) -> str:
     if step.stage in ("train", "control") and "steps" in summary:
-        return f"{summary['steps']} steps, {summary['atoms_seen']:,} atoms seen" + (
-            f", stopped by {summary['stopped_by']}" if summary.get("stopped_by") else ""
+        return (
+            f"{summary['steps']} steps, {summary['atoms_seen']:,} atoms seen"
+            + (f", stopped by {summary['stopped_by']}" if summary.get("stopped_by") else "")
+            + (f"; {summary['note']}" if summary.get("note") else "")
         )
     if summary.get("structures") == 0 and step.stage == "propose":
         return "no cluster could be labelled; the model goes on with what there is"
@@ -368,6 +370,8 @@ def _gather_walks(site: Site, step: Step, outcomes: Sequence[Outcome]) -> str:
     write_group(concat(frames), site.path(step.makes))
     tasks.sweep_work(site, target)
     status = [str(s).replace("_", " ") for s in walks["walk_status"].values]
+    notes = "".join(f"; {o.summary['note']}" for o in outcomes if o.ok and "note" in o.summary)
     line = ", ".join(f"{status.count(s)} {s}" for s in dict.fromkeys(status))
     length = float(walks["length_fs"].mean())
-    return line + f", {length:.0f} fs on average" + (f", {len(lost)} failed" if lost else "")
+    failed = f", {len(lost)} failed" if lost else ""
+    return line + f", {length:.0f} fs on average" + failed + notes

@@ -89,9 +89,9 @@ def cycle_rows(site: Site) -> list[str]:
 
 def model_hash(site: Site, cycle: int) -> str:
     """Hash of the model of a cycle, as its directory says."""
-    from mofal.data import read_json
+    from mofal.potential.directory import read_described
 
-    return str(read_json(site.path(plan.model(cycle)) / "model.json").get("model_hash", "-"))[:12]
+    return str(read_described(site.path(plan.model(cycle))).get("model_hash", "-"))[:12]
 
 
 def watch(

@@ -20,10 +20,13 @@ import numpy as np
 from mofal.campaign import plan
 from mofal.campaign.blueprints import shells_of, weighted
 from mofal.campaign.site import COMMON, Site
+from mofal.data.sealed import STARTS_OVER
+from mofal.errors import DataError
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from mofal.density import PerElementDensity
     from mofal.potential import TrainingSettings
 
 Summary = dict[str, Any]
@@ -61,6 +64,25 @@ def notice(site: Site, name: str) -> Callable[[str], None]:
             os.replace(temporary, file)
 
     return say
+
+
+class Heard:
+    """Passes progress on, and keeps what a person should read when the task is over."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        """Take one line."""
+        if line.endswith(STARTS_OVER):
+            self.lines.append(line)
+        self.say(line)
+
+    @property
+    def notes(self) -> Summary:
+        """For the summary of a task: nothing, mostly."""
+        return {"note": "; ".join(self.lines)} if self.lines else {}
 
 
 # ---------------------------------------------------------------------------------- structures
@@ -140,16 +162,17 @@ def train(site: Site, cycle: int, last: bool) -> Summary:
     settings = site.config.potential
     chosen = settings.seed if cycle == 0 else settings.final if last else settings.cycle
     out = site.path(plan.model(cycle))
+    heard = Heard(notice(site, f"train-{cycle:03d}"))
     train_potential(
         site.training_set(cycle, whole=True),
-        chosen,
+        chosen.model_copy(update={"device": site.device("train")}),
         out=out,
         start=None if cycle == 0 else site.path(plan.model(cycle - 1)),
         elements=site.elements if cycle == 0 else None,
         seed=site.integer_seed("train", cycle),
-        progress=notice(site, f"train-{cycle:03d}"),
+        progress=heard,
     )
-    return _training_summary(site, plan.model(cycle))
+    return {**_training_summary(site, plan.model(cycle)), **heard.notes}
 
 
 @_on_site
@@ -163,6 +186,7 @@ def train_control(site: Site, cycle: int, last: bool) -> Summary:
     # Nothing but the atoms seen ends it, so that it gets no less than the campaign's model.
     chosen = chosen.model_copy(
         update={
+            "device": site.device("train"),
             "max_atoms_seen": int(seen),
             "max_steps": None,
             "max_epochs": None,
@@ -171,15 +195,16 @@ def train_control(site: Site, cycle: int, last: bool) -> Summary:
             "min_learning_rate": 0.0,
         }
     )
+    heard = Heard(notice(site, f"control-{cycle:03d}"))
     train_potential(
         site.training_set(0, whole=True),
         chosen,
         out=site.path(plan.control(cycle)),
         start=site.path(plan.control(cycle - 1)),
         seed=site.integer_seed("train", cycle),
-        progress=notice(site, f"control-{cycle:03d}"),
+        progress=heard,
     )
-    return _training_summary(site, plan.control(cycle))
+    return {**_training_summary(site, plan.control(cycle)), **heard.notes}
 
 
 def atoms_to_see(site: Site, cycle: int, chosen: TrainingSettings) -> int:
@@ -214,12 +239,13 @@ def walk(site: Site, cycle: int, system: str, index: int) -> Summary:
     from mofal.dynamics import walk_length
     from mofal.potential import load
 
-    potential = load(site.path(plan.model(cycle - 1)))
+    potential = load(site.path(plan.model(cycle - 1)), device=site.device("walk"))
     settings = site.config.exploration.walk_settings()
     name = f"walk-{cycle:03d}-{system}-{index:04d}"
     out = walk_place(site, cycle, system, index)
     checkpoint = out.with_name(out.name + ".checkpoint.npz")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    heard = Heard(notice(site, name))
     result = walk_from(
         start_frame(site, cycle, system, index),
         calculator=potential.calculator(),
@@ -228,7 +254,7 @@ def walk(site: Site, cycle: int, system: str, index: int) -> Summary:
         length_fs=walk_length(cycle, settings),
         bonds=bonds_of(site, system),
         out=checkpoint,
-        progress=notice(site, name),
+        progress=heard,
     )
     features = potential.featurize(result.frame)
     with atomic_path(out) as temporary:
@@ -242,6 +268,7 @@ def walk(site: Site, cycle: int, system: str, index: int) -> Summary:
         "status": str(record["walk_status"].values[0]),
         "reason": str(record["walk_reason"].values[0]),
         "length_fs": float(record["length_fs"].values[0]),
+        **heard.notes,
     }
 
 
@@ -264,24 +291,21 @@ def walk_place(site: Site, cycle: int, system: str, index: int) -> Path:
 def density(site: Site, cycle: int) -> Summary:
     """Fit the density of the training part of the data in the features of the last model."""
     from mofal.data import select, write_group
-    from mofal.density import PerElementDensity
+    from mofal.density import fit_density
     from mofal.potential import load
 
     data = site.training_set(cycle - 1, whole=True)
     data = select(data, data["split"].values == "train")
-    potential = load(site.path(plan.model(cycle - 1)))
+    potential = load(site.path(plan.model(cycle - 1)), device=site.device("density"))
     features = potential.featurize(data)
     write_group(features, site.path(plan.place(cycle, "training_features.zarr")), kind="features")
     settings = site.config.density
-    fitted = PerElementDensity(
+    fitted = fit_density(
+        features.assign(features=features["features"].astype(np.float64)),
         n_components=settings.components,
         max_components=settings.max_components,
         pca=settings.pca,
         random_state=site.integer_seed("density", cycle),
-    )
-    fitted.fit(
-        np.asarray(features["features"].values, np.float64),
-        features["numbers"].values,
     )
     fitted.save(site.path(plan.place(cycle, "density.zarr")))
     return {"atoms": features.sizes["atom"]}
@@ -297,6 +321,7 @@ def select_clusters(site: Site, cycle: int, system: str) -> Summary:
     samples = site.group(plan.place(cycle, system, "samples.zarr")).load()
     features = site.group(plan.place(cycle, system, "features.zarr")).load()
     fitted = PerElementDensity.load(site.path(plan.place(cycle, "density.zarr")))
+    refuse_foreign_features(site, cycle, system, features, fitted)
     scores = score(features, fitted).compute()
     write_group(scores, site.path(plan.place(cycle, system, "scores.zarr")), kind="scores")
     blocks = {system: site.blocks(system)}
@@ -318,6 +343,32 @@ def select_clusters(site: Site, cycle: int, system: str) -> Summary:
     write_json(reasons, site.path(plan.place(cycle, system, "refused.json")))
     write_group(clusters, site.path(plan.place(cycle, system, "clusters.zarr")))
     return {"clusters": clusters.sizes["structure"], "refused": len(reasons)}
+
+
+def refuse_foreign_features(
+    site: Site, cycle: int, system: str, features: xr.Dataset, fitted: PerElementDensity
+) -> None:
+    """Refuse features of another potential than the one whose features the density was fitted on.
+
+    Raises
+    ------
+    DataError
+        Also where the features do not say whose they are.
+    """
+    from mofal.potential.directory import is_model, read_described
+
+    made_by = site.path(plan.model(cycle - 1))
+    if not fitted.model_hash and is_model(made_by):
+        # Densities of the version before did not write it down.
+        fitted.model_hash = str(read_described(made_by)["model_hash"])
+    found = str(features.attrs.get("model_hash", ""))
+    if fitted.model_hash and found != fitted.model_hash:
+        place = site.path(plan.place(cycle, system))
+        raise DataError(
+            f"{place / 'features.zarr'} holds features of potential {found or 'unknown'}, the "
+            f"density of the cycle was fitted on those of {fitted.model_hash}; features of two "
+            f"potentials are not comparable: delete what was walked, to walk again: rm -r {place}"
+        )
 
 
 # ---------------------------------------------------------------------------------- judging
@@ -343,7 +394,7 @@ def propose(site: Site, cycle: int) -> Summary:
         write_group(xr.Dataset(attrs={"structures": 0}), target, kind="table")
         return empty
     labels = concat(parts)
-    predicted, attrs = predict(site, plan.model(cycle - 1), labels)
+    predicted, attrs = predict(site, plan.model(cycle - 1), labels, device=site.device("propose"))
     predicted.attrs.update(attrs)
     write_group(predicted, target, kind="table")
     return attrs
@@ -356,18 +407,20 @@ def judge(site: Site, system: str, model: str, makes: str) -> Summary:
 
     labels = site.group(plan.holdout(system, "labels.zarr")).load()
     usable = select(labels, np.flatnonzero(site.usable(labels)))
-    predicted, attrs = predict(site, model, usable)
+    predicted, attrs = predict(site, model, usable, device=site.device("judge"))
     predicted.attrs.update(attrs)
     write_group(predicted, site.path(makes), kind="table")
     return attrs
 
 
-def predict(site: Site, model: str, labels: xr.Dataset) -> tuple[xr.Dataset, Summary]:
+def predict(
+    site: Site, model: str, labels: xr.Dataset, *, device: str
+) -> tuple[xr.Dataset, Summary]:
     """Predictions of a model on labels, and their errors in one line of numbers."""
     from mofal.analysis import mae, mae_p
     from mofal.potential import load
 
-    potential = load(site.path(model))
+    potential = load(site.path(model), device=device)
     predicted = potential.evaluate(labels)
     keep = [v for v in ("energy", "forces", "stress") if v in predicted]
     out = labels[

@@ -27,7 +27,9 @@ _NOT_COMPARABLE = {
     "model_hash": "features of two models",
     "density_hash": "scores of two densities",
 }
-TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
+TEXT = np.dtype(object)
+"""How text is held in memory: Python strings. NumPy's own text of any length is what is stored, but
+xarray cannot put a missing value into it, and so `ds.where(...)` would fail on every Dataset."""
 
 
 # ---------------------------------------------------------------------------------- arrays
@@ -318,6 +320,31 @@ def select(ds: xr.Dataset, indices: int | Sequence[int] | np.ndarray | slice) ->
     return out
 
 
+def converged(ds: xr.Dataset) -> xr.Dataset:
+    """Choose the structures whose label has converged, with their atoms; stays lazy.
+
+    ``ds.where(ds.status == "converged", drop=True)`` gives the same rows along `structure`; but it
+    knows nothing of ragged data, spreads what lies along `atom` over all structures, and turns
+    integers into floats.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Labels: with `status(structure)`.
+
+    Raises
+    ------
+    DataError
+        There is no `status`.
+    """
+    if "status" not in ds.variables:
+        raise DataError(
+            "these structures carry no status, so none is labelled; take labels, such as "
+            'mofal.open("DIR").labels'
+        )
+    return select(ds, np.array([str(s) == "converged" for s in ds["status"].values], bool))
+
+
 def _as_slice(chosen: np.ndarray) -> np.ndarray | slice:
     if chosen.size == 0:
         return slice(0, 0)
@@ -361,7 +388,7 @@ def concat(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
                 )
             if name == "structure_index":
                 piece = piece + shift
-            elif piece.dtype.kind in "UO" and model.dtype.kind in "UTO":
+            elif piece.dtype.kind in "UT" and model.dtype.kind in "UTO":
                 piece = piece.astype(TEXT)
             columns[name].append(piece)
         shift += part.sizes["structure"]
@@ -413,7 +440,7 @@ def _filled(part: xr.Dataset, k: int, name: str, model: xr.DataArray) -> xr.Vari
     dtype = TEXT if model.dtype.kind in "UTO" else model.dtype
     value = fill_value(name, dtype)
     beside = [v for v in part.data_vars.values() if v.dims[:1] == model.dims[:1] and v.chunks]
-    if beside and dtype.kind != "T":
+    if beside and dtype.kind != "O":
         import dask.array as da
 
         rows = (beside[0].chunks or ((shape[0],),))[0]

@@ -242,7 +242,9 @@ class _Runner:
     # -- life of a walk
 
     def run(self) -> None:
-        found = load_checkpoint(self.out, self.identity) if self.out is not None else None
+        found = None
+        if self.out is not None:
+            found = load_checkpoint(self.out, self.identity, say=self.progress)
         if found is not None and found[1]["status"]:
             self._recall(*found)
             return

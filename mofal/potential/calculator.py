@@ -33,6 +33,11 @@ class PotentialCalculator(Calculator):
         super().__init__(**kwargs)
         self.potential = potential
 
+    @property
+    def model_hash(self) -> str:
+        """Of the potential: what walks write down, and what tells their checkpoints apart."""
+        return self.potential.model_hash
+
     def calculate(
         self,
         atoms: Atoms | None = None,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+DEVICE = r"cpu|cuda(:[0-9]{1,3})?|auto"
+"""Words for where a potential computes."""
+
+Device = Annotated[str, Field(pattern=f"^({DEVICE})$")]
+"""``cpu``, ``cuda`` (a worker's first GPU), ``cuda:1``, or ``auto``: a GPU where there is one."""
 
 
 class Architecture(BaseModel):
@@ -97,7 +103,8 @@ class TrainingSettings(BaseModel):
     threads : int
         CPU threads of this training. The same seed gives the same bits whatever it is.
     device : str
-        ``"cpu"`` or ``"cuda"``.
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``. It decides where a training runs and not
+        which one it is; the same bits are promised on CPUs only.
     allow_other_level : bool
         Let a warm start move to labels of another level of theory.
     """
@@ -128,7 +135,7 @@ class TrainingSettings(BaseModel):
     termination_weight: float = Field(default=0.0, ge=0)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     threads: int = Field(default=1, ge=1)
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     allow_other_level: bool = False
 
     @field_validator("architecture", mode="before")

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.data.ragged import TEXT
 from mofal.errors import DataError
 from mofal.reference.base import Attempt, Reference, hash_level
 from mofal.reference.cache import LabelCache, warn_versions
 
 if TYPE_CHECKING:
     import xarray as xr
-
-TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 
 
 def gather(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from mofal.errors import ConfigError
+from mofal.potential.settings import Device
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -106,6 +107,9 @@ class PoolSettings(_Settings):
         default (SLURM).
     gpus
         GPUs of a worker, its own alone.
+    device
+        Where its tasks compute with a potential: "cpu", "cuda", "cuda:1" or "auto"; None: as
+        ``potential: device`` says.
     walltime
         Of a job (SLURM).
     partition, account, qos
@@ -132,6 +136,7 @@ class PoolSettings(_Settings):
     nodes: int = Field(1, ge=1)
     memory: Bytes | None = None
     gpus: int = Field(0, ge=0)
+    device: Device | None = None
     walltime: Seconds = 12 * 3600
     partition: str | None = None
     account: str | None = None
