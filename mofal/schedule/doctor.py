@@ -222,7 +222,7 @@ def probe_pool(
     What works then: sbatch, the prologue, the interpreter, a directory seen by both sides, and the
     way from the node to the scheduler's address.
     """
-    from mofal.schedule.cluster import scheduler_host
+    from mofal.schedule.link import scheduler_host
 
     title = f"way back from {name}"
     try:

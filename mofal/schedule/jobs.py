@@ -487,8 +487,6 @@ class Jobs:
         if record.ever_connected or record.ending is not None or never_started:
             self._put_away(record.name, how)
             return
-        from mofal.schedule.cluster import last_lines
-
         log = last_lines(self._layout.log(record.name))
         worker_log = self._layout.log(f"{record.name}.0")
         if worker_log.exists():
@@ -576,6 +574,17 @@ def cancel_leftovers(layout: Layout, commands: Commands | None = None) -> None:
         prefix = job_prefix(layout)
         thread.sweep(lambda name: name.startswith(prefix))
         thread.stop()
+
+
+def last_lines(path: Path, number: int = 12) -> str:
+    """The end of a log, indented; a hint where it is empty."""
+    try:
+        lines = path.read_text(errors="replace").strip().splitlines()[-number:]
+    except OSError:
+        lines = []
+    if not lines:
+        return f"(nothing in {path})"
+    return f"({path})\n" + "\n".join("    " + line for line in lines)
 
 
 def extra_paths() -> list[str]:

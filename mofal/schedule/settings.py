@@ -203,7 +203,9 @@ class ScheduleSettings(_Settings):
     pools
         By name. Without any there is one pool, `local`, for all kinds.
     tls
-        Encrypt and authenticate everything between driver, scheduler and workers; None: on SLURM.
+        Encrypt and authenticate everything between driver, scheduler and workers; None: yes.
+        Without it every user who reaches the scheduler's port, those of the same machine included,
+        can run code as the driver's user.
     interface
         Network interface of the scheduler (``ib0``, ``lo``); None: the address that this machine's
         name resolves to, or the loopback where all pools are local.
@@ -270,6 +272,11 @@ class ScheduleSettings(_Settings):
                 "found backend slurm without pools; expected e.g. pools: {cpu: {partition: ...}}"
             )
         return self
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether driver, scheduler and workers talk TLS, with keys of this campaign alone."""
+        return self.tls is not False
 
     def effective_pools(self) -> dict[str, PoolSettings]:
         """The pools with their backends filled in; the one default pool where none is given."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -431,3 +433,62 @@ def test_local__full_disk_costs_time_and_no_results(small_disk):
         outcomes = list(pools.run(_labels(small_disk, 3)))
         assert sorted(o.status for o in outcomes) == ["done", "done", "found"]
     assert len(list(small_disk.glob("*.json"))) == 3
+
+
+def _cut(pid: int) -> int:
+    """Shut every TCP connection of a process, as if its network were gone; return how many."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    process = os.pidfd_open(pid)
+    number = 0
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                if not os.readlink(entry).startswith("socket:["):
+                    continue
+            except OSError:
+                continue
+            copy = libc.syscall(438, process, int(entry.name), 0)  # pidfd_getfd
+            if copy < 0:
+                pytest.skip("this kernel does not lend file descriptors")
+            with socket.socket(fileno=copy) as connection:
+                if connection.family not in (socket.AF_INET, socket.AF_INET6):
+                    continue
+                try:
+                    connection.getpeername()  # one that listens has no peer, and stays
+                    connection.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    continue
+                number += 1
+    finally:
+        os.close(process)
+    return number
+
+
+def _process(folder, module):
+    (pid,) = [p for p, c in _processes(str(folder)).items() if f"mofal.schedule.{module}" in c]
+    return pid
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whose", ["scheduler", "worker", "driver"])
+def test_local__connections_that_are_cut_cost_time_alone(tmp_path, whose):
+    """All at once, those of the workers, or those of the driver: nothing waits for ever."""
+    trace = tmp_path / "trace"
+    said = []
+    with Pools.from_settings(_settings(), directory=tmp_path, progress=said.append) as pools:
+        work = _labels(tmp_path, 12, seconds=0.5, trace=str(trace))
+        handles = [pools.submit(task) for task in work]
+        outcomes = []
+        for outcome in pools.as_completed(handles, timeout=60):
+            outcomes.append(outcome)
+            if len(outcomes) == 3:
+                if whose == "scheduler":
+                    assert _cut(_process(tmp_path, "scheduler")) >= 3
+                elif whose == "driver":
+                    assert _cut(os.getpid()) >= 1
+                else:
+                    assert all(_cut(pid) >= 1 for pid in _workers(tmp_path))
+    assert [outcome.status for outcome in outcomes].count("failed") == 0
+    assert len(outcomes) == 12
+    # Workers finished what they had in hand, and nobody did it again.
+    assert set(_starts(trace).values()) == {1}
