@@ -23,8 +23,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-#: How a worker says that it lost its scheduler (and may be started again for the next one).
+#: How a worker ends that lost its scheduler (and may be started again for the next one).
 EXIT_LOST = 75
+#: What a worker says to its job on its pipe: that it is connected, and, with the status above, that
+#: it lost its scheduler. Whoever ends with that status and does not say so has died.
+SIGN_CONNECTED, SIGN_LOST = b"1", b"L"
 #: Environment variable: how long a driver waits for another one to leave (s).
 TAKEOVER = "MOFAL_TAKEOVER"
 

@@ -276,6 +276,9 @@ class Jobs:
         text = beat.get("losses", {}).get(worker)
         if text is None and beat.get("ended"):
             text = f"its job ended: {beat.get('reason')}"
+        if text is None and beat and job in self._past and not beat.get("slurm_id"):
+            # A job of this machine that did not say that it ends: by whom is open, as with workers.
+            text = "its job was killed"
         if text is None:
             return self._loss_by_queue(job, record)
         if text == "lost its scheduler":
@@ -285,14 +288,13 @@ class Jobs:
             ends_at = None if record is None else record.ends_at
             if ends_at is not None and time.monotonic() > ends_at - 5:
                 return Loss(blame="walltime", reason="its walltime was reached")
+        if text.startswith("its job ended"):
             return Loss(blame="none", reason=text)
         return Loss(blame="task", reason=text)
 
     def _loss_by_queue(self, job: str, record: JobRecord | None) -> Loss | None:
         if record is not None and record.process is not None:
-            if record.process.poll() is None:
-                return None
-            return Loss(blame="none", reason="its job was killed")
+            return None  # `tick` enters it among those that are over when it is
         queued = None if self._queue is None else self._queue.get(self.prefix + job)
         if queued is None or queued.state not in ENDED_STATES:
             return None

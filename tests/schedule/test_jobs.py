@@ -174,7 +174,7 @@ def test_jobs__of_a_driver_before_are_adopted_or_cancelled(bench):
     }
     bench.start()
     assert sorted(record.name for record in bench.jobs.of("dft")) == ["dft-3", "dft-5"]
-    bench.until(lambda: bench.slurm.cancelled == ["8"])
+    bench.until(lambda: set(bench.slurm.cancelled) == {"8"})  # perhaps twice
     assert any("found job 7" in line for line in bench.said)
 
 
@@ -337,7 +337,8 @@ def test_jobs__a_worker_that_connects_clears_the_record(bench):
         ("killed by SIGSEGV", "task"),
         ("exit status 1", "task"),
         ("out of memory: 5.0 GB of 4.0 GB", "task"),
-        ("killed by SIGTERM", "none"),
+        ("killed by SIGTERM", "task"),
+        ("exit status 75", "task"),
         ("lost its scheduler", "none"),
         ("its job ended: given back", "none"),
         ("its job ended: SIGTERM", "none"),

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from mofal.schedule import Pools, ScheduleSettings, Task, read_events
-from mofal.schedule.files import Layout, read_json
+from mofal.schedule import Pools, ScheduleSettings, Task, cluster, link, read_events
+from mofal.schedule.files import EXIT_LOST, Layout, read_json
 
 from . import tasks
 
@@ -212,6 +212,25 @@ def test_local__task_that_kills_workers_is_quarantined(tmp_path):
     assert kept["function"].endswith("tasks:die")
     assert len(kept["deaths"]) == 3
     assert any("quarantine" in line for line in said)
+
+
+@pytest.mark.slow
+def test_local__whatever_way_a_task_ends_its_workers_it_is_quarantined(tmp_path):
+    """By the status of workers that lost their scheduler, as SLURM would, and with its job."""
+    killers = [
+        Task("label", "status", tasks.end_with, {"status": EXIT_LOST}),
+        Task("label", "term", tasks.die, {"number": signal.SIGTERM}),
+        Task("label", "job", tasks.end_job),
+    ]
+    with Pools.from_settings(_settings(workers=3), directory=tmp_path) as pools:
+        reasons = {o.task.key: (o.status, o.reason) for o in pools.run(killers)}
+        (after,) = pools.run(_labels(tmp_path, 1))
+    assert reasons == {
+        "status": ("quarantined", f"it ended 3 workers (exit status {EXIT_LOST})"),
+        "term": ("quarantined", "it ended 3 workers (killed by SIGTERM)"),
+        "job": ("quarantined", "it ended 3 workers (its job was killed)"),
+    }
+    assert after.ok
 
 
 @pytest.mark.slow
@@ -476,7 +495,7 @@ def test_local__connections_that_are_cut_cost_time_alone(tmp_path, whose):
     trace = tmp_path / "trace"
     said = []
     with Pools.from_settings(_settings(), directory=tmp_path, progress=said.append) as pools:
-        work = _labels(tmp_path, 12, seconds=0.5, trace=str(trace))
+        work = _labels(tmp_path, 8, seconds=0.5, trace=str(trace))
         handles = [pools.submit(task) for task in work]
         outcomes = []
         for outcome in pools.as_completed(handles, timeout=60):
@@ -489,6 +508,59 @@ def test_local__connections_that_are_cut_cost_time_alone(tmp_path, whose):
                 else:
                     assert all(_cut(pid) >= 1 for pid in _workers(tmp_path))
     assert [outcome.status for outcome in outcomes].count("failed") == 0
-    assert len(outcomes) == 12
+    assert len(outcomes) == 8
     # Workers finished what they had in hand, and nobody did it again.
     assert set(_starts(trace).values()) == {1}
+
+
+@pytest.mark.slow
+def test_local__connection_that_breaks_under_a_long_task_is_not_held_against_it(
+    tmp_path, monkeypatch
+):
+    """Its worker says nothing for longer than reasons are waited for: it is at work."""
+    monkeypatch.setattr(cluster, "REASON_TIMEOUT", 0.5)
+    trace = tmp_path / "trace"
+    with Pools.from_settings(_settings(workers=1), directory=tmp_path) as pools:
+        (handle,) = [pools.submit(t) for t in _labels(tmp_path, 1, seconds=4.0, trace=str(trace))]
+        _until(trace.exists)
+        assert _cut(_workers(tmp_path)[0]) >= 1
+        (outcome,) = pools.as_completed([handle], timeout=60)
+    assert outcome.status == "found"
+    assert set(_starts(trace).values()) == {1}
+    lost = [event["blame"] for event in read_events(tmp_path) if event["event"] == "lost"]
+    assert lost == ["none"]
+
+
+@pytest.mark.slow
+def test_local__messages_that_are_lost_and_a_scheduler_that_is_stuck(tmp_path, monkeypatch):
+    """What is known of workers and attempts is compared, and no message is relied on."""
+    monkeypatch.setattr(cluster, "COMPARISON", 0.2)
+    monkeypatch.setattr(link, "ANSWER", 0.5)
+    lose = []
+    hear = cluster.ClusterBackend._event
+
+    def event(self, message):
+        if message[1]["type"] not in lose:
+            hear(self, message)
+
+    monkeypatch.setattr(cluster.ClusterBackend, "_event", event)
+    said = []
+    with Pools.from_settings(_settings(workers=1), directory=tmp_path, progress=said.append) as p:
+        lose[:] = ["worker"]
+        (first,) = p.as_completed([p.submit(t) for t in _labels(tmp_path, 1)], timeout=60)
+        assert first.status == "done"
+        lose[:] = ["finished"]
+        handles = [p.submit(t) for t in _labels(tmp_path, 1, start=1)]
+        (second,) = p.as_completed(handles, timeout=60)
+        assert second.status == "found"
+        lose[:] = ["gone"]
+        os.kill(_workers(tmp_path)[0], signal.SIGKILL)
+        handles = [p.submit(t) for t in _labels(tmp_path, 1, start=2)]
+        (third,) = p.as_completed(handles, timeout=60)
+        assert third.status == "done"
+        lose[:] = []
+        os.kill(_process(tmp_path, "scheduler"), signal.SIGSTOP)
+        handles = [p.submit(t) for t in _labels(tmp_path, 1, start=3)]
+        (fourth,) = p.as_completed(handles, timeout=60)
+        assert fourth.ok
+    assert any("does not answer" in line for line in said)
