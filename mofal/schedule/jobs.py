@@ -22,7 +22,7 @@ from typing import Any
 from mofal.errors import ScheduleError
 from mofal.schedule.backend import Loss
 from mofal.schedule.events import EventLog
-from mofal.schedule.files import Layout, process_start, read_json, write_json
+from mofal.schedule.files import PRIVATE, Layout, process_start, read_json, write_json, write_text
 from mofal.schedule.policy import stagger
 from mofal.schedule.settings import PoolSettings, ScheduleSettings
 from mofal.schedule.slurm import (
@@ -166,11 +166,12 @@ class Jobs:
         """Write what a job is to do, and start it or have it submitted."""
         settings = self._pools[record.pool]
         spec = self._layout.job(record.name)
-        write_json(spec, specification, mode=0o600)
+        write_json(spec, specification, mode=PRIVATE)
         if record.backend == "slurm":
             assert self._thread is not None
             script = self._layout.jobs / f"{record.name}.sh"
-            script.write_text(self.script(record.pool, name=record.name))
+            # A prologue may hold a token, as an environment may.
+            write_text(script, self.script(record.pool, name=record.name), mode=PRIVATE)
             self._thread.submit(record.name, script)
             return
         with self._layout.log(record.name).open("ab") as log:

@@ -16,11 +16,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from mofal.schedule.attempt import TOPIC
-from mofal.schedule.files import end_with_parent, write_json
+from mofal.schedule.files import PRIVATE, end_with_parent, write_json
 from mofal.schedule.security import load_security
 
 
@@ -70,6 +71,10 @@ class Watcher(SchedulerPlugin):
 
 async def _serve(options: argparse.Namespace) -> None:
     security = load_security(Path(options.tls)) if options.tls else None
+    # Web pages have no password: none without a dashboard, and never those that pass on to others.
+    pages = dask.config.get("distributed.scheduler.http.routes") if options.dashboard >= 0 else []
+    pages = [page for page in pages if page != "distributed.http.proxy"]
+    dask.config.set({"distributed.scheduler.http.routes": pages})
     scheduler = Scheduler(
         host=options.host,
         port=0,
@@ -96,7 +101,7 @@ async def _serve(options: argparse.Namespace) -> None:
                 "id": uuid.uuid4().hex,
                 "dashboard": services[0] if services else 0,
             },
-            mode=0o600,
+            mode=PRIVATE,
         )
         await stop.wait()
         Path(options.file).unlink(missing_ok=True)

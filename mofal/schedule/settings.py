@@ -278,6 +278,13 @@ class ScheduleSettings(_Settings):
         """Whether driver, scheduler and workers talk TLS, with keys of this campaign alone."""
         return self.tls is not False
 
+    @property
+    def holds_secrets(self) -> bool:
+        """Whether an environment or lines of a job script, which may hold a token, are given."""
+        pools = any(p.environment or p.prologue or p.job_extra for p in self.pools.values())
+        driver = self.driver
+        return pools or bool(driver is not None and (driver.prologue or driver.job_extra))
+
     def effective_pools(self) -> dict[str, PoolSettings]:
         """The pools with their backends filled in; the one default pool where none is given."""
         default: Literal["local", "slurm"] = "slurm" if self.backend == "slurm" else "local"

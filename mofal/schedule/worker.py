@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     STATE.name, STATE.job, STATE.ends_at = options.name, spec["name"], options.ends_at
     # A task may hold Python's global lock for as long as it likes: no warnings about slow ticks.
     dask.config.set({"distributed.admin.tick.limit": "1h"})
+    dask.config.set({"distributed.worker.http.routes": []})  # web pages without a password
     # Lazy data that a task loads is computed here, in its own threads: Dask would send it to the
     # scheduler, where it waits behind the very tasks that wait for it.
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
