@@ -214,7 +214,7 @@ class Jobs:
             "cores": settings.cores * record.workers,
             "gpus": settings.gpus,
             "gpu_ids": list(record.gpu_ids),
-            "memory": settings.memory,
+            "memory": settings.worker_limit(workers=record.workers, local=local),
             "walltime": None if local else settings.walltime,
             "early": early,
             "linger": 60.0 if local else self._settings.linger,
