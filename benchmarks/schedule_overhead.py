@@ -93,7 +93,7 @@ class Bench:
         """The same with ``Client.map`` and ``as_completed``."""
         from distributed import as_completed
 
-        client = self.pools._dispatcher._backend._client  # the same scheduler and workers
+        client = self.pools._dispatcher._backend._link.client  # the same scheduler and workers
 
         def run() -> int:
             arguments = [

@@ -304,10 +304,14 @@ class Site:
 
 
 def write_config(root: Path, config: CampaignConfig) -> None:
-    """Put the validated campaign file into its directory."""
+    """Put the validated campaign file into its directory.
+
+    What a pool is given as its environment or its prologue may be a token, and then the file is
+    nobody else's to read.
+    """
     from mofal.data.store import atomic_path
 
-    with atomic_path(root / CONFIG) as temporary:
+    with atomic_path(root / CONFIG, private=config.schedule.holds_secrets) as temporary:
         temporary.write_text(
             "# The campaign as it was validated, with every default written out.\n"
             + dump_config(config)

@@ -72,12 +72,19 @@ def not_written(path: str | os.PathLike[str], error: OSError) -> StoreError:
 
 
 @contextmanager
-def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(target: str | os.PathLike[str], *, private: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `target`; what is written there becomes `target`, or nothing.
 
     Works for files and for directories. A target that exists is replaced if it is a file, and left
     alone (the new one is dropped) if it is a directory: a finished group is never changed. An empty
-    directory does not count as finished.
+    directory does not count as finished. Who may read it, the user's umask says.
+
+    Parameters
+    ----------
+    target
+        Final path.
+    private
+        A file that nobody else may read (0600), while it is written and afterwards.
 
     Raises
     ------
@@ -88,6 +95,8 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
+        if private:
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         yield temporary
         if temporary.is_dir():
             _flush_tree(temporary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
+import uuid
 from pathlib import Path
 
 
@@ -43,14 +43,14 @@ def write_new(file: Path, content: bytes) -> bool:
 
 def _write_temporary(file: Path, content: bytes) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".tmp-{os.getpid()}-", dir=file.parent)
-    temporary = Path(name)
+    temporary = file.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex[:8]}")
+    # Who may read it, the user's umask says (`tempfile` would say: nobody else).
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         with os.fdopen(handle, "wb") as out:
             out.write(content)
             out.flush()
             os.fsync(out.fileno())
-        temporary.chmod(0o644)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -13,8 +13,8 @@ from mofal.schedule.policy import PoolView
 from mofal.schedule.task import Task
 
 #: How a backend tells the dispatcher: ("worker", WorkerInfo), ("gone", name, Loss),
-#: ("finished", attempt id, result), ("give-up", pool, ScheduleError), ("wake",), and
-#: ("call", function) for what must happen in the dispatcher's thread.
+#: ("finished", attempt id, result), ("lost", attempt id, Loss), ("give-up", pool, ScheduleError),
+#: ("wake",), and ("call", function) for what must happen in the dispatcher's thread.
 Post = Callable[[tuple[Any, ...]], None]
 
 
@@ -85,6 +85,9 @@ class Backend(Protocol):
     def claim(self, task: Task) -> str:
         """Who computes this task already although no attempt of ours does; "" if nobody."""
 
+    def fate(self, worker: str) -> Loss | None:
+        """How a worker of `claim` came to its end, None where nobody says."""
+
     def close(self, keep: Callable[[str], bool]) -> None:
         """End all jobs, but those on SLURM whose name `keep` says stay for another driver."""
 
@@ -126,6 +129,9 @@ class ThreadsBackend:
 
     def claim(self, task: Task) -> str:
         return ""
+
+    def fate(self, worker: str) -> Loss | None:
+        return None
 
     def close(self, keep: Callable[[str], bool]) -> None:
         for waiting in self._queues.values():

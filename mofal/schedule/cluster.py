@@ -7,38 +7,39 @@ how many jobs there are is the policy's, and what became of a job is read from i
 from __future__ import annotations
 
 import json
-import logging
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mofal.errors import ConfigError, DependencyError, ScheduleError
+from mofal.errors import MofalError
 from mofal.schedule.backend import Attempt, Loss, Post, WorkerInfo
 from mofal.schedule.events import EventLog, schedule_directory
 from mofal.schedule.execution import make_payload, one_line
-from mofal.schedule.files import Layout, read_json
-from mofal.schedule.jobs import JobRecord, Jobs, extra_paths
+from mofal.schedule.files import Layout, job_of_worker, read_json
+from mofal.schedule.jobs import JobRecord, Jobs
+from mofal.schedule.link import Link
 from mofal.schedule.policy import JobView, PoolView, scale
 from mofal.schedule.settings import ScheduleSettings
 from mofal.schedule.task import Task
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Future
 
-#: Seconds for the scheduler to come up (a busy machine imports slowly).
-SCHEDULER_START = 120.0
-#: Seconds for one attempt at connecting to it.
-CONNECT = 15.0
+#: Seconds between two comparisons of what is known here with what scheduler and jobs say (at
+#: least, and per worker: each is a file of a shared file system).
+COMPARISON, COMPARISON_EACH = 10.0, 0.02
+#: Seconds for which another scheduler is tried for, and between two tries: a network may be away.
+REPLACEMENT, RETRY = 120.0, 5.0
+#: Seconds that a job may say its workers run while none of them is connected.
+ORPHANED = 180.0
+#: Seconds for Dask's performance report.
+REPORT = 60.0
 #: Seconds that the reason of a worker's death is waited for before it is taken as it is.
 REASON_TIMEOUT = 10.0
-#: A scheduler that dies this often within a minute is not started again.
-SCHEDULER_DEATHS = 4
+#: States of attempts of which a message will tell how they ended.
+IN_HAND = frozenset({"queued", "processing", "waiting", "no-worker"})
 #: Least worth (s of work) of one more worker on SLURM; local ones cost nothing.
 WORTH = 60.0
 
@@ -60,162 +61,74 @@ class ClusterBackend:
         self._say = say
         self._layout = Layout(schedule_directory(directory).resolve())
         self._slurm = any(pool.backend == "slurm" for pool in self._pools.values())
-        self._tls = self._slurm if settings.tls is None else settings.tls
+        self._tls = settings.encrypted
         self._post: Post = lambda message: None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._client: Client | None = None
         self._futures: dict[str, Future] = {}
         self._workers: dict[str, WorkerInfo] = {}
         self._names: dict[str, str] = {}  # address -> worker
         self._addresses: dict[str, str] = {}  # worker -> address
         self._leaving: dict[str, float] = {}  # worker -> when its connection broke
-        self._scheduler_deaths: list[float] = []
+        self._missing: set[str] = set()  # attempts that the scheduler did not know at the last look
+        self._orphaned: dict[str, float] = {}  # job -> since when none of its workers is here
+        self._gone_since: float | None = None  # without a scheduler
+        self._next_start = self._next_comparison = 0.0
         self._given_up: set[str] = set()
         self._priority = 0
         self._reported = time.time()
-        self.dashboard = ""
         self._jobs = Jobs(settings, layout=self._layout, tls=self._tls, events=events, say=say)
+        self._link = Link(
+            settings,
+            layout=self._layout,
+            tls=self._tls,
+            remote=self._slurm,
+            event=self._event,
+            say=say,
+        )
 
     # -- start and end
     def start(self, post: Post) -> None:
         """Start scheduler and client; jobs come when there is work."""
         self._post = post
         self._layout.make()
-        _quiet_distributed(self._layout.log("driver"))
         if self._tls:
             from mofal.schedule.security import make_keys
 
             make_keys(self._layout.tls)
-        self._start_scheduler()
+        self._link.start()
+        self._linked()
         self._jobs.start(lambda: post(("wake",)))
 
-    def _start_scheduler(self) -> None:
-        try:
-            from distributed import Client
-        except ImportError as error:
-            raise DependencyError(
-                "found no `distributed`, which the local and slurm backends need; expected it: "
-                "pip install 'mofal[parallel]' (or set schedule: {backend: threads})"
-            ) from error
-        while not self._try_to_start_scheduler(Client):
-            self._scheduler_died()
+    def _linked(self) -> None:
+        """A scheduler is there."""
+        self._next_comparison = time.monotonic() + COMPARISON
+        self._events.write("scheduler", dashboard=self._link.dashboard, tls=self._tls)
 
-    def _try_to_start_scheduler(self, client: type[Client]) -> bool:
-        """Start a scheduler and connect to it; False if something killed it meanwhile.
-
-        Raises
-        ------
-        ScheduleError
-            It ended by itself, or does not answer.
-        """
-        self._layout.scheduler_file.unlink(missing_ok=True)
-        port = self._settings.dashboard_port
-        command = [sys.executable, "-m", "mofal.schedule.scheduler"]
-        command += ["--file", str(self._layout.scheduler_file), "--host", self._host()]
-        command += ["--dashboard", str(-1 if port is None else port), "--parent", str(os.getpid())]
-        if self._tls:
-            command += ["--tls", str(self._layout.tls)]
-        with self._layout.log("scheduler").open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={
-                    **os.environ,
-                    "DASK_LOGGING__DISTRIBUTED": "warning",
-                    "PYTHONPATH": os.pathsep.join(extra_paths()),
-                },
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + SCHEDULER_START
-        while (facts := read_json(self._layout.scheduler_file)) is None:
-            if (self._process.poll() or 0) < 0:
-                return False
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise ScheduleError(
-                    "the scheduler did not start; its log says: "
-                    f"{last_lines(self._layout.log('scheduler'))}"
-                )
-            time.sleep(0.02)
-        security = None
-        if self._tls:
-            from mofal.schedule.security import load_security
-
-            security = load_security(self._layout.tls)
-        while True:
-            try:
-                self._client = client(
-                    facts["address"],
-                    security=security,
-                    set_as_default=False,
-                    name="mofal",
-                    timeout=CONNECT,
-                )
-                break
-            except OSError as error:
-                if (self._process.poll() or 0) < 0:
-                    return False
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise ScheduleError(
-                        f"the scheduler at {facts['address']} does not answer ({one_line(error)}); "
-                        f"its log says: {last_lines(self._layout.log('scheduler'))}"
-                    ) from error
-        self._client.subscribe_topic("mofal", self._event)
-        if self._settings.performance_reports:
-            with suppress(OSError):  # it died this moment: `tick` sees that
-                self._client.get_task_stream(count=0)  # Dask keeps no record before it is asked
-        if facts["dashboard"] and self._settings.dashboard_port is not None:
-            self.dashboard = f"http://127.0.0.1:{facts['dashboard']}/status"
-        self._events.write(
-            "scheduler", address=facts["address"], dashboard=self.dashboard, tls=self._tls
-        )
-        return True
-
-    def _scheduler_died(self) -> None:
-        """Say so, unless it is too often."""
-        now = time.monotonic()
-        self._scheduler_deaths = [t for t in self._scheduler_deaths if now - t < 60] + [now]
-        if len(self._scheduler_deaths) >= SCHEDULER_DEATHS:
-            raise ScheduleError(
-                f"the scheduler died {SCHEDULER_DEATHS} times in a minute; its log says: "
-                f"{last_lines(self._layout.log('scheduler'))}"
-            )
-        self._say("the scheduler is gone; starting another")
-
-    def _host(self) -> str:
-        """The one address that the scheduler binds to."""
-        return scheduler_host(self._settings) if self._slurm else "127.0.0.1"
+    @property
+    def dashboard(self) -> str:
+        """Address of the dashboard, "" where there is none."""
+        return self._link.dashboard
 
     def close(self, keep: Callable[[str], bool]) -> None:
         """End all jobs (but those on SLURM that stay for another driver) and the rest."""
         self._jobs.close(keep)
         self._futures.clear()
-        if self._client is not None:
-            with suppress(Exception):
-                self._client.close(timeout=2)
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._layout.scheduler_file.unlink(missing_ok=True)
+        self._link.close()
 
     def performance_report(self, path: Path) -> bool:
         """Dask's report of the time since the last one, as one HTML file; False without bokeh."""
-        if self._client is None:
+        client = self._link.client
+        if client is None:
             return False
         since, self._reported = self._reported, time.time()
-        scheduler: Any = self._client.scheduler
+        scheduler: Any = client.scheduler
         try:
-            page = self._client.sync(
+            page = client.sync(
                 scheduler.performance_report,
                 start=since,
                 last_count=0,
                 code="",
                 mode="inline",
+                callback_timeout=REPORT,
             )
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(page)
@@ -249,7 +162,7 @@ class ClusterBackend:
             job=facts["job"],
             ends_at=None if remaining is None else now + remaining,
         )
-        if info.pool not in self._pools:
+        if info.pool not in self._pools or info.name in self._workers:
             return
         self._workers[info.name] = info
         self._names[facts["address"]] = info.name
@@ -276,7 +189,11 @@ class ClusterBackend:
             if loss is None:
                 if time.monotonic() - since < REASON_TIMEOUT:
                     continue
-                loss = Loss(blame="task", reason="its connection broke and its job says nothing")
+                if self._jobs.alive(info.job, name):  # it finishes what it has in hand
+                    loss = Loss(blame="none", reason="its connection broke")
+                else:
+                    text = "its connection broke and its job says nothing"
+                    loss = Loss(blame="task", reason=text)
             del self._leaving[name], self._workers[name]
             self._events.write("worker-gone", worker=name, pool=info.pool, reason=loss.reason)
             self._post(("gone", name, loss))
@@ -285,14 +202,13 @@ class ClusterBackend:
         """Give an attempt to one worker, and to no other."""
         from mofal.schedule.attempt import run_attempt
 
-        assert self._client is not None
         payload = make_payload(attempt.task)
         payload["attempt"] = attempt.identity
         self._priority -= 1  # a worker takes what it was sent first
-        address = self._addresses.get(worker)
-        if address is None:
+        client, address = self._link.client, self._addresses.get(worker)
+        if client is None or address is None:
             return  # it has just gone, and the dispatcher is about to hear so
-        self._futures[attempt.identity] = self._client.submit(
+        self._futures[attempt.identity] = client.submit(
             run_attempt,
             payload,
             key=attempt.identity,
@@ -322,6 +238,7 @@ class ClusterBackend:
         for record in self._jobs.of(pool):
             if not busy.get(record.name):
                 self._jobs.give_up_on_silent(record)
+                self._end_orphaned(record, now)
         records = self._jobs.of(pool)
         jobs = [self._view(record, busy.get(record.name, 0), now) for record in records]
         slurm = self._pools[pool].backend == "slurm"
@@ -357,27 +274,103 @@ class ClusterBackend:
 
     def tick(self) -> None:
         """Look after scheduler and jobs."""
-        if self._process is not None and self._process.poll() is not None:
-            self._restart_scheduler()
+        if self._gone_since is not None:
+            self._replace_scheduler()
+        elif self._link.dead():
+            self._link.died()
+            self._leave_scheduler("the scheduler ended")
+        elif lost := self._link.lost():
+            self._say(f"{lost}; starting another, to which the workers come over")
+            self._leave_scheduler(lost)
+        elif time.monotonic() >= self._next_comparison:
+            number = len(self._workers)
+            self._next_comparison = time.monotonic() + max(COMPARISON, COMPARISON_EACH * number)
+            self._ask()
         self._jobs.tick()
         self._judge()
 
-    def _restart_scheduler(self) -> None:
-        self._scheduler_died()
-        if self._client is not None:
-            with suppress(Exception):
-                self._client.close(timeout=0.1)
+    def _leave_scheduler(self, reason: str) -> None:
+        self._link.drop()
         self._futures.clear()
+        self._missing.clear()
         # Its workers finish what they have in hand, and then come to the new one.
         for name in list(self._workers):
-            self._post(("gone", name, Loss(blame="none", reason="the scheduler ended")))
+            self._post(("gone", name, Loss(blame="none", reason=reason)))
         self._workers.clear()
         self._names.clear()
         self._addresses.clear()
         self._leaving.clear()
-        self._start_scheduler()
+        self._gone_since = time.monotonic()
+        self._next_start = 0.0
+        self._replace_scheduler()
+
+    def _replace_scheduler(self) -> None:
+        """Start another scheduler; what does not go at once may go when the network is back."""
+        now = time.monotonic()
+        if self._gone_since is None or now < self._next_start:
+            return
+        try:
+            self._link.start()
+        except (MofalError, OSError) as error:
+            self._link.drop()
+            if self._link.hopeless or now - self._gone_since > REPLACEMENT:
+                raise
+            self._say(f"no other scheduler yet: {one_line(error)}")
+            self._next_start = time.monotonic() + RETRY
+            return
+        self._gone_since = None
+        self._linked()
+
+    # -- comparisons: messages may be lost, and connections may break on one side only
+    def _ask(self) -> None:
+        addresses, attempts = set(self._names), set(self._futures)
+
+        def answer(state: dict[str, Any]) -> None:
+            self._post(("call", lambda: self._compare(state, addresses, attempts)))
+
+        self._link.ask(answer)
+
+    def _compare(self, state: Mapping[str, Any], addresses: set[str], attempts: set[str]) -> None:
+        """Mend what differs from what the scheduler and the jobs say.
+
+        Parameters
+        ----------
+        state
+            What the scheduler said: see `Link.ask`.
+        addresses, attempts
+            Workers and attempts that were known here when it was asked.
+        """
+        for facts in state["facts"]:
+            self._arrived(facts)  # those that are known already change nothing
+        there = set(state["workers"])
+        for address in addresses & set(self._names):
+            name = self._names[address]
+            if address not in there or self._jobs.loss(self._workers[name].job, name) is not None:
+                self._disconnected(address)
+        # Dask computes it or waits for it, or has nothing of it: then its result will never come,
+        # but a message may be on its way, so what counts is to be missing twice.
+        known = {key for key, word in state["attempts"].items() if word in IN_HAND}
+        missing = (attempts & set(self._futures)) - known
+        for identity in missing & self._missing:
+            loss = Loss(blame="none", reason="the scheduler does not know of it any more")
+            self._post(("lost", identity, loss))
+        self._missing = missing - self._missing
+
+    def _end_orphaned(self, record: JobRecord, now: float) -> None:
+        """Give a job back that says its workers run, while none has been connected for long."""
+        here = any(info.job == record.name for info in self._workers.values())
+        if here or not record.connected or self._gone_since is not None:
+            self._orphaned.pop(record.name, None)
+        elif now - self._orphaned.setdefault(record.name, now) > ORPHANED:
+            del self._orphaned[record.name]
+            self._say(f"no worker of job {record.name} has been connected for {ORPHANED:.0f} s")
+            self._jobs.end(record)
 
     # -- claims
+    def fate(self, worker: str) -> Loss | None:
+        """How a worker that was claimed to be at work came to its end, as far as anybody says."""
+        return self._jobs.loss(job_of_worker(worker), worker)
+
     def claim(self, task: Task) -> str:
         """The worker that has this task in hand, as far as its claim can be believed."""
         path = self._layout.claim(task.name)
@@ -389,67 +382,3 @@ class ClusterBackend:
             return worker
         path.unlink(missing_ok=True)
         return ""
-
-
-def scheduler_host(settings: ScheduleSettings) -> str:
-    """The one address that the scheduler of pools on SLURM binds to.
-
-    Raises
-    ------
-    ConfigError
-        This machine has no such interface, or its name leads to the loopback, where no node is.
-    """
-    if settings.interface:
-        from distributed.utils import get_ip_interface
-
-        try:
-            return str(get_ip_interface(settings.interface))
-        except ValueError as error:
-            raise ConfigError(
-                f"found interface {settings.interface!r}, which this machine does not have; "
-                "expected one that `ip -brief address` lists"
-            ) from error
-    import socket
-
-    name = socket.gethostname()
-    address = socket.gethostbyname(name)
-    if address.startswith("127."):
-        raise ConfigError(
-            f"found {address} for this machine's name {name}, which no node can reach; expected "
-            "the network interface that nodes see: schedule: interface: eth0 (or ib0, ...; "
-            "`ip -brief address` lists them)"
-        )
-    return address
-
-
-def last_lines(path: Path, number: int = 12) -> str:
-    """The end of a log, indented; a hint where it is empty."""
-    try:
-        lines = path.read_text(errors="replace").strip().splitlines()[-number:]
-    except OSError:
-        lines = []
-    if not lines:
-        return f"(nothing in {path})"
-    return f"({path})\n" + "\n".join("    " + line for line in lines)
-
-
-def _quiet_distributed(log: Path) -> None:
-    """Send what Dask logs in this process to a file: a person reads the terminal."""
-    logger = logging.getLogger("distributed")
-    import distributed  # noqa: F401  (its import sets up the handlers that are replaced here)
-
-    handler = logging.FileHandler(log, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    for name in list(logger.manager.loggerDict):
-        if name.startswith("distributed."):
-            child = logging.getLogger(name)
-            child.handlers.clear()
-            child.propagate = True  # Dask cuts some of them off
-    for name in ("distributed", "tornado"):
-        top = logging.getLogger(name)
-        top.handlers[:] = [handler]
-        top.propagate = False
-    for name in ("tornado.application", "tornado.general", "tornado.access"):
-        child = logging.getLogger(name)
-        child.handlers.clear()
-        child.propagate = True

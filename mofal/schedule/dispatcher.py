@@ -273,6 +273,8 @@ class Dispatcher:
                 self._workers[info.name] = _Worker(info, idle_since=time.monotonic())
             case ("gone", name, loss):
                 self._gone(name, loss)
+            case ("lost", identity, loss):
+                self._lost(identity, loss)
             case ("give-up", pool, error):
                 self._give_up(pool, error)
             case ("cancel", entries, answer):
@@ -508,6 +510,12 @@ class Dispatcher:
             # Only the first was at work; the others had travelled ahead.
             self._interrupted(entry, name, loss, at_work=position == 0)
 
+    def _lost(self, identity: str, loss: Loss) -> None:
+        """One attempt is lost, and its worker is not."""
+        if identity in self._attempts:
+            entry, _ = self._attempts[identity]
+            self._interrupted(entry, self._forget(identity), loss, at_work=False)
+
     def _interrupted(self, entry: Entry, worker: str, loss: Loss, *, at_work: bool) -> None:
         """A task lost its worker: its output, its claim, its place in the queue, or quarantine."""
         task = entry.task
@@ -523,19 +531,32 @@ class Dispatcher:
             self._end(entry, Outcome(task=task, status="found", worker=worker))
             return
         if at_work:
-            entry.deaths.append(f"{worker}: {loss.reason}")
-            if loss.blame == "task":
-                entry.kills += 1
-            elif loss.blame == "walltime" and not task.resumable:
-                entry.cuts += 1
+            self._count(entry, worker, loss)
+        if self._is_too_bad(entry, loss):
+            return
+        if not self._is_claimed(entry):
+            self._queue(entry)
+
+    @staticmethod
+    def _count(entry: Entry, worker: str, loss: Loss) -> None:
+        """Remember how a task lost the worker that was at it."""
+        entry.deaths.append(f"{worker}: {loss.reason}")
+        if loss.blame == "task":
+            entry.kills += 1
+        elif loss.blame == "walltime" and not entry.task.resumable:
+            entry.cuts += 1
+
+    def _is_too_bad(self, entry: Entry, loss: Loss) -> bool:
+        """Quarantine a task that has ended too many workers."""
         if entry.kills >= self._settings.kills:
             self._quarantine(entry, f"it ended {entry.kills} workers ({loss.reason})")
         elif entry.cuts >= MAX_CUTS:
             self._quarantine(
                 entry, f"{entry.cuts} workers reached their walltime with it; it needs a longer one"
             )
-        elif not self._is_claimed(entry):
-            self._queue(entry)
+        else:
+            return False
+        return True
 
     def _quarantine(self, entry: Entry, reason: str) -> None:
         task = entry.task
@@ -580,11 +601,19 @@ class Dispatcher:
             if entry.task.found():
                 self._end(entry, Outcome(task=entry.task, status="found"))
                 continue
-            entry.owner = self._backend.claim(entry.task)
+            before, entry.owner = entry.owner, self._backend.claim(entry.task)
             if entry.owner:
                 self._claimed.append(entry)
-            else:
-                self._queue(entry)
+                continue
+            if entry.task.found():  # it was written between the two looks
+                self._end(entry, Outcome(task=entry.task, status="found"))
+                continue
+            loss = self._backend.fate(before)
+            if loss is not None:  # it died of the task after its driver or its connection
+                self._count(entry, before, loss)
+                if self._is_too_bad(entry, loss):
+                    continue
+            self._queue(entry)
 
     def _tick(self) -> None:
         assert self._backend is not None

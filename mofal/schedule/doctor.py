@@ -19,9 +19,9 @@ from mofal.schedule.settings import (
     DriverSettings,
     PoolSettings,
     ScheduleSettings,
-    parse_walltime,
+    format_walltime,
 )
-from mofal.schedule.slurm import SlurmCommands, SlurmError, directives, run_command
+from mofal.schedule.slurm import SlurmCommands, SlurmError, directives, mebibytes, run_command
 
 #: One thing looked at: its name, whether it works, what was seen, how to mend it.
 Finding = tuple[str, bool, str, str]
@@ -150,8 +150,8 @@ def look_at_pool(
     if cores > int(facts["cores"]):
         fewer = "threads" if pool.mpi_ranks == 1 else "mpi_ranks, or more nodes:"
         wrong.append((f"{cores} cores on nodes of {facts['cores']}", f"ask for fewer {fewer}"))
-    if memory / 1e6 > int(facts["memory"]):
-        have = int(facts["memory"]) / 1e3
+    if mebibytes(memory) > int(facts["memory"]):
+        have = int(facts["memory"]) * 2**20 / 1e9
         wrong.append((f"more memory than a node has ({have:.1f} GB)", "lower memory:"))
     if gpus and "gpu" not in facts["gres"]:
         wrong.append(("GPUs where the partition has none", "take a partition with GPUs"))
@@ -198,13 +198,29 @@ def look_at_names(
     return None
 
 
+def parse_limit(text: str) -> int | None:
+    """Seconds of a limit as SLURM prints it: ``[days-]hours:minutes:seconds``, ``minutes:seconds``,
+    ``minutes``; None where there is none ("infinite", "n/a")."""
+    match = re.fullmatch(r"(?:(\d+)-)?((?:\d+:){0,2}\d+)", text)
+    if match is None:
+        return None
+    fields = [int(field) for field in match[2].split(":")]
+    if match[1]:
+        fields += [0] * (3 - len(fields))  # after days come hours
+    elif len(fields) == 1:
+        fields = [0, *fields, 0]
+    hours, minutes, seconds = [0] * (3 - len(fields)) + fields
+    return int(match[1] or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
+
+
 def look_at_limits(walltime: int, facts: dict[str, str]) -> list[tuple[str, str]]:
     """What is wrong with a partition as such, or a walltime in it: (what, how to mend it)."""
     wrong = []
     if facts["up"] != "up":
         wrong.append((f"the partition is {facts['up']}", "wait, or take another partition"))
-    if facts["time"] not in ("infinite", "n/a") and walltime > parse_walltime(facts["time"]):
-        mend = f"set walltime: {facts['time']} or less"
+    limit = parse_limit(facts["time"])
+    if limit is not None and walltime > limit:
+        mend = f'set walltime: "{format_walltime(limit)}" or less'
         wrong.append((f"walltime beyond the partition's {facts['time']}", mend))
     return wrong
 
@@ -222,7 +238,7 @@ def probe_pool(
     What works then: sbatch, the prologue, the interpreter, a directory seen by both sides, and the
     way from the node to the scheduler's address.
     """
-    from mofal.schedule.cluster import scheduler_host
+    from mofal.schedule.link import scheduler_host
 
     title = f"way back from {name}"
     try:

@@ -35,7 +35,7 @@ class EventLog:
         self.path = schedule_directory(directory) / "events.jsonl"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._fd: int | None = os.open(self.path, flags, 0o644)
+        self._fd: int | None = os.open(self.path, flags, 0o666)
         size = os.fstat(self._fd).st_size
         if size and os.pread(self._fd, 1, size - 1) != b"\n":
             os.write(self._fd, b"\n")  # a driver was killed in the middle of its last line

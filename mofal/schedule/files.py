@@ -23,8 +23,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-#: How a worker says that it lost its scheduler (and may be started again for the next one).
+#: How a worker ends that lost its scheduler (and may be started again for the next one).
 EXIT_LOST = 75
+#: What a worker says to its job on its pipe: that it is connected, and, with the status above, that
+#: it lost its scheduler. Whoever ends with that status and does not say so has died.
+SIGN_CONNECTED, SIGN_LOST = b"1", b"L"
 #: Environment variable: how long a driver waits for another one to leave (s).
 TAKEOVER = "MOFAL_TAKEOVER"
 
@@ -86,9 +89,12 @@ class Layout:
         return self.claims / f"{task}.json"
 
     def make(self) -> None:
-        """Make the folders."""
-        for folder in (self.root, self.jobs, self.logs, self.claims):
+        """Make the folders; logs, which hold addresses and what a prologue prints, are private."""
+        for folder in (self.root, self.jobs, self.claims):
             folder.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(OSError):
+            self.logs.chmod(0o700)
 
 
 def job_of_worker(worker: str) -> str:
@@ -96,14 +102,26 @@ def job_of_worker(worker: str) -> str:
     return worker.rsplit(".", 2)[0]
 
 
-def write_json(path: Path, facts: dict[str, Any], *, mode: int = 0o644) -> None:
+#: Modes of files: as the user's umask has it, and of what nobody else may read.
+SHARED, PRIVATE = 0o666, 0o600
+
+
+def write_json(path: Path, facts: dict[str, Any], *, mode: int = SHARED) -> None:
     """Write a small file so that a reader sees the old or the new one, never half of it."""
+    write_text(path, json.dumps(facts) + "\n", mode=mode)
+
+
+def write_text(path: Path, text: str, *, mode: int = SHARED) -> None:
+    """The same for text; a file with `PRIVATE` mode is nobody else's to read at any time."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     try:
-        os.write(fd, json.dumps(facts).encode() + b"\n")
-    finally:
-        os.close(fd)
+        fd = os.open(temporary, flags | os.O_EXCL, mode)
+    except FileExistsError:  # of a process of this number that was killed
+        temporary.unlink(missing_ok=True)
+        fd = os.open(temporary, flags | os.O_EXCL, mode)
+    with os.fdopen(fd, "wb") as stream:
+        stream.write(text.encode())
     os.replace(temporary, path)
 
 

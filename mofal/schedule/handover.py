@@ -18,9 +18,9 @@ from pathlib import Path
 
 from mofal.errors import ConfigError, ScheduleError
 from mofal.schedule.events import schedule_directory
-from mofal.schedule.files import TAKEOVER, takeover_file
+from mofal.schedule.files import PRIVATE, TAKEOVER, Layout, takeover_file, write_text
 from mofal.schedule.settings import DriverSettings, ScheduleSettings
-from mofal.schedule.slurm import Commands, SlurmCommands, SlurmError, directives
+from mofal.schedule.slurm import Commands, SlurmCommands, SlurmError, directives, mebibytes
 
 #: Environment of a driver in a job: its own command, as JSON.
 COMMAND = "MOFAL_DRIVER_COMMAND"
@@ -40,7 +40,7 @@ def driver_script(
     lines = directives(settings, name=name, log=log, cores=0, walltime=settings.walltime)
     lines += ["--ntasks=1", "--cpus-per-task=1"]
     if settings.memory is not None:
-        lines.append(f"--mem={settings.memory // 10**6}M")
+        lines.append(f"--mem={mebibytes(settings.memory)}M")
     lines += settings.job_extra
     head = "".join(f"#SBATCH {line}\n" for line in lines)
     body = "".join(f"{line}\n" for line in settings.prologue)
@@ -87,10 +87,11 @@ def submit_driver(
         )
     place = Path(directory).absolute()
     folder = schedule_directory(place)
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    Layout(folder).make()
     script = folder / "driver.sh"
     name = f"mofal-driver-{place.name}"
-    script.write_text(driver_script(settings.driver, directory=place, command=command, name=name))
+    text = driver_script(settings.driver, directory=place, command=command, name=name)
+    write_text(script, text, mode=PRIVATE)  # a prologue may hold a token
     try:
         return (commands or SlurmCommands()).submit(script)
     except SlurmError as error:

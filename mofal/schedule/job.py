@@ -26,6 +26,8 @@ from typing import Any
 
 from mofal.schedule.files import (
     EXIT_LOST,
+    SIGN_CONNECTED,
+    SIGN_LOST,
     Layout,
     end_with_parent,
     process_start,
@@ -39,6 +41,8 @@ LOOK_LOCAL, LOOK_NODE = 0.1, 0.25
 BEAT, MEMORY = 5.0, 1.0
 #: A worker that dies this often before it connects ends the job.
 CRASHES = 3
+#: Seconds for which a worker that was ended by SIGTERM may have been ended together with its job.
+TOGETHER = 2.0
 #: Seconds until a worker that lost its scheduler looks whether the same one answers again.
 RETRY = 5.0
 #: Seconds that a job's first connection may take at least (a busy file system imports slowly).
@@ -72,6 +76,8 @@ class _Child:
     memory_reason: str = ""
     signs: int = -1  # end of a pipe on which it says that it is connected
     connected: bool = False
+    lost: bool = False  # it said that it lost its scheduler
+    terminated: float = 0.0  # when it was seen to have been ended by SIGTERM
     retry_at: float = 0.0
 
 
@@ -128,7 +134,8 @@ class Job:
         child.generation += 1
         child.name = f"{self.spec['name']}.{child.index}.{child.generation}"
         child.scheduler, child.started, child.memory_reason = scheduler, time.time(), ""
-        child.connected = False
+        child.connected = child.lost = False
+        child.terminated = 0.0
         child.signs, sign = os.pipe()
         os.set_blocking(child.signs, False)
         command = [sys.executable, "-m", "mofal.schedule.worker", str(self.path)]
@@ -163,18 +170,24 @@ class Job:
                 self._start(child, scheduler)
                 return True
             return False
-        if not child.connected:
-            with contextlib.suppress(BlockingIOError):
-                child.connected = os.read(child.signs, 1) != b""
         status = child.process.poll()
+        with contextlib.suppress(BlockingIOError):  # after the look: what it said last counts too
+            said = os.read(child.signs, 16)
+            child.connected |= SIGN_CONNECTED in said
+            child.lost |= SIGN_LOST in said
         if status is None:
             return False
+        if status == -signal.SIGTERM:
+            # SLURM signals job and worker in one go; alone, it was the task's doing.
+            child.terminated = child.terminated or now
+            if self.stop_reason or now - child.terminated < TOGETHER:
+                return False
         for pid in session_members(child.process.pid):  # what it started does not outlive it
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         os.close(child.signs)
         child.process = None
-        if status == EXIT_LOST:
+        if status == EXIT_LOST and child.lost:
             # The next scheduler's turn; or this one's once more, if it was the network.
             self.losses[child.name], child.retry_at = "lost its scheduler", now + RETRY
             return True

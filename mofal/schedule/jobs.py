@@ -22,7 +22,7 @@ from typing import Any
 from mofal.errors import ScheduleError
 from mofal.schedule.backend import Loss
 from mofal.schedule.events import EventLog
-from mofal.schedule.files import Layout, process_start, read_json, write_json
+from mofal.schedule.files import PRIVATE, Layout, process_start, read_json, write_json, write_text
 from mofal.schedule.policy import stagger
 from mofal.schedule.settings import PoolSettings, ScheduleSettings
 from mofal.schedule.slurm import (
@@ -166,11 +166,12 @@ class Jobs:
         """Write what a job is to do, and start it or have it submitted."""
         settings = self._pools[record.pool]
         spec = self._layout.job(record.name)
-        write_json(spec, specification, mode=0o600)
+        write_json(spec, specification, mode=PRIVATE)
         if record.backend == "slurm":
             assert self._thread is not None
             script = self._layout.jobs / f"{record.name}.sh"
-            script.write_text(self.script(record.pool, name=record.name))
+            # A prologue may hold a token, as an environment may.
+            write_text(script, self.script(record.pool, name=record.name), mode=PRIVATE)
             self._thread.submit(record.name, script)
             return
         with self._layout.log(record.name).open("ab") as log:
@@ -213,7 +214,7 @@ class Jobs:
             "cores": settings.cores * record.workers,
             "gpus": settings.gpus,
             "gpu_ids": list(record.gpu_ids),
-            "memory": settings.memory,
+            "memory": settings.worker_limit(workers=record.workers, local=local),
             "walltime": None if local else settings.walltime,
             "early": early,
             "linger": 60.0 if local else self._settings.linger,
@@ -276,6 +277,9 @@ class Jobs:
         text = beat.get("losses", {}).get(worker)
         if text is None and beat.get("ended"):
             text = f"its job ended: {beat.get('reason')}"
+        if text is None and beat and job in self._past and not beat.get("slurm_id"):
+            # A job of this machine that did not say that it ends: by whom is open, as with workers.
+            text = "its job was killed"
         if text is None:
             return self._loss_by_queue(job, record)
         if text == "lost its scheduler":
@@ -285,14 +289,13 @@ class Jobs:
             ends_at = None if record is None else record.ends_at
             if ends_at is not None and time.monotonic() > ends_at - 5:
                 return Loss(blame="walltime", reason="its walltime was reached")
+        if text.startswith("its job ended"):
             return Loss(blame="none", reason=text)
         return Loss(blame="task", reason=text)
 
     def _loss_by_queue(self, job: str, record: JobRecord | None) -> Loss | None:
         if record is not None and record.process is not None:
-            if record.process.poll() is None:
-                return None
-            return Loss(blame="none", reason="its job was killed")
+            return None  # `tick` enters it among those that are over when it is
         queued = None if self._queue is None else self._queue.get(self.prefix + job)
         if queued is None or queued.state not in ENDED_STATES:
             return None
@@ -487,8 +490,6 @@ class Jobs:
         if record.ever_connected or record.ending is not None or never_started:
             self._put_away(record.name, how)
             return
-        from mofal.schedule.cluster import last_lines
-
         log = last_lines(self._layout.log(record.name))
         worker_log = self._layout.log(f"{record.name}.0")
         if worker_log.exists():
@@ -576,6 +577,17 @@ def cancel_leftovers(layout: Layout, commands: Commands | None = None) -> None:
         prefix = job_prefix(layout)
         thread.sweep(lambda name: name.startswith(prefix))
         thread.stop()
+
+
+def last_lines(path: Path, number: int = 12) -> str:
+    """The end of a log, indented; a hint where it is empty."""
+    try:
+        lines = path.read_text(errors="replace").strip().splitlines()[-number:]
+    except OSError:
+        lines = []
+    if not lines:
+        return f"(nothing in {path})"
+    return f"({path})\n" + "\n".join("    " + line for line in lines)
 
 
 def extra_paths() -> list[str]:

@@ -68,11 +68,16 @@ def dry_run(
     pools = settings.effective_pools()
     lines = [f"backend {settings.backend}, {len(pools)} pool{'s' if len(pools) != 1 else ''}"]
     if settings.backend in ("local", "slurm"):
-        tls = settings.backend == "slurm" if settings.tls is None else settings.tls
         where = settings.interface or (
             "the address of this machine's name" if settings.backend == "slurm" else "127.0.0.1"
         )
-        lines.append(f"scheduler on {where}, dashboard on 127.0.0.1, TLS {'on' if tls else 'off'}")
+        tls = "on" if settings.encrypted else "off"
+        lines.append(f"scheduler on {where}, dashboard on 127.0.0.1, TLS {tls}")
+        if not settings.encrypted:
+            lines.append(
+                "  warning: without TLS whoever reaches the scheduler's port, every user of this "
+                "machine at least, can run code as you; expected tls: true"
+            )
     total_hours = total_cores = 0.0
     unknown: list[str] = []
     for name, pool in pools.items():

@@ -11,15 +11,17 @@ import asyncio
 import importlib.util
 import signal
 import sys
+import time
 import uuid
 from pathlib import Path
 from typing import Any
 
+import dask
 from distributed import Scheduler
 from distributed.diagnostics.plugin import SchedulerPlugin
 
 from mofal.schedule.attempt import TOPIC
-from mofal.schedule.files import end_with_parent, write_json
+from mofal.schedule.files import PRIVATE, end_with_parent, write_json
 from mofal.schedule.security import load_security
 
 
@@ -30,11 +32,31 @@ class Watcher(SchedulerPlugin):
 
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
+        self._facts: dict[str, tuple[float, dict[str, Any]]] = {}  # address -> when, what it said
+
+    def log_event(self, topic: str, msg: Any) -> None:
+        """Keep what a worker says of itself when it comes: the driver may not have heard it."""
+        if topic == TOPIC and msg["type"] == "worker":
+            self._facts[msg["address"]] = (time.monotonic(), msg)
+
+    async def state(self) -> dict[str, Any]:
+        """What is known here of workers and attempts; the driver compares it with its own."""
+        now = time.monotonic()
+        facts = []
+        for since, said in self._facts.values():
+            left = said["remaining"]
+            facts.append({**said, "remaining": None if left is None else left - (now - since)})
+        return {
+            "workers": list(self._scheduler.workers),
+            "facts": facts,
+            "attempts": {str(key): task.state for key, task in self._scheduler.tasks.items()},
+        }
 
     def remove_worker(
         self, scheduler: Scheduler, worker: str, *, stimulus_id: str, **kwargs: Any
     ) -> None:
         """Pass on that a worker left."""
+        self._facts.pop(worker, None)
         scheduler.log_event(TOPIC, {"type": "gone", "address": worker})
 
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
@@ -49,6 +71,10 @@ class Watcher(SchedulerPlugin):
 
 async def _serve(options: argparse.Namespace) -> None:
     security = load_security(Path(options.tls)) if options.tls else None
+    # Web pages have no password: none without a dashboard, and never those that pass on to others.
+    pages = dask.config.get("distributed.scheduler.http.routes") if options.dashboard >= 0 else []
+    pages = [page for page in pages if page != "distributed.http.proxy"]
+    dask.config.set({"distributed.scheduler.http.routes": pages})
     scheduler = Scheduler(
         host=options.host,
         port=0,
@@ -62,7 +88,9 @@ async def _serve(options: argparse.Namespace) -> None:
         worker_ttl=3600,
     )
     async with scheduler:
-        scheduler.add_plugin(Watcher(scheduler))
+        watcher = Watcher(scheduler)
+        scheduler.add_plugin(watcher)
+        scheduler.handlers["mofal_state"] = watcher.state
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         services = [server.port for server in (scheduler.http_server,) if hasattr(server, "port")]
@@ -73,7 +101,7 @@ async def _serve(options: argparse.Namespace) -> None:
                 "id": uuid.uuid4().hex,
                 "dashboard": services[0] if services else 0,
             },
-            mode=0o600,
+            mode=PRIVATE,
         )
         await stop.wait()
         Path(options.file).unlink(missing_ok=True)

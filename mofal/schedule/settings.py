@@ -14,6 +14,11 @@ from mofal.potential.settings import Device
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
+#: A worker takes about 60 MB before it has a task, and the keeper takes its share.
+LEAST_MEMORY = 150 * 10**6
+#: What a job's keeper takes of the memory that SLURM gives the job (16 MB, and room).
+KEEPER_MEMORY = 50 * 10**6
+
 
 def parse_memory(value: Any) -> int:
     """Bytes of "4GB", "4 GiB", "900M" or a plain number of bytes."""
@@ -24,16 +29,31 @@ def parse_memory(value: Any) -> int:
     factor = {**_UNITS, **_BINARY}.get(unit)
     if factor is None:
         raise ValueError(f"found {value!r}; expected an amount of memory such as 4GB or 900MiB")
-    return int(float(number) * factor)
+    amount = int(float(number) * factor)
+    if amount < LEAST_MEMORY:
+        raise ValueError(
+            f"found {value!r}, {amount} bytes; expected {LEAST_MEMORY // 10**6}MB or more, which a "
+            "worker takes by itself (4GB, 900MiB), or no memory: at all for no limit"
+        )
+    return amount
 
 
 def parse_walltime(value: Any) -> int:
-    """Seconds of "12:00:00", "2-00:00:00" (days first), "90m", "24h", or a number of seconds."""
+    """Seconds of "12:00:00", "2-00:00:00" (days first), "90m", "24h", or a number of seconds.
+
+    Two fields are refused: "30:00" is half an hour to SLURM and to YAML, and thirty hours to most.
+    """
     text = str(value).strip()
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text)
     if match is not None:
         seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
     else:
+        if short := re.fullmatch(r"(\d+):(\d\d)", text):
+            raise ValueError(
+                f"found {value!r}, which may be hours and minutes or minutes and seconds; expected "
+                f'all fields: "{short[1]}:{short[2]}:00" or "00:{short[1]}:{short[2]}" '
+                "(or 30h, 30m)"
+            )
         match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", text)
         if match is None:
             raise ValueError(f"found {value!r}; expected a time such as 12:00:00, 2-00:00:00, 24h")
@@ -104,7 +124,7 @@ class PoolSettings(_Settings):
         Nodes over which the ranks of an MPI pool are spread.
     memory
         Of a worker with everything that it starts. None: not limited (local), or the partition's
-        default (SLURM).
+        default (SLURM). On SLURM the job books this, and what its keeper needs comes off it.
     gpus
         GPUs of a worker, its own alone.
     device
@@ -166,7 +186,18 @@ class PoolSettings(_Settings):
             raise ValueError(
                 f"found {self.nodes} nodes for {self.mpi_ranks} MPI ranks; expected a rank per node"
             )
+        if self.memory is not None and self.memory // self.nodes < LEAST_MEMORY:
+            raise ValueError(
+                f"found {self.memory / 1e6:.0f} MB of memory over {self.nodes} nodes; expected "
+                f"{LEAST_MEMORY // 10**6}MB or more on each"
+            )
         return self
+
+    def worker_limit(self, *, workers: int, local: bool) -> int | None:
+        """Bytes on one machine beyond which a worker of a job of so many is ended; None: none."""
+        if self.memory is None or local:
+            return self.memory
+        return self.memory // self.nodes - KEEPER_MEMORY // workers
 
     @property
     def cores(self) -> int:
@@ -208,7 +239,9 @@ class ScheduleSettings(_Settings):
     pools
         By name. Without any there is one pool, `local`, for all kinds.
     tls
-        Encrypt and authenticate everything between driver, scheduler and workers; None: on SLURM.
+        Encrypt and authenticate everything between driver, scheduler and workers; None: yes.
+        Without it every user who reaches the scheduler's port, those of the same machine included,
+        can run code as the driver's user.
     interface
         Network interface of the scheduler (``ib0``, ``lo``); None: the address that this machine's
         name resolves to, or the loopback where all pools are local.
@@ -275,6 +308,18 @@ class ScheduleSettings(_Settings):
                 "found backend slurm without pools; expected e.g. pools: {cpu: {partition: ...}}"
             )
         return self
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether driver, scheduler and workers talk TLS, with keys of this campaign alone."""
+        return self.tls is not False
+
+    @property
+    def holds_secrets(self) -> bool:
+        """Whether an environment or lines of a job script, which may hold a token, are given."""
+        pools = any(p.environment or p.prologue or p.job_extra for p in self.pools.values())
+        driver = self.driver
+        return pools or bool(driver is not None and (driver.prologue or driver.job_extra))
 
     def effective_pools(self) -> dict[str, PoolSettings]:
         """The pools with their backends filled in; the one default pool where none is given."""

@@ -158,6 +158,11 @@ class SlurmCommands:
         return jobs
 
 
+def mebibytes(memory: float) -> int:
+    """What SLURM calls ``M``, rounded down: a job asks for no more than its pool says."""
+    return int(memory // 2**20)
+
+
 def directives(
     settings: PoolSettings | DriverSettings, *, name: str, log: Path, cores: int, walltime: float
 ) -> list[str]:
@@ -170,9 +175,8 @@ def directives(
     lines.append(f"--time={format_walltime(walltime)}")
     if cores and settings.memory is not None:
         workers = getattr(settings, "workers_per_job", 1)
-        # The job's keeper and the interpreters themselves need some room beside the tasks.
         share = settings.memory * workers // getattr(settings, "nodes", 1)
-        lines.append(f"--mem={share // 10**6 + 200}M")
+        lines.append(f"--mem={mebibytes(share)}M")
     return lines
 
 

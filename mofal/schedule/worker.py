@@ -1,7 +1,8 @@
 """One worker process: a Dask worker with one slot, which runs attempts and tells the driver.
 
 Started by `job.py`. When it loses its scheduler it finishes the task at hand (its result is durable
-and found by the next driver), and then says so by its exit status.
+and found by the next driver), and then says so to its job: by a word on a pipe beside its exit
+status, with which a task may end too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from distributed import Worker
 from distributed.comm.addressing import get_address_host
 
 from mofal.schedule.attempt import STATE, TOPIC
-from mofal.schedule.files import EXIT_LOST, Layout, end_with_parent, read_json
+from mofal.schedule.files import (
+    EXIT_LOST,
+    SIGN_CONNECTED,
+    SIGN_LOST,
+    Layout,
+    end_with_parent,
+    read_json,
+)
 from mofal.schedule.security import load_security
 
 
@@ -88,7 +96,7 @@ async def _work(spec: dict[str, Any], options: argparse.Namespace) -> int:
             "remaining": None if STATE.ends_at == float("inf") else STATE.ends_at - time.time(),
         },
     )
-    os.write(options.sign, b"1")
+    os.write(options.sign, SIGN_CONNECTED)
     await worker.finished()
     while STATE.busy.is_set():  # a label that took hours is not thrown away with its driver
         await asyncio.sleep(0.1)
@@ -112,6 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     STATE.name, STATE.job, STATE.ends_at = options.name, spec["name"], options.ends_at
     # A task may hold Python's global lock for as long as it likes: no warnings about slow ticks.
     dask.config.set({"distributed.admin.tick.limit": "1h"})
+    dask.config.set({"distributed.worker.http.routes": []})  # web pages without a password
     # Lazy data that a task loads is computed here, in its own threads: Dask would send it to the
     # scheduler, where it waits behind the very tasks that wait for it.
     threads = int(os.environ.get("OMP_NUM_THREADS", "1"))
@@ -119,6 +128,8 @@ def main(argv: list[str] | None = None) -> None:
     dask.config.set({"scheduler": name, "num_workers": threads})
     status = asyncio.run(_work(spec, options))
     sys.stdout.flush()
+    if status == EXIT_LOST:
+        os.write(options.sign, SIGN_LOST)
     os._exit(status)
 
 

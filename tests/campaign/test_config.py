@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import yaml
 
 from mofal.campaign.config import differences, dump_config, load_config, parse_config
 from mofal.campaign.examples import example_names, example_text, write_example
+from mofal.campaign.site import write_config
 from mofal.errors import ConfigError
 
 GOOD: dict[str, Any] = {
@@ -193,3 +196,27 @@ def test_load_config__paths_are_taken_from_the_files_place(tmp_path: Path) -> No
     (tmp_path / "my.cif").unlink()
     with pytest.raises(ConfigError, match=r"systems\.ld\.file is my\.cif"):
         load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "private"),
+    [
+        ({}, False),
+        ({"pools": {"cpu": {"environment": {"TOKEN": "1"}}}}, True),
+        ({"pools": {"cpu": {"prologue": ["export TOKEN=1"]}}}, True),
+        ({"driver": {"job_extra": ["--export=TOKEN=1"]}}, True),
+    ],
+)
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_write_config__tokens_are_nobody_elses_to_read(
+    tmp_path: Path, schedule: dict[str, Any], private: bool, umask: int
+) -> None:
+    config = parse_config({**GOOD, "schedule": schedule})
+    before = os.umask(umask)
+    try:
+        write_config(tmp_path, config)
+    finally:
+        os.umask(before)
+    file = tmp_path / "campaign.yaml"
+    assert load_config(file) == config
+    assert stat.S_IMODE(file.stat().st_mode) == (0o600 if private else 0o666 & ~umask)

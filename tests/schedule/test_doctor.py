@@ -9,6 +9,7 @@ from mofal.schedule.doctor import (
     count_gpus,
     look_at_driver,
     look_at_pool,
+    parse_limit,
     read_accounts,
     read_partitions,
 )
@@ -111,3 +112,36 @@ def test_look_at_driver__what_cannot_be_had(cluster, driver, words):
     assert not ok
     assert words in detail
     assert mend
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("30:00", 1800),
+        ("12:00:00", 43200),
+        ("1-00:00:00", 86400),
+        ("2-12", 216000),
+        ("90", 5400),
+        ("infinite", None),
+        ("n/a", None),
+    ],
+)
+def test_parse_limit__as_slurm_prints_it(text, seconds):
+    assert parse_limit(text) == seconds
+
+
+def test_look_at_pool__limit_of_minutes():
+    """30:00 is half an hour, and what is proposed is what a campaign file takes."""
+    facts = {"time": "30:00", "cores": "4", "memory": "8000", "gpus": "0", "gres": "", "up": "up"}
+    for walltime, fine in (("20m", True), ("20h", False)):
+        pool = PoolSettings(partition="short", walltime=walltime)
+        _, ok, _, mend = look_at_pool("a", pool, {"short": facts}, None)
+        assert ok is fine
+    assert mend == 'set walltime: "0-00:30:00" or less'
+    assert PoolSettings(walltime="0-00:30:00").walltime == 1800
+
+
+def test_look_at_pool__megabytes_of_slurm():
+    facts = {"time": "infinite", "cores": "4", "memory": "122070", "gpus": "0", "gres": ""}
+    pool = PoolSettings(partition="all", memory="128GB")
+    assert look_at_pool("a", pool, {"all": facts | {"up": "up"}}, None)[1]

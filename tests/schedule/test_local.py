@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from mofal.schedule import Pools, ScheduleSettings, Task, read_events
-from mofal.schedule.files import Layout, read_json
+from mofal.schedule import Pools, ScheduleSettings, Task, cluster, link, read_events
+from mofal.schedule.files import EXIT_LOST, Layout, read_json
 
 from . import tasks
 
@@ -210,6 +212,25 @@ def test_local__task_that_kills_workers_is_quarantined(tmp_path):
     assert kept["function"].endswith("tasks:die")
     assert len(kept["deaths"]) == 3
     assert any("quarantine" in line for line in said)
+
+
+@pytest.mark.slow
+def test_local__whatever_way_a_task_ends_its_workers_it_is_quarantined(tmp_path):
+    """By the status of workers that lost their scheduler, as SLURM would, and with its job."""
+    killers = [
+        Task("label", "status", tasks.end_with, {"status": EXIT_LOST}),
+        Task("label", "term", tasks.die, {"number": signal.SIGTERM}),
+        Task("label", "job", tasks.end_job),
+    ]
+    with Pools.from_settings(_settings(workers=3), directory=tmp_path) as pools:
+        reasons = {o.task.key: (o.status, o.reason) for o in pools.run(killers)}
+        (after,) = pools.run(_labels(tmp_path, 1))
+    assert reasons == {
+        "status": ("quarantined", f"it ended 3 workers (exit status {EXIT_LOST})"),
+        "term": ("quarantined", "it ended 3 workers (killed by SIGTERM)"),
+        "job": ("quarantined", "it ended 3 workers (its job was killed)"),
+    }
+    assert after.ok
 
 
 @pytest.mark.slow
@@ -431,3 +452,115 @@ def test_local__full_disk_costs_time_and_no_results(small_disk):
         outcomes = list(pools.run(_labels(small_disk, 3)))
         assert sorted(o.status for o in outcomes) == ["done", "done", "found"]
     assert len(list(small_disk.glob("*.json"))) == 3
+
+
+def _cut(pid: int) -> int:
+    """Shut every TCP connection of a process, as if its network were gone; return how many."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    process = os.pidfd_open(pid)
+    number = 0
+    try:
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                if not os.readlink(entry).startswith("socket:["):
+                    continue
+            except OSError:
+                continue
+            copy = libc.syscall(438, process, int(entry.name), 0)  # pidfd_getfd
+            if copy < 0:
+                pytest.skip("this kernel does not lend file descriptors")
+            with socket.socket(fileno=copy) as connection:
+                if connection.family not in (socket.AF_INET, socket.AF_INET6):
+                    continue
+                try:
+                    connection.getpeername()  # one that listens has no peer, and stays
+                    connection.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    continue
+                number += 1
+    finally:
+        os.close(process)
+    return number
+
+
+def _process(folder, module):
+    (pid,) = [p for p, c in _processes(str(folder)).items() if f"mofal.schedule.{module}" in c]
+    return pid
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whose", ["scheduler", "worker", "driver"])
+def test_local__connections_that_are_cut_cost_time_alone(tmp_path, whose):
+    """All at once, those of the workers, or those of the driver: nothing waits for ever."""
+    trace = tmp_path / "trace"
+    said = []
+    with Pools.from_settings(_settings(), directory=tmp_path, progress=said.append) as pools:
+        work = _labels(tmp_path, 8, seconds=0.5, trace=str(trace))
+        handles = [pools.submit(task) for task in work]
+        outcomes = []
+        for outcome in pools.as_completed(handles, timeout=60):
+            outcomes.append(outcome)
+            if len(outcomes) == 3:
+                if whose == "scheduler":
+                    assert _cut(_process(tmp_path, "scheduler")) >= 3
+                elif whose == "driver":
+                    assert _cut(os.getpid()) >= 1
+                else:
+                    assert all(_cut(pid) >= 1 for pid in _workers(tmp_path))
+    assert [outcome.status for outcome in outcomes].count("failed") == 0
+    assert len(outcomes) == 8
+    # Workers finished what they had in hand, and nobody did it again.
+    assert set(_starts(trace).values()) == {1}
+
+
+@pytest.mark.slow
+def test_local__connection_that_breaks_under_a_long_task_is_not_held_against_it(
+    tmp_path, monkeypatch
+):
+    """Its worker says nothing for longer than reasons are waited for: it is at work."""
+    monkeypatch.setattr(cluster, "REASON_TIMEOUT", 0.5)
+    trace = tmp_path / "trace"
+    with Pools.from_settings(_settings(workers=1), directory=tmp_path) as pools:
+        (handle,) = [pools.submit(t) for t in _labels(tmp_path, 1, seconds=4.0, trace=str(trace))]
+        _until(trace.exists)
+        assert _cut(_workers(tmp_path)[0]) >= 1
+        (outcome,) = pools.as_completed([handle], timeout=60)
+    assert outcome.status == "found"
+    assert set(_starts(trace).values()) == {1}
+    lost = [event["blame"] for event in read_events(tmp_path) if event["event"] == "lost"]
+    assert lost == ["none"]
+
+
+@pytest.mark.slow
+def test_local__messages_that_are_lost_and_a_scheduler_that_is_stuck(tmp_path, monkeypatch):
+    """What is known of workers and attempts is compared, and no message is relied on."""
+    monkeypatch.setattr(cluster, "COMPARISON", 0.2)
+    monkeypatch.setattr(link, "ANSWER", 0.5)
+    lose = []
+    hear = cluster.ClusterBackend._event
+
+    def event(self, message):
+        if message[1]["type"] not in lose:
+            hear(self, message)
+
+    monkeypatch.setattr(cluster.ClusterBackend, "_event", event)
+    said = []
+    with Pools.from_settings(_settings(workers=1), directory=tmp_path, progress=said.append) as p:
+        lose[:] = ["worker"]
+        (first,) = p.as_completed([p.submit(t) for t in _labels(tmp_path, 1)], timeout=60)
+        assert first.status == "done"
+        lose[:] = ["finished"]
+        handles = [p.submit(t) for t in _labels(tmp_path, 1, start=1)]
+        (second,) = p.as_completed(handles, timeout=60)
+        assert second.status == "found"
+        lose[:] = ["gone"]
+        os.kill(_workers(tmp_path)[0], signal.SIGKILL)
+        handles = [p.submit(t) for t in _labels(tmp_path, 1, start=2)]
+        (third,) = p.as_completed(handles, timeout=60)
+        assert third.status == "done"
+        lose[:] = []
+        os.kill(_process(tmp_path, "scheduler"), signal.SIGSTOP)
+        handles = [p.submit(t) for t in _labels(tmp_path, 1, start=3)]
+        (fourth,) = p.as_completed(handles, timeout=60)
+        assert fourth.ok
+    assert any("does not answer" in line for line in said)

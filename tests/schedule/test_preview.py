@@ -53,7 +53,7 @@ def test_dry_run__says_what_would_happen(tmp_path):
         "#SBATCH --cpus-per-task=2",
         "#SBATCH --time=0-12:00:00",
         "#SBATCH --constraint=milan",
-        "#SBATCH --mem=64200M",
+        "#SBATCH --mem=61035M",
         "module load GPAW",
     ):
         assert re.search(rf"^ *{re.escape(line)}$", text, re.M), line

@@ -12,7 +12,7 @@ from mofal.schedule.settings import format_walltime, parse_memory, parse_walltim
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("4GB", 4e9), ("4 GiB", 4 * 2**30), ("900M", 9e8), ("1.5G", 1.5e9), (12345, 12345)],
+    [("4GB", 4e9), ("4 GiB", 4 * 2**30), ("900M", 9e8), ("1.5G", 1.5e9), (500_000_000, 5e8)],
 )
 def test_parse_memory__units(text, number):
     assert parse_memory(text) == number
@@ -25,7 +25,8 @@ def test_parse_memory__units(text, number):
         ("2-00:00:00", 172800),
         ("90m", 5400),
         ("24h", 86400),
-        ("00:30", 1800),
+        ("2-12:00", 216000),
+        ("00:30:00", 1800),
         (60, 60),
     ],
 )
@@ -50,7 +51,19 @@ def test_format_walltime__round_trip(seconds):
         ({"pools": {"a b": {}}}, "letters, digits"),
         ({"pools": {"a": {"memory": "much"}}}, "amount of memory"),
         ({"pools": {"a": {"memory": "4XB"}}}, "amount of memory"),
+        ({"pools": {"a": {"memory": 0}}}, "expected 150MB or more"),
+        ({"pools": {"a": {"memory": "0GB"}}}, "expected 150MB or more"),
+        ({"pools": {"a": {"memory": 128}}}, "128 bytes; expected 150MB"),
+        (
+            {"pools": {"a": {"memory": "400MB", "mpi_ranks": 4, "nodes": 4}}},
+            "150MB or more on each",
+        ),
+        ({"driver": {"memory": "1KB"}}, "expected 150MB or more"),
+        ({"pools": {"a": {"memory": "-1GB"}}}, "amount of memory"),
         ({"pools": {"a": {"walltime": "soon"}}}, "expected a time"),
+        ({"pools": {"a": {"walltime": "30:00"}}}, 'expected all fields: "30:00:00" or "00:30:00"'),
+        ({"driver": {"margin": "12:00"}}, "may be hours and minutes or minutes and seconds"),
+        ({"lengths": {"label": "1:30"}}, "may be hours and minutes or minutes and seconds"),
         ({"pools": {"a": {"walltime": 0}}}, "longer than zero"),
         ({"pools": {"a": {"workers": {"min": 3, "max": 2}}}}, "min <= max"),
         ({"pools": {"a": {"job_extra": ["constraint=milan"]}}}, "expected a directive"),
