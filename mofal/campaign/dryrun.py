@@ -124,7 +124,8 @@ def known_lengths(site: Site) -> dict[str, float]:
     lengths.update(site.config.schedule.lengths)
     times: dict[str, list[float]] = {}
     for event in read_events(site.root):
-        if event["event"] == "end" and event.get("status") == "done":
+        done = event["event"] == "end" and event.get("status") == "done"
+        if done and "kind" in event and "wall_time" in event:
             times.setdefault(event["kind"], []).append(float(event["wall_time"]))
     lengths.update({kind: sum(own) / len(own) for kind, own in times.items()})
     return lengths

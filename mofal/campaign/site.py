@@ -243,5 +243,6 @@ def write_config(root: Path, config: CampaignConfig) -> None:
     with atomic_path(root / CONFIG) as temporary:
         temporary.write_text(
             "# The campaign as it was validated, with every default written out.\n"
-            + dump_config(config)
+            + dump_config(config),
+            encoding="utf-8",
         )

@@ -38,7 +38,7 @@ def notice(site: Site, name: str) -> Callable[[str], None]:
             return
         last[0] = time.monotonic()
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        temporary.write_text(line)
+        temporary.write_text(line, encoding="utf-8")
         os.replace(temporary, file)
 
     return say

@@ -218,7 +218,7 @@ class ClusterBackend:
                 mode="inline",
             )
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(page)
+            path.write_text(page, encoding="utf-8")
         except Exception as error:  # a report is not worth a campaign
             self._say(f"no performance report: {one_line(error)} (it needs `pip install bokeh`)")
             return False

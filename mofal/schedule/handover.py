@@ -90,7 +90,8 @@ def submit_driver(
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     script = folder / "driver.sh"
     name = f"mofal-driver-{place.name}"
-    script.write_text(driver_script(settings.driver, directory=place, command=command, name=name))
+    text = driver_script(settings.driver, directory=place, command=command, name=name)
+    script.write_text(text, encoding="utf-8")
     try:
         return (commands or SlurmCommands()).submit(script)
     except SlurmError as error:

@@ -23,6 +23,7 @@ from distributed.comm.addressing import get_address_host
 from mofal.schedule.attempt import STATE, TOPIC
 from mofal.schedule.files import EXIT_LOST, Layout, end_with_parent, read_json
 from mofal.schedule.security import load_security
+from mofal.streams import forgive
 
 
 def own_address(peer: str) -> str:
@@ -97,6 +98,7 @@ async def _work(spec: dict[str, Any], options: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """Run one worker until it is asked to end or its scheduler is gone."""
+    forgive()
     parser = argparse.ArgumentParser(prog="mofal.schedule.worker")
     parser.add_argument("spec")
     parser.add_argument("--name", required=True)
