@@ -483,7 +483,7 @@ def parse_config(
     try:
         return CampaignConfig.model_validate(_frozen(content), strict=True)
     except ValidationError as error:
-        lines = [_explain(e, line) for e in error.errors()]
+        lines = [_explain(e, line) for e in _once(error.errors())]
         if len(lines) > MOST_MISTAKES:
             lines[MOST_MISTAKES:] = [f"... and {len(lines) - MOST_MISTAKES} more"]
         shown = lines[0] if len(lines) == 1 else "\n  " + "\n  ".join(lines)
@@ -493,6 +493,18 @@ def parse_config(
         raise ConfigError(f"{where}: too many levels inside each other") from None
     except OverflowError as error:
         raise ConfigError(f"{where}: a number is too large ({error})") from None
+
+
+def _once(errors: list[Any]) -> list[Any]:
+    """Mistakes less those that what holds for all trainings is said to make in each of them."""
+    places = {tuple(e["loc"][:2]) for e in errors}
+    return [
+        e
+        for e in errors
+        if len(e["loc"]) < 3
+        or (e["loc"][0], e["loc"][2]) not in places
+        or e["loc"][2] not in _SHARED
+    ]
 
 
 #: Mistakes that one message names.

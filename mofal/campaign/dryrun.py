@@ -66,9 +66,7 @@ def code_of(config: CampaignConfig) -> list[str]:
     """
     from mofal.reference.code import describe_code
 
-    lines = [
-        "a run will call, with your rights (read it before you run a file of somebody else's):"
-    ]
+    lines = ["a run will call, with your rights (so read the file of somebody else first):"]
     lines += [f"  reference: {line}" for line in describe_code(config.reference.name)]
     ranking = code_of_ranking(config.selection.ranking)
     if ranking:
