@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from mofal import __version__
 from mofal.errors import MofalError
+from mofal.streams import forgive
 
 EPILOG = """\
 the main job, from nothing to a report:
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit status: 0 done, 1 a mistake that the message explains, 2 wrong usage, 130 interrupted.
     """
+    forgive()
     parser = make_parser()
     args = parser.parse_args(argv)
     if not hasattr(args, "function"):
@@ -76,6 +78,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             place = f" ({error.filename})" if error.filename else ""
             text = f"the system refused: {error.strerror or error}{place}"
         print(f"mofal: {text}", file=sys.stderr)
+        return 1
+    except (RecursionError, MemoryError) as error:
+        what = "memory ran out" if isinstance(error, MemoryError) else "levels without end"
+        print(f"mofal: {what}: an input is larger or deeper than can be meant", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "mofal":

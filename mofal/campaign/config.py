@@ -10,13 +10,14 @@ import difflib
 import functools
 import hashlib
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -25,6 +26,7 @@ from pydantic import (
 )
 
 from mofal.campaign.names import check_name, check_taken
+from mofal.data.documents import dump_yaml, parse_yaml, read_text
 from mofal.data.hashing import hash_json
 from mofal.dynamics.settings import WalkSettings, walk_length
 from mofal.errors import ConfigError
@@ -44,11 +46,36 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(
+            f"found [{value[0]:g}, {value[1]:g}]; expected the lower end first: "
+            f"[{value[1]:g}, {value[0]:g}]"
+        )
+    return value
+
+
+def _path(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if not value or not value.isprintable():
+        raise ValueError(f"found {value!r}; expected the name of a file")
+    return Path(value)
+
+
+# Bounds far above what anyone means: a slip of the hand (cycles: 1e9) is a message, and no driver
+# that fills the memory with steps.
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, lt=1e9)]
+Temperature = Annotated[float, Field(gt=0, le=100_000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Cycles = Annotated[int, Field(ge=0, le=10_000)]
 Strain = Annotated[float, Field(gt=-0.3, lt=0.3)]
 Name = Annotated[str, AfterValidator(check_name)]
+StrainRange = Annotated[tuple[Strain, Strain], AfterValidator(_ordered)]
+Pressure = Annotated[float, Field(gt=-1000, lt=1000)]
+File = Annotated[Path, BeforeValidator(_path)]
 
 
 class DisorderSettings(Section):
@@ -66,10 +93,10 @@ class SystemSettings(Section):
     """A system: built by name, or read from a file."""
 
     build: str | None = Field(None, description="name of a framework mofal builds, e.g. S_ld")
-    file: Path | None = Field(None, description="CIF, extended XYZ, or anything ASE reads")
+    file: File | None = Field(None, description="CIF, extended XYZ, or anything ASE reads")
     cell: Literal["primitive", "conventional"] = "conventional"
     repeat: tuple[Count, Count, Count] | None = None
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of the disorder")
+    seed: Seed = Field(0, description="of the disorder")
     disorder: DisorderSettings | None = None
     rule: str = Field("carboxylate", description="rule that cuts the framework into blocks")
     explore: bool = Field(True, description="false: serves seed data and hold-out only")
@@ -86,8 +113,8 @@ class PerturbedSettings(Section):
 
     system: Name
     frames: Count = 20
-    temperature_K: Positive = 600.0
-    volume_strain: tuple[Strain, Strain] = Field(
+    temperature_K: Temperature = 600.0
+    volume_strain: StrainRange = Field(
         (-0.03, 0.05), description="range of the relative change of volume"
     )
     shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
@@ -98,8 +125,8 @@ class SeedClusterSettings(Section):
 
     per_system: Count = 20
     frames: Count = 10
-    temperature_K: Positive = 600.0
-    volume_strain: tuple[Strain, Strain] = Field(
+    temperature_K: Temperature = 600.0
+    volume_strain: StrainRange = Field(
         (-0.03, 0.05), description="range of the relative change of volume"
     )
     shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
@@ -108,7 +135,7 @@ class SeedClusterSettings(Section):
 class SeedSettings(Section):
     """Where the first potential learns from: exactly one of the three."""
 
-    file: Path | None = Field(None, description="structures, labelled or not")
+    file: File | None = Field(None, description="structures, labelled or not")
     labels: Literal["reference", "ignore"] | None = Field(
         None,
         description="of `file`: made at the reference's level, or to be made anew; "
@@ -136,7 +163,7 @@ class SeedSettings(Section):
 class CacheSettings(Section):
     """A label cache that several campaigns share."""
 
-    path: Path
+    path: File
     mode: Literal["r", "rw"] = Field("r", description="rw: it is given the labels of this campaign")
 
 
@@ -162,7 +189,7 @@ class ReferenceSettings(Section):
     @classmethod
     def _paths(cls, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
-            return [{"path": c} if isinstance(c, (str, Path)) else c for c in value]
+            return tuple({"path": c} if isinstance(c, (str, Path)) else c for c in value)
         return value
 
 
@@ -235,7 +262,7 @@ class DensitySettings(Section):
     """One Gaussian mixture per element on the features of the training part of the data."""
 
     components: Literal["bic", "aic"] | Count = "bic"
-    max_components: Count = 12
+    max_components: Annotated[int, Field(ge=1, le=1000)] = 12
     pca: Fraction | Count | None = Field(None, description="explained variance, or dimension")
 
 
@@ -244,9 +271,9 @@ class ExplorationSettings(Section):
 
     walks: Count = Field(50, description="per system and cycle")
     ensemble: Literal["npt", "nvt"] = "npt"
-    temperature_K: Positive = 600.0
-    pressure_GPa: tuple[float, float] | float = (-1.5, 1.5)
-    timestep_fs: Annotated[float, Field(gt=0, le=2)] = 0.5
+    temperature_K: Temperature = 600.0
+    pressure_GPa: tuple[Pressure, Pressure] | Pressure = (-1.5, 1.5)
+    timestep_fs: Annotated[float, Field(ge=0.001, le=2)] = 0.5
     length_fs: Positive = 500.0
     thermostat_fs: Positive = 100.0
     barostat_fs: Positive = 100.0
@@ -280,10 +307,10 @@ class SelectionSettings(Section):
     clusters: Count = 150
     ranking: str = "least_likely_atom"
     shells: Annotated[int, Field(ge=0, le=4)] = 1
-    blueprints: Path | None = Field(
+    blueprints: File | None = Field(
         None, description="what `mofal match` found: shells by kind of core, before `shells`"
     )
-    unpaired: dict[str, Annotated[int, Field(ge=0)]] = Field(
+    unpaired: dict[str, Annotated[int, Field(ge=0, le=100)]] = Field(
         {}, description="unpaired electrons per atom of open-shell elements, e.g. {Cu: 1}"
     )
 
@@ -293,8 +320,8 @@ class HoldoutSettings(Section):
 
     systems: tuple[Name, ...] = Field((), description="default: every system")
     frames: Count = 10
-    temperature_K: Positive = 600.0
-    volume_strain: tuple[Strain, Strain] = Field(
+    temperature_K: Temperature = 600.0
+    volume_strain: StrainRange = Field(
         (-0.03, 0.05), description="range of the relative change of volume"
     )
     shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
@@ -312,10 +339,10 @@ class CampaignConfig(Section):
     """A campaign file, validated."""
 
     name: Name
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     systems: Annotated[dict[Name, SystemSettings], Field(min_length=1)]
     seed_data: SeedSettings
-    cycles: Annotated[int, Field(ge=0)]
+    cycles: Cycles
     reference: ReferenceSettings = ReferenceSettings()
     potential: PotentialSettings = PotentialSettings()
     density: DensitySettings = DensitySettings()
@@ -460,26 +487,35 @@ def load_config(path: str | Path, *, base: Path | None = None) -> CampaignConfig
             f"{file} is a directory; name the campaign file: {file / 'campaign.yaml'}"
         )
     try:
-        content = yaml.safe_load(file.read_text())
+        text = read_text(file)
     except FileNotFoundError:
         raise ConfigError(
             f"{file} does not exist; write one with: mofal init {file.name}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise ConfigError(f"{file}{place}: {problem}; a campaign file is YAML") from None
-    if not isinstance(content, dict):
+    document = parse_yaml(text, where=str(file))
+    if not isinstance(document.content, dict):
         raise ConfigError(f"{file} holds no keys; a campaign file begins with `name: ...`")
-    config = parse_config(content, where=str(file))
+    config = parse_config(document.content, where=str(file), line=document.line)
     return _resolve(config, (base or file.parent).resolve(), where=str(file))
 
 
-def parse_config(content: dict[str, Any], *, where: str = "campaign") -> CampaignConfig:
-    """Validate the content of a campaign file.
+def parse_config(
+    content: Mapping[str, Any],
+    *,
+    where: str = "campaign",
+    line: Callable[[tuple[Any, ...]], int | None] | None = None,
+) -> CampaignConfig:
+    """Validate the content of a campaign file: a boolean is no number, and neither is text.
+
+    Parameters
+    ----------
+    content : mapping
+    where : str
+        Name of the file, for messages.
+    line : callable, optional
+        Line of a place of the file (`mofal.data.documents.Document.line`), for messages.
 
     Raises
     ------
@@ -487,14 +523,54 @@ def parse_config(content: dict[str, Any], *, where: str = "campaign") -> Campaig
         One line for each mistake.
     """
     try:
-        return CampaignConfig.model_validate(content)
+        return CampaignConfig.model_validate(_frozen(content), strict=True)
     except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
+        lines = [_explain(e, line) for e in _once(error.errors())]
+        if len(lines) > MOST_MISTAKES:
+            lines[MOST_MISTAKES:] = [f"... and {len(lines) - MOST_MISTAKES} more"]
         shown = lines[0] if len(lines) == 1 else "\n  " + "\n  ".join(lines)
-        raise ConfigError(f"{where}: {shown}") from None
+        separator = ", " if len(lines) == 1 and shown.startswith("line ") else ": "
+        raise ConfigError(f"{where}{separator}{shown}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: too many levels inside each other") from None
+    except OverflowError as error:
+        raise ConfigError(f"{where}: a number is too large ({error})") from None
 
 
-def _explain(error: Any) -> str:
+def _once(errors: list[Any]) -> list[Any]:
+    """Mistakes less those that what holds for all trainings is said to make in each of them."""
+    places = {tuple(e["loc"][:2]) for e in errors}
+    return [
+        e
+        for e in errors
+        if len(e["loc"]) < 3
+        or (e["loc"][0], e["loc"][2]) not in places
+        or e["loc"][2] not in _SHARED
+    ]
+
+
+#: Mistakes that one message names.
+MOST_MISTAKES = 10
+
+
+def _frozen(content: Any) -> Any:
+    """Lists as tuples, which strict validation wants."""
+    if isinstance(content, Mapping):
+        return {key: _frozen(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return tuple(_frozen(value) for value in content)
+    return content
+
+
+def _explain(error: Any, line: Callable[[tuple[Any, ...]], int | None] | None) -> str:
+    text = " ".join(_complaint(error).split())
+    text = text if text.isprintable() else repr(text)
+    number = line(tuple(error["loc"])) if line is not None else None
+    text = text if len(text) <= 400 else f"{text[:390]}..."
+    return text if number is None else f"line {number}: {text}"
+
+
+def _complaint(error: Any) -> str:
     parts = [
         str(p) for p in error["loc"] if not str(p).startswith(("constrained", "function-", "[key]"))
     ]
@@ -585,8 +661,8 @@ def dump_config(config: CampaignConfig) -> str:
     """Write a campaign file with every setting in it, as it was validated."""
     for exclude_none in (True, False):
         content = _without_shared(config.model_dump(mode="json", exclude_none=exclude_none))
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-        if not exclude_none or parse_config(yaml.safe_load(text)) == config:
+        text = dump_yaml(content)
+        if not exclude_none or parse_config(parse_yaml(text, where="campaign").content) == config:
             break  # an explicit null means something where the default is another
     return text
 

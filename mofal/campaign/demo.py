@@ -6,18 +6,17 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import yaml
-
 from mofal.campaign.config import CampaignConfig, parse_config
 from mofal.campaign.driver import Campaign
 from mofal.campaign.examples import example_text
+from mofal.data.documents import parse_yaml
 
 Say = Callable[[str], None]
 
 
 def demo_config(*, seed: int | None = None, workers: int | None = None) -> CampaignConfig:
     """Campaign of the demo, with another seed or number of workers where asked."""
-    content: dict[str, Any] = yaml.safe_load(example_text("demo"))
+    content: dict[str, Any] = parse_yaml(example_text("demo"), where="demo.yaml").content
     if seed is not None:
         content["seed"] = seed
     if workers is not None:

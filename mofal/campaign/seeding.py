@@ -79,8 +79,15 @@ class Findings:
     level_hash: str
 
 
-def examine(site: Site) -> Findings | None:
+def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     """Build every system and check all that the campaign names; nothing is written.
+
+    Parameters
+    ----------
+    site : Site
+    run_code : bool
+        Import the reference where it is code of others; else it is only looked for, and its level
+        and what depends on it (labels of a seed file) are not known.
 
     Returns
     -------
@@ -95,6 +102,7 @@ def examine(site: Site) -> Findings | None:
         Anything in the campaign file that cannot work.
     """
     from mofal.data import read_json
+    from mofal.reference.code import check_unimported, is_foreign
 
     config = site.config
     check_devices(config)
@@ -115,11 +123,15 @@ def examine(site: Site) -> Findings | None:
                 "owner for the right to write"
             )
     made = {name: make_system(name, s) for name, s in config.systems.items()}
-    reference = site.reference()
+    reference = None
+    if run_code or not is_foreign(config.reference.name):
+        reference = site.reference()
+    else:
+        check_unimported(config.reference.name)
     seed = read_seed_file(config, reference) if config.seed_data.file is not None else None
     check_ranking(config.selection.ranking)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
-    return Findings(made, elements, reference.level_hash)
+    return Findings(made, elements, reference.level_hash if reference is not None else "")
 
 
 def refuse_another(site: Site, facts: dict[str, Any]) -> None:
@@ -246,7 +258,7 @@ def check_ranking(name: str) -> None:
 
 
 # ---------------------------------------------------------------------------------- seed data
-def read_seed_file(config: CampaignConfig, reference: Reference) -> xr.Dataset:
+def read_seed_file(config: CampaignConfig, reference: Reference | None) -> xr.Dataset:
     """Given seed data: labelled at the reference's level, or structures still to be labelled.
 
     Labels whose level of theory nobody states are refused, and so is a file that has labels for
@@ -256,8 +268,8 @@ def read_seed_file(config: CampaignConfig, reference: Reference) -> xr.Dataset:
     ----------
     config : CampaignConfig
         With `seed_data.file`; its `labels` say how labels in the file are taken.
-    reference : Reference
-        The campaign's.
+    reference : Reference or None
+        The campaign's; None: not to be imported now, its labels are left out.
 
     Returns
     -------
@@ -301,6 +313,8 @@ def read_seed_file(config: CampaignConfig, reference: Reference) -> xr.Dataset:
             f"if they were made with reference {config.reference.name}, write "
             f"`labels: reference` under seed_data; {anew}"
         )
+    if reference is None:
+        return _unlabelled(frames, file)
     try:
         return import_labels(file, level=reference)
     except (DataError, StructureError) as error:

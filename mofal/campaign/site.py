@@ -314,7 +314,8 @@ def write_config(root: Path, config: CampaignConfig) -> None:
     with atomic_path(root / CONFIG, private=config.schedule.holds_secrets) as temporary:
         temporary.write_text(
             "# The campaign as it was validated, with every default written out.\n"
-            + dump_config(config)
+            + dump_config(config),
+            encoding="utf-8",
         )
 
 

@@ -60,7 +60,7 @@ def notice(site: Site, name: str) -> Callable[[str], None]:
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
         with contextlib.suppress(OSError):  # no result hangs on it
             file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(line)
+            temporary.write_text(line, encoding="utf-8")
             os.replace(temporary, file)
 
     return say

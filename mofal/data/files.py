@@ -52,8 +52,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise StoreError(f"{path} does not exist") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path} is damaged ({error}); delete it to have it made again") from None
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise StoreError(f"{path} is damaged ({reason}); delete it to have it made again") from None
 
 
 def not_written(path: str | os.PathLike[str], error: OSError) -> StoreError:

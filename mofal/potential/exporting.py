@@ -223,6 +223,7 @@ def _run_script(name: str, arguments: list[str]) -> None:
         [sys.executable, "-m", f"nequip.scripts.{name}", *arguments],
         capture_output=True,
         text=True,
+        errors="replace",
         env=environment,
         check=False,
     )

@@ -32,18 +32,18 @@ class Architecture(BaseModel):
         Precision inside the network; energies are summed in float64 whatever it is.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     r_max: float = Field(gt=0.5, le=12)
     n_layers: int = Field(ge=1, le=8)
-    n_features: int = Field(ge=1)
+    n_features: int = Field(ge=1, le=1024)
     l_max: int = Field(default=1, ge=0, le=4)
     parity: bool = True
-    radial_layers: int = Field(default=2, ge=1)
-    radial_neurons: int = Field(default=32, ge=1)
-    feature_dim: int = Field(default=8, ge=1)
-    n_bessel: int = Field(default=8, ge=1)
-    cutoff_exponent: int = Field(default=6, ge=2)
+    radial_layers: int = Field(default=2, ge=1, le=32)
+    radial_neurons: int = Field(default=32, ge=1, le=4096)
+    feature_dim: int = Field(default=8, ge=1, le=4096)
+    n_bessel: int = Field(default=8, ge=1, le=256)
+    cutoff_exponent: int = Field(default=6, ge=2, le=100)
     dtype: Literal["float32", "float64"] = "float32"
 
 
@@ -109,7 +109,7 @@ class TrainingSettings(BaseModel):
         Let a warm start move to labels of another level of theory.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     architecture: Architecture = Field(default=ARCHITECTURES["base"])
     learning_rate: float = Field(default=0.004, gt=0, lt=1)

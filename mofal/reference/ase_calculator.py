@@ -334,6 +334,11 @@ def ase_reference(
         raise DependencyError(
             f"ase:{target}: there is no module {error.name!r} on this machine"
         ) from error
+    except Exception as error:
+        raise ReferenceError(
+            f"ase:{target}: module {module_name} cannot be imported "
+            f"({type(error).__name__}: {error})"
+        ) from error
     factory = module
     for part in factory_name.split("."):
         if not hasattr(factory, part):

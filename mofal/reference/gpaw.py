@@ -586,7 +586,9 @@ def setup_directories(python: str) -> tuple[Path, ...]:
             places.append(Path(spec.origin).parent / "setups")
     else:
         code = "import gpaw_data; print(gpaw_data.datapath())"
-        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [python, "-c", code], capture_output=True, text=True, errors="replace", check=False
+        )
         if done.returncode == 0:
             places.append(Path(done.stdout.strip()))
     return tuple(places)

@@ -20,6 +20,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +130,42 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The facts in a small file, None if it is not there or cannot be read."""
     try:
         facts = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return facts if isinstance(facts, dict) else None
+
+
+#: Unix times beyond are no times (the year 5138; what `time.localtime` can say).
+LAST_TIME = 1e11
+
+
+def between(value: Any, least: float, most: float) -> bool:
+    """Whether a value is a number, and no boolean, within bounds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+_BEAT: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("time", "started"), lambda value: between(value, 0.0, LAST_TIME)),
+    **dict.fromkeys(
+        ("beat", "pid", "cores", "slots", "generation"), lambda value: between(value, 0, 2**40)
+    ),
+    **dict.fromkeys(("host", "process", "slurm_id", "reason"), lambda v: isinstance(v, str)),
+    "workers": _words,
+    "losses": lambda value: isinstance(value, dict) and _words(list(value.values())),
+}
+"""What a job says of itself (`job.py`), as others rely on it."""
+
+
+def read_beat(path: Path) -> dict[str, Any] | None:
+    """What a job says of itself, None if it is not there; less what no job would write."""
+    facts = read_json(path)
+    if facts is None:
+        return None
+    return {key: value for key, value in facts.items() if key not in _BEAT or _BEAT[key](value)}
 
 
 def process_start(pid: int) -> str:

@@ -31,9 +31,11 @@ from mofal.schedule.files import (
     Layout,
     end_with_parent,
     process_start,
+    read_beat,
     read_json,
     write_json,
 )
+from mofal.streams import forgive
 
 #: Seconds between two looks at the workers, on this machine and on a node.
 LOOK_LOCAL, LOOK_NODE = 0.1, 0.25
@@ -92,7 +94,7 @@ class Job:
         self.spec: dict[str, Any] = spec
         self.layout = Layout(spec["root"])
         # SLURM may have started this job before (a controller that lost its memory of it).
-        before = read_json(self.layout.beat(spec["name"])) or {}
+        before = read_beat(self.layout.beat(spec["name"])) or {}
         first = int(before.get("generation", 0))
         self.children = [_Child(index, generation=first) for index in range(spec["workers"])]
         self.losses: dict[str, str] = dict(before.get("losses", {}))
@@ -301,6 +303,7 @@ def _watch_driver() -> None:
 
 def main(argv: list[str]) -> int:
     """``python -m mofal.schedule.job SPEC``."""
+    forgive()
     job = Job(Path(argv[0]))
     if job.spec["local"]:
         end_with_parent(job.spec["driver"], number=signal.SIGTERM)

@@ -82,14 +82,14 @@ Seconds = Annotated[int, BeforeValidator(parse_walltime)]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class WorkerRange(_Settings):
     """How many workers a pool has at least and at most."""
 
     min: int = Field(0, ge=0)
-    max: int = Field(1, ge=1)
+    max: int = Field(1, ge=1, le=100_000)
 
     @model_validator(mode="before")
     @classmethod
@@ -267,7 +267,7 @@ class ScheduleSettings(_Settings):
     """
 
     backend: Literal["inline", "threads", "local", "slurm"] = "local"
-    workers: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=1, le=100_000)
     pools: dict[str, PoolSettings] = Field(default_factory=dict)
     tls: bool | None = None
     interface: str | None = None

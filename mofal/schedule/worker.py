@@ -31,6 +31,7 @@ from mofal.schedule.files import (
     read_json,
 )
 from mofal.schedule.security import load_security
+from mofal.streams import forgive
 
 
 def own_address(peer: str) -> str:
@@ -105,6 +106,7 @@ async def _work(spec: dict[str, Any], options: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """Run one worker until it is asked to end or its scheduler is gone."""
+    forgive()
     parser = argparse.ArgumentParser(prog="mofal.schedule.worker")
     parser.add_argument("spec")
     parser.add_argument("--name", required=True)
