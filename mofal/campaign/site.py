@@ -40,6 +40,7 @@ COMMON = (
     "parent_atom",
     "force_weight",
     "charge",
+    "n_unpaired",
     "n_electrons",
     "energy",
     "forces",

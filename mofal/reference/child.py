@@ -250,6 +250,7 @@ def calculate_in_child(
                     positions=attempt.positions,
                     cell=attempt.cell,
                     pbc=attempt.pbc,
+                    state=np.array([attempt.charge, attempt.n_unpaired]),
                 )
             ended = run_process(
                 [sys.executable, "-m", "mofal.reference.child", str(place)],
@@ -299,6 +300,7 @@ def main(argv: Sequence[str]) -> int:
             positions=given["positions"],
             cell=given["cell"],
             pbc=given["pbc"],
+            info=dict(zip(("charge", "n_unpaired"), given["state"].tolist())),
         )
     reference = get_reference(spec)
     attempt = reference.calculate_here(atoms)  # type: ignore[attr-defined]
