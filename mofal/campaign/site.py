@@ -142,6 +142,9 @@ class Site:
         """Return the campaign's label records, with those of other campaigns behind them."""
         from mofal.reference import LabelCache
 
+        for cache in self.config.reference.caches:
+            if cache.mode == "rw":
+                cache.path.mkdir(parents=True, exist_ok=True)
         shared = [LabelCache(c.path, c.mode) for c in self.config.reference.caches]
         return LabelCache(self.root / RECORDS, shared=shared)
 

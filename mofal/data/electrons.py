@@ -203,5 +203,5 @@ def _spin(name: str, value: Any, electrons: int, known: Iterable[int]) -> tuple[
         raise DataError(f"{text} contradicts {electrons} electrons; state n_unpaired instead")
     meant = " or ".join(f"{n} unpaired electrons (as {k})" for n, k in sorted(fit.items()))
     raise DataError(
-        f"{text} means {meant}; write n_unpaired={min(fit)}, or multiplicity={max(fit) + 1}, instead"
+        f"{text} means {meant}; write n_unpaired={min(fit)} or multiplicity={max(fit) + 1}"
     )
