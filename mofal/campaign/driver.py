@@ -104,6 +104,8 @@ class Campaign:
             else:
                 write_config(self.site.root, self.config)
             display = Display(self.site, progress or _silent)
+            for note in findings.notes if findings is not None else ():
+                display.line(f"note: {note}")
             if self.config.selection.blueprints is not None:
                 for line in complaints(self.config.selection.blueprints):
                     display.line(line)

@@ -96,7 +96,8 @@ def examine(site: Site) -> Findings | None:
             )
     made = {name: make_system(name, s) for name, s in config.systems.items()}
     reference = site.reference()
-    seed, notes = None, []
+    seed = None
+    notes: list[str] = []
     if config.seed_data.file is not None:
         seed, notes = check_seed_file(config, reference)
     check_ranking(config.selection.ranking)
