@@ -417,6 +417,7 @@ def describe_structure(ds: Any, *, rule: str = "carboxylate") -> str:
     import numpy as np
     from ase.formula import Formula
 
+    from mofal.campaign.electrons import describe_electrons
     from mofal.data import to_atoms
     from mofal.frameworks import find_blocks
 
@@ -434,6 +435,7 @@ def describe_structure(ds: Any, *, rule: str = "carboxylate") -> str:
     for role, text, coordination in sorted(set(rows)):
         n = rows.count((role, text, coordination))
         lines.append(f"  {n:6d} x {role:8s} {text:24s} {coordination}-connected")
+    lines += [f"    {line}" for line in describe_electrons(ds, blocks)]
     n_links = int(blocks.sizes["link"])
     lines.append(f"  {len(np.unique(blocks['kind'].values))} kinds of blocks, {n_links} links")
     return "\n".join(lines)

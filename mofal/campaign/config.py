@@ -132,6 +132,14 @@ class SeedClusterSettings(Section):
     shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
 
 
+class SeedKeys(Section):
+    """Names under which another program wrote the labels of a seed file."""
+
+    energy: str | None = None
+    forces: str | None = None
+    stress: str | None = Field(None, description="eV/Å³, sign of ASE")
+
+
 class SeedSettings(Section):
     """Where the first potential learns from: exactly one of the three."""
 
@@ -140,6 +148,9 @@ class SeedSettings(Section):
         None,
         description="of `file`: made at the reference's level, or to be made anew; "
         "default: the file itself says its level, or has no labels",
+    )
+    keys: SeedKeys | None = Field(
+        None, description="names of the labels in `file`, e.g. {energy: REF_energy}"
     )
     perturbed: PerturbedSettings | None = None
     clusters: SeedClusterSettings | None = None
@@ -157,6 +168,9 @@ class SeedSettings(Section):
                 f"`labels` says what the labels of a `file` are, and `{given[0]}` has none; "
                 "take `labels` out"
             )
+        if self.keys is not None and (self.file is None or self.labels == "ignore"):
+            why = "`labels: ignore`" if self.file is not None else f"`{given[0]}`"
+            raise ValueError(f"`keys` names the labels of a `file`, beside {why} it means nothing")
         return self
 
 
@@ -389,12 +403,11 @@ class CampaignConfig(Section):
 
     def deciding(self) -> dict[str, Any]:
         """All that decides the results; where things run and how many cycles may change."""
-        content = _without_devices(
-            _without_free(self.model_dump(mode="json", exclude=set(_FREE)))
-        )
-        if content["seed_data"]["labels"] is None:
-            # Campaigns from before there was such a setting keep their identity.
-            del content["seed_data"]["labels"]
+        content = _without_devices(_without_free(self.model_dump(mode="json", exclude=set(_FREE))))
+        for name in ("labels", "keys"):
+            if content["seed_data"][name] is None:
+                # Campaigns from before there was such a setting keep their identity.
+                del content["seed_data"][name]
         for part in (content["seed_data"], *content["systems"].values()):
             # The same file under another name is the same campaign.
             if part.get("file") is not None:
@@ -634,8 +647,10 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
         seed = seed.model_copy(update={"file": found(seed.file, "seed_data.file")})
     caches = []
     for cache in config.reference.caches:
-        full = found(cache.path, "reference.caches")
-        if not full.is_dir():
+        full = cache.path if cache.path.is_absolute() else base / cache.path
+        if cache.mode == "r" or full.exists():  # one to write into is made
+            full = found(cache.path, "reference.caches")
+        if full.exists() and not full.is_dir():
             raise ConfigError(f"{where}: reference.caches is {full}, a file; expected a directory")
         caches.append(cache.model_copy(update={"path": full}))
     blueprints = config.selection.blueprints

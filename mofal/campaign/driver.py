@@ -116,6 +116,8 @@ class Campaign:
                 if note:
                     display.line(note)
                 write_config(self.site.root, self.config)
+            for note in findings.notes if findings is not None else ():
+                display.line(f"note: {note}")
             if self.config.selection.blueprints is not None:
                 for line in complaints(self.config.selection.blueprints):
                     display.line(line)

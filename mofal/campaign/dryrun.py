@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from mofal.campaign import plan
 from mofal.campaign.devices import describe_devices
+from mofal.campaign.electrons import describe_electrons
 from mofal.campaign.seeding import examine
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def describe_run(campaign: Campaign) -> str:
                 f"  {name}: {int(structure['n_atoms'][0])} atoms, "
                 f"{roles.count('node')} nodes, {roles.count('linker')} linkers"
             )
+            lines += [f"    {line}" for line in describe_electrons(structure, blocks)]
+        lines += [f"  note: {line}" for line in findings.notes]
     steps = site.steps()
     left = plan.unfinished(steps, site.exists)
     lines.append(f"{len(steps)} steps, {len(left)} left; {config.cycles} cycles")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from mofal.campaign.blueprints import MOST_SHELLS, write_blueprints
+from mofal.campaign.electrons import with_spin
 from mofal.campaign.judgement import defect_atoms
 from mofal.campaign.label import check_seed, label_structures, local_schedule
 from mofal.campaign.noise import read_noise_floor
@@ -111,6 +112,8 @@ def match(
     chosen = _core(blocks, core)
     name = str(structure["system"].values[0])
     parents = _frames(system, structure, blocks, frames, seed, say)
+    if references and set(unpaired or {}) & set(_elements(structure)):
+        parents = with_spin(parents, blocks, unpaired or {}, place=name)
     n_frames = parents.sizes["structure"]
     focus = np.intersect1d(defect_atoms(blocks), _atoms_of(blocks, chosen))
     plans = candidates(
@@ -195,6 +198,12 @@ def _examine(
             f"{', '.join(references) or 'that of a potential'}; measure it with: mofal noise"
         )
     return floors
+
+
+def _elements(structure: xr.Dataset) -> list[str]:
+    from ase.data import chemical_symbols
+
+    return [chemical_symbols[z] for z in np.unique(structure["numbers"].values)]
 
 
 def _check_elements(structure: xr.Dataset, potentials: Sequence[str]) -> None:
@@ -330,8 +339,10 @@ def _reference_forces(
     from mofal.data import concat
 
     core_of = ["numbers", "positions", "cell", "pbc", "n_atoms", "structure_index"]
-    keep = [*core_of, "structure_id", "system", "parent", "charge"]
+    keep = [*core_of, "structure_id", "system", "parent", "charge", "n_unpaired"]
     n = parents.sizes["structure"]
+    if "n_unpaired" not in parents:
+        parents = parents.assign(n_unpaired=("structure", np.zeros(n, np.int32)))
     neutral = parents.assign(
         parent=("structure", np.array([""] * n, _TEXT)),
         charge=("structure", np.zeros(n, np.int32)),

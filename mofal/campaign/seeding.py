@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,20 +18,14 @@ from mofal.campaign.config import (
     load_config,
 )
 from mofal.campaign.devices import check_devices
+from mofal.campaign.electrons import check_electrons, with_spin
 from mofal.campaign.names import check_new
+from mofal.campaign.seed_file import check_seed_file, read_seed_file
 from mofal.campaign.site import CONFIG, FACTS, ISOLATED, Site, write_config
-from mofal.errors import (
-    CampaignError,
-    ConfigError,
-    DataError,
-    MofalError,
-    ReferenceError,
-    StructureError,
-)
+from mofal.errors import CampaignError, ConfigError, MofalError
 
 if TYPE_CHECKING:
     import xarray as xr
-    from ase import Atoms
 
     from mofal.reference import Reference
 
@@ -77,6 +70,7 @@ class Findings:
     systems: dict[str, tuple[xr.Dataset, xr.Dataset]]
     elements: list[str]
     level_hash: str
+    notes: tuple[str, ...] = ()
 
 
 def examine(site: Site, *, run_code: bool = True) -> Findings | None:
@@ -117,9 +111,11 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     for cache in config.reference.caches:
-        if cache.mode == "rw" and not os.access(cache.path, os.W_OK):
+        # One to write into that is not there yet is made by the first driver.
+        there = next(p for p in (cache.path, *cache.path.absolute().parents) if p.exists())
+        if cache.mode == "rw" and not os.access(there, os.W_OK):
             raise ConfigError(
-                f"reference.caches: {cache.path} cannot be written; write `mode: r`, or ask its "
+                f"reference.caches: {there} cannot be written; write `mode: r`, or ask its "
                 "owner for the right to write"
             )
     made = {name: make_system(name, s) for name, s in config.systems.items()}
@@ -128,10 +124,16 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
         reference = site.reference()
     else:
         check_unimported(config.reference.name)
-    seed = read_seed_file(config, reference) if config.seed_data.file is not None else None
+    seed = None
+    notes: list[str] = []
+    if config.seed_data.file is not None:
+        seed, notes = check_seed_file(config, reference)
     check_ranking(config.selection.ranking)
+    if reference is not None:
+        notes += check_electrons(site, made, reference)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
-    return Findings(made, elements, reference.level_hash if reference is not None else "")
+    level = reference.level_hash if reference is not None else ""
+    return Findings(made, elements, level, tuple(notes))
 
 
 def refuse_another(site: Site, facts: dict[str, Any]) -> None:
@@ -258,120 +260,6 @@ def check_ranking(name: str) -> None:
 
 
 # ---------------------------------------------------------------------------------- seed data
-def read_seed_file(config: CampaignConfig, reference: Reference | None) -> xr.Dataset:
-    """Given seed data: labelled at the reference's level, or structures still to be labelled.
-
-    Labels whose level of theory nobody states are refused, and so is a file that has labels for
-    some structures only: a group of the campaign is labelled as a whole or not at all.
-
-    Parameters
-    ----------
-    config : CampaignConfig
-        With `seed_data.file`; its `labels` say how labels in the file are taken.
-    reference : Reference or None
-        The campaign's; None: not to be imported now, its labels are left out.
-
-    Returns
-    -------
-    Dataset
-        Of kind ``labels`` or ``structures``.
-
-    Raises
-    ------
-    ConfigError
-        Labels that are not of the reference's level, do not say their level, or are not whole; or
-        an element that the reference cannot do.
-    StructureError
-        The file cannot be read.
-    """
-    from mofal.data.text import read_atoms
-    from mofal.reference import import_labels
-
-    file, stated = config.seed_data.file, config.seed_data.labels
-    assert file is not None  # who calls has looked
-    anew = "to have all its structures labelled anew, write `labels: ignore` under seed_data"
-    frames = read_atoms(file)
-    labels = [_results(frame) for frame in frames]
-    if stated == "ignore" or (stated is None and not any(labels)):
-        return _unlabelled(frames, file)
-    faults: dict[str, list[int]] = {}
-    for k, (frame, found) in enumerate(zip(frames, labels)):
-        for name, shape in (("energy", ()), ("forces", (len(frame), 3))):
-            fault = _fault(found.get(name), shape)
-            if fault:
-                faults.setdefault(f"{name} {fault}", []).append(k)
-    if faults:
-        shown = "; ".join(f"{fault} in {_listed(ks)}" for fault, ks in faults.items())
-        raise ConfigError(
-            f"{file} is not labelled as a whole: {shown} (counted from 0, there are "
-            f"{len(frames)}); take what lacks labels out of the file, or, {anew}"
-        )
-    silent = [k for k, frame in enumerate(frames) if "level_hash" not in frame.info]
-    if stated is None and silent:
-        raise ConfigError(
-            f"{file} holds labels that do not say their level of theory (in {_listed(silent)}); "
-            f"if they were made with reference {config.reference.name}, write "
-            f"`labels: reference` under seed_data; {anew}"
-        )
-    if reference is None:
-        return _unlabelled(frames, file)
-    try:
-        return import_labels(file, level=reference)
-    except (DataError, StructureError) as error:
-        raise ConfigError(f"{error}; {anew}") from None
-    except ReferenceError as error:
-        raise ConfigError(f"{file}: {error}") from None
-
-
-_LABELS = (
-    *("energy", "forces", "stress", "status", "reason", "wall_time"),
-    *("level_of_theory", "level_hash", "isolated_atom_energies"),
-)
-
-
-def _results(frame: Atoms) -> dict[str, Any]:
-    """Energy and forces that came with a structure, wherever ASE's reader has put them."""
-    found = {"energy": frame.info.get("energy"), "forces": frame.arrays.get("forces")}
-    results = getattr(frame.calc, "results", {})
-    found.update({k: results[k] for k in found if results.get(k) is not None})
-    return {k: v for k, v in found.items() if v is not None}
-
-
-def _fault(value: Any, shape: tuple[int, ...]) -> str:
-    """What is wrong with an energy or with forces; "" where nothing is."""
-    if value is None:
-        return "missing"
-    try:
-        numbers = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        return "not a number"
-    # Looked at here, since NumPy would spread one number per atom over x, y and z.
-    if numbers.shape != shape:
-        return "of a foreign shape"
-    return "" if np.isfinite(numbers).all() else "NaN or infinite"
-
-
-def _listed(indices: list[int]) -> str:
-    some = ", ".join(map(str, indices[:5]))
-    more = f", ... ({len(indices)} of them)" if len(indices) > 5 else ""
-    return f"structure{'s' if len(indices) > 1 else ''} {some}{more}"
-
-
-def _unlabelled(frames: list[Atoms], file: Path) -> xr.Dataset:
-    """Structures alone; whatever stood in the labels is not looked at."""
-    from mofal.data import from_atoms
-
-    for frame in frames:
-        frame.calc = None
-        for name in _LABELS:
-            frame.info.pop(name, None)
-            frame.arrays.pop(name, None)
-    try:
-        return from_atoms(frames, system=[str(f.info.get("system", file.stem)) for f in frames])
-    except DataError as error:
-        raise StructureError(f"{file}: {error}") from None
-
-
 def seed_structures(site: Site) -> xr.Dataset:
     """Structures of the seed data, labelled or not."""
     from mofal.campaign.blueprints import shells_of, weighted
@@ -382,13 +270,14 @@ def seed_structures(site: Site) -> xr.Dataset:
     settings = site.config.seed_data
     if settings.file is not None:
         return read_seed_file(site.config, site.reference())
+    unpaired = site.config.selection.unpaired
     if settings.perturbed is not None:
         name = settings.perturbed.system
         ds = perturb(site, name, settings.perturbed, ("seed", name))
         ds["system"] = ("structure", np.array([name] * ds.sizes["structure"], _TEXT))
-        return ds
+        return with_spin(ds, site.blocks(name), unpaired, place=f"systems.{name}")
     assert settings.clusters is not None  # the config gives one of the three
-    parts = []
+    parts, reasons = [], []
     for name in site.config.explored:
         frames = perturb(site, name, settings.clusters, ("seed", name))
         frames["system"] = ("structure", np.array([name] * frames.sizes["structure"], _TEXT))
@@ -399,10 +288,19 @@ def seed_structures(site: Site) -> xr.Dataset:
             n=settings.clusters.per_system,
             seed=site.integer_seed("seed-clusters", name),
         )
-        clusters, _ = cut(frames, blocks, cores, shells=shells_of(site, blocks))
-        clusters = weighted(site, clusters, blocks)
-        parts.append(clusters)
-    return concat(parts)
+        clusters, refused = cut(
+            frames, blocks, cores, shells=shells_of(site, blocks), unpaired=unpaired
+        )
+        reasons += [f"{name}: {r}" for r in refused["reason"].values]
+        parts.append(weighted(site, clusters, blocks))
+    out = concat(parts)
+    if not out.sizes["structure"]:
+        raise CampaignError(
+            f"seed data: not one sound cluster among {len(reasons)} ({reasons[0]})"
+            if reasons
+            else "seed data: there is no block to cut a cluster around"
+        )
+    return out
 
 
 # ---------------------------------------------------------------------------------- walks

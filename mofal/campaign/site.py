@@ -48,6 +48,7 @@ COMMON = (
     "parent_atom",
     "force_weight",
     "charge",
+    "n_unpaired",
     "n_electrons",
     "energy",
     "forces",
@@ -176,6 +177,9 @@ class Site:
         """Return the campaign's label records, with those of other campaigns behind them."""
         from mofal.reference import LabelCache
 
+        for cache in self.config.reference.caches:
+            if cache.mode == "rw":
+                cache.path.mkdir(parents=True, exist_ok=True)
         shared = [LabelCache(c.path, c.mode) for c in self.config.reference.caches]
         return LabelCache(self.root / RECORDS, shared=shared)
 

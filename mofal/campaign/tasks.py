@@ -19,6 +19,7 @@ import numpy as np
 
 from mofal.campaign import plan
 from mofal.campaign.blueprints import shells_of, weighted
+from mofal.campaign.electrons import with_spin
 from mofal.campaign.site import COMMON, Site
 from mofal.data.sealed import STARTS_OVER
 from mofal.errors import DataError
@@ -123,6 +124,9 @@ def sample_holdout(site: Site, system: str) -> Summary:
     if settings is None:
         return {"structures": 0}
     ds = perturb(site, system, settings, ("holdout", system))
+    ds = with_spin(
+        ds, site.blocks(system), site.config.selection.unpaired, place=f"systems.{system}"
+    )
     ds["system"] = ("structure", np.array([system] * ds.sizes["structure"], _TEXT))
     write_group(ds, site.path(plan.holdout(system, "samples.zarr")))
     return {"structures": ds.sizes["structure"]}

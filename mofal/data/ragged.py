@@ -256,9 +256,12 @@ def structure_ids(ds: xr.Dataset) -> np.ndarray:
     z, xyz, lattice, periodic, count = (
         ds[v].values for v in ("numbers", "positions", "cell", "pbc", "n_atoms")
     )
-    charge = ds["charge"].values if "charge" in ds else np.zeros(len(count))
+    none = np.zeros(len(count))
+    charge, unpaired = (
+        ds[name].values if name in ds else none for name in ("charge", "n_unpaired")
+    )
     ids = [
-        structure_hash(z[a:b], xyz[a:b], lattice[i], periodic[i], charge[i])
+        structure_hash(z[a:b], xyz[a:b], lattice[i], periodic[i], charge[i], unpaired[i])
         for i, (a, b) in enumerate(pairwise(offsets(count)))
     ]
     return np.array(ids, TEXT)

@@ -136,6 +136,17 @@ def read(path: str | os.PathLike[str], *, system: str | None = None) -> xr.Datas
     """
     frames = read_atoms(path)
     labelled = any((f.calc is not None and f.calc.results) or "status" in f.info for f in frames)
+    return of_frames(frames, path, system=system, labelled=labelled)
+
+
+def of_frames(
+    frames: list[Atoms],
+    path: str | os.PathLike[str],
+    *,
+    system: str | None = None,
+    labelled: bool = False,
+) -> xr.Dataset:
+    """Make the Dataset of frames that `read_atoms` gave; see `read`."""
     name: str | list[str]
     if system is not None:
         name = system

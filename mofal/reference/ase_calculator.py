@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.data.electrons import electronic_state
 from mofal.errors import DependencyError, ReferenceError
 from mofal.reference.base import (
     Attempt,
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
 _blas_lock = threading.Lock()
 _blas_users = 0
 _blas_limits: Any = None
+
+ELECTRONS = ("parameters", "initial", "ignore")
+"""How an ASE calculator takes charge and unpaired electrons: by its parameters `charge` and
+`multiplicity`, from `initial_charges` and `initial_magmoms` of the structure, or not at all."""
 
 # What calculators say when their iterations end early; matched in the message of the exception.
 _NOT_CONVERGED = ("not converge", "did not reach convergence", "failed to converge")
@@ -69,12 +74,18 @@ class AseReference:
     isolated_atom_energies : mapping of str to float, optional
         Energies of isolated atoms in eV at this level, where they are known better than a
         calculation of one atom could tell.
+    fixed : mapping, optional
+        Charge and multiplicity that the level itself fixes, by the calculator's parameters.
     fresh : bool
         Make a new calculator for each structure: for those that start from what they found last,
         so that a label would depend on which one came before it.
     partly_periodic : bool
         Whether the calculator knows structures that are periodic along some directions only; they
         are refused otherwise.
+    electrons : str
+        How it takes charge and unpaired electrons, one of `ELECTRONS`. By default it is looked up
+        in the calculator: where it has no parameters for them, a structure that states them is
+        refused.
     """
 
     def __init__(
@@ -91,7 +102,15 @@ class AseReference:
         isolated_atom_energies: Mapping[str, float] | None = None,
         fresh: bool = False,
         partly_periodic: bool = True,
+        electrons: str = "parameters",
+        fixed: Mapping[str, Any] | None = None,
     ) -> None:
+        if electrons not in ELECTRONS:
+            raise ReferenceError(
+                f"{name}: electrons = {electrons!r}; expected one of {', '.join(ELECTRONS)}"
+            )
+        self._electrons = electrons
+        self._fixed = dict(fixed or {})
         self._fresh = fresh
         self._partly_periodic = partly_periodic
         if time_limit_s is not None:
@@ -147,7 +166,7 @@ class AseReference:
         from mofal.reference.child import calculate_in_child
 
         attempt = begin(self, atoms)
-        reason = why_not(atoms, partly_periodic=self._partly_periodic)
+        reason = self._why_not(atoms)
         if reason:
             return fail(attempt, "inconsistent", reason)
         return calculate_in_child(
@@ -163,17 +182,25 @@ class AseReference:
             The machine failed (`mofal.reference.faults`): that is no result.
         """
         attempt = begin(self, atoms)
-        reason = why_not(atoms, partly_periodic=self._partly_periodic)
+        reason = self._why_not(atoms)
         if reason:
             return fail(attempt, "inconsistent", reason)
         start = time.perf_counter()
         work = bare(atoms)
+        state = (attempt.charge, attempt.n_unpaired)
         log = ""
         try:
             with limit_threads(self.threads):
-                if self._fresh or getattr(self._local, "calculator", None) is None:
-                    self._local.calculator = self._made()
-                work.calc = self._local.calculator
+                if any(state) and self._electrons != "ignore":
+                    # Of its own: what is set for an ion must not stay for the next structure.
+                    work.calc = self._made()
+                    reason = self._set_state(work, *state)
+                    if reason:
+                        return fail(attempt, "inconsistent", reason)
+                else:
+                    if self._fresh or getattr(self._local, "calculator", None) is None:
+                        self._local.calculator = self._made()
+                    work.calc = self._local.calculator
                 forces = np.array(work.get_forces())
                 energy = float(work.get_potential_energy())
                 stress = self._stress(work)
@@ -199,6 +226,55 @@ class AseReference:
             raise ReferenceError(
                 f"{self.name}: the calculator cannot be made: {type(error).__name__}: {error}"
             ) from error
+
+    def _why_not(self, atoms: Atoms) -> str:
+        return why_not(atoms, partly_periodic=self._partly_periodic, electrons=True)
+
+    def refusal(self, atoms: Atoms) -> str:
+        """Return why a structure would be refused before a calculation; "" where it would not."""
+        reason = self._why_not(atoms)
+        if reason:
+            return reason
+        state = electronic_state(atoms)
+        if not any(state) or self._electrons == "ignore":
+            return ""
+        work = bare(atoms)
+        try:
+            work.calc = self._make()
+        except Exception:  # its first label will say what is wrong with it
+            return ""
+        return self._set_state(work, *state)
+
+    def _set_state(self, work: Atoms, charge: int, n_unpaired: int) -> str:
+        """Give charge and spin to the calculator of a structure, or say why it takes none."""
+        if self._electrons == "initial":
+            n = len(work)
+            work.set_initial_charges(np.full(n, charge / n))
+            work.set_initial_magnetic_moments(np.full(n, n_unpaired / n))
+            return ""
+        known = {k.lower(): k for k in getattr(work.calc, "default_parameters", None) or {}}
+        spin = next((known[k] for k in ("multiplicity", "mult") if k in known), None)
+        takes = {"charge": known.get("charge"), "multiplicity": spin}
+        for what, value, asked in (
+            ("charge", charge, f"the charge {charge}"),
+            ("multiplicity", n_unpaired, f"{n_unpaired} unpaired electrons"),
+        ):
+            if value and takes[what] is None:
+                return (
+                    f"it has {asked}, and {type(work.calc).__name__} has no parameter for it that "
+                    f"mofal knows; where it reads initial_charges and initial_magmoms, write "
+                    f"{self.name}?electrons=initial"
+                )
+        # What a structure does not state is left to the calculator.
+        wanted = {str(takes["charge"]): charge} if charge else {}
+        wanted |= {str(spin): n_unpaired + 1} if n_unpaired else {}
+        for key, value in wanted.items():
+            if self._fixed.get(key, value) != value:
+                return (
+                    f"it asks for {key}={value}, and the reference fixes {key}={self._fixed[key]}"
+                )
+        work.calc.set(**wanted)
+        return ""
 
     @staticmethod
     def _stress(work: Atoms) -> np.ndarray | None:
@@ -302,6 +378,7 @@ def ase_reference(
     isolated: bool = False,
     isolated_atom_energies: Mapping[str, float] | None = None,
     packages: Iterable[str] = (),
+    electrons: str = "parameters",
     spec: str = "",
     **arguments: Any,
 ) -> AseReference:
@@ -314,6 +391,8 @@ def ase_reference(
         must be importable on every worker.
     packages : iterable of str
         Distributions whose versions are worth keeping; the factory's own one is kept anyhow.
+    electrons : str
+        How the calculator takes charge and spin of a structure, see `ELECTRONS`.
     **arguments
         Passed to the factory; together with its path they are the level of theory.
 
@@ -362,6 +441,8 @@ def ase_reference(
         time_limit_s=time_limit_s,
         isolated=isolated,
         isolated_atom_energies=isolated_atom_energies,
+        electrons=electrons,
+        fixed={k: v for k, v in arguments.items() if k in ("charge", "multiplicity", "mult")},
     )
 
 

@@ -82,6 +82,8 @@ def encode(attempt: Attempt) -> bytes:
         "retries": [dict(r) for r in attempt.retries],
         "memory_estimate_GB": _number_or_none(attempt.memory_estimate),
         "memory_peak_GB": _number_or_none(attempt.memory_peak),
+        "charge": attempt.charge,
+        "n_unpaired": attempt.n_unpaired,
     }
     text = json.dumps(meta, sort_keys=True, allow_nan=False).encode()
     arrays["meta"] = np.frombuffer(text, np.uint8)
@@ -135,6 +137,8 @@ def decode(content: bytes) -> Attempt:
         retries=tuple(meta["retries"]),
         memory_estimate=_nan_or_number(meta["memory_estimate_GB"]),
         memory_peak=_nan_or_number(meta["memory_peak_GB"]),
+        charge=int(meta.get("charge", 0)),
+        n_unpaired=int(meta.get("n_unpaired", 0)),
     )
 
 

@@ -273,6 +273,7 @@ def _once(
             positions=attempt.positions,
             cell=attempt.cell,
             pbc=attempt.pbc,
+            state=np.array([attempt.charge, attempt.n_unpaired]),
         )
     ended = run_process(
         [sys.executable, "-m", "mofal.reference.child", str(place)],
@@ -349,6 +350,7 @@ def _main(argv: Sequence[str]) -> None:
             positions=given["positions"],
             cell=given["cell"],
             pbc=given["pbc"],
+            info=dict(zip(("charge", "n_unpaired"), given["state"].tolist())),
         )
     reference = get_reference(spec)
     (place / STARTED).touch()

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.data.electrons import electronic_state
 from mofal.errors import DependencyError, ReferenceError
 from mofal.reference.base import (
     Attempt,
@@ -205,6 +206,7 @@ class GpawReference:
             "basis": p.basis,
             "interpolation": p.interpolation,
             "sampling": "gamma point",
+            # Where the structure states none; what it states is part of its own identity.
             "spin": "paired",
             "symmetry": "off",
             "occupations": {"name": "fermi-dirac", "width": 0.0},
@@ -281,12 +283,15 @@ class GpawReference:
         if missing:
             raise ReferenceError(f"no PAW data for {', '.join(missing)}")
         files = self.paw_data.files
+        charge, n_unpaired = electronic_state(atoms)
         return estimate_cost(
             self.box(atoms),
             [read_paw_atom(files[s]) for s in atoms.get_chemical_symbols()],
             mode=self.preset.mode,
             ranks=self.ranks,
             coarsenings=self.preset.coarsenings,
+            charge=charge,
+            spins=2 if n_unpaired else 1,
         )
 
     def _missing_elements(self, atoms: Atoms) -> list[str]:
@@ -301,8 +306,9 @@ class GpawReference:
         Parameters
         ----------
         atoms : ase.Atoms
-            A cluster (periodic nowhere) or a crystal (periodic everywhere), with an even number of
-            electrons.
+            A cluster (periodic nowhere) or a crystal (periodic everywhere). One that states
+            unpaired electrons is calculated spin-polarised, with its moment fixed; an odd number of
+            electrons must state them.
         directory : path
             Where the calculation makes its own directory, removed afterwards unless `keep`.
 
@@ -312,13 +318,7 @@ class GpawReference:
             The machine failed (`mofal.reference.faults`): that is no result.
         """
         attempt = begin(self, atoms)
-        reason = why_not(atoms, partly_periodic=False)
-        electrons = int(atoms.numbers.sum())
-        if not reason and electrons % 2:
-            reason = (
-                f"it has {electrons} electrons; an odd number needs spin polarisation, "
-                "which this level does not have"
-            )
+        reason = self._why_not(atoms)
         if reason:
             return fail(attempt, "inconsistent", reason)
         missing = self._missing_elements(atoms)
@@ -338,6 +338,25 @@ class GpawReference:
         start = time.perf_counter()
         done = self._calculate(attempt, atoms, Path(directory), start)
         return replace(done, wall_time_s=time.perf_counter() - start)
+
+    def refusal(self, atoms: Atoms) -> str:
+        """Return why a structure would be refused before a calculation; "" where it would not."""
+        missing = self._missing_elements(atoms)
+        return self._why_not(atoms) or (f"no PAW data for {', '.join(missing)}" if missing else "")
+
+    @staticmethod
+    def _why_not(atoms: Atoms) -> str:
+        reason = why_not(atoms, partly_periodic=False, electrons=True)
+        if reason:
+            return reason
+        charge, n_unpaired = electronic_state(atoms)
+        electrons = int(atoms.numbers.sum()) - charge
+        if electrons % 2 and not n_unpaired:
+            return (
+                f"it has {electrons} electrons; an odd number needs spin polarisation: state its "
+                "unpaired electrons, for example n_unpaired=1"
+            )
+        return ""
 
     def _calculate(self, attempt: Attempt, atoms: Atoms, directory: Path, start: float) -> Attempt:
         directory.mkdir(parents=True, exist_ok=True)
@@ -387,7 +406,7 @@ class GpawReference:
             return fail(attempt, "timed_out", f"not done after {self.time_limit_s:g} s")
         given = {
             "ranks": self.ranks,
-            "parameters": self._parameters(box, route),
+            "parameters": {**self._parameters(box, route), **electrons_of(attempt)},
             "dispersion": {"damping": "d3bj", "parameters": D3BJ_PBE},
         }
         (place / "input.json").write_text(json.dumps(given, indent=1))
@@ -494,6 +513,25 @@ class GpawReference:
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             command.append("--allow-run-as-root")
         return [*command, "-np", str(self.ranks)]
+
+
+def electrons_of(attempt: Attempt) -> dict[str, Any]:
+    """Parameters of GPAW for the charge and spin of a structure; none for a neutral closed shell.
+
+    The moment is fixed, so that what was asked for is what is calculated. It starts on the atoms
+    with d or f electrons, where there are such.
+    """
+    more: dict[str, Any] = {}
+    if attempt.charge:
+        more["charge"] = attempt.charge
+    if attempt.n_unpaired:
+        z = np.asarray(attempt.numbers)
+        metal = ((z > 20) & (z < 31)) | ((z > 38) & (z < 49)) | ((z > 56) & (z < 81)) | (z > 88)
+        where = metal if metal.any() else np.ones(len(z), bool)
+        more["spinpol"] = True
+        more["magmoms"] = (where * attempt.n_unpaired / where.sum()).tolist()
+        more["occupations"] = {"name": "fermi-dirac", "width": 0.0, "fixmagmom": True}
+    return more
 
 
 def gpaw_reference(
