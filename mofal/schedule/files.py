@@ -132,3 +132,9 @@ def end_with_parent(parent: int, *, number: int = signal.SIGKILL) -> None:
         ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it died before the kernel was asked
         os.kill(os.getpid(), number)
+
+
+def adopt_orphans() -> None:
+    """Have the kernel give this process what its descendants leave behind (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER

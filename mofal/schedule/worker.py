@@ -21,7 +21,7 @@ from distributed import Worker
 from distributed.comm.addressing import get_address_host
 
 from mofal.schedule.attempt import STATE, TOPIC
-from mofal.schedule.files import EXIT_LOST, Layout, end_with_parent, read_json
+from mofal.schedule.files import EXIT_LOST, Layout, adopt_orphans, end_with_parent, read_json
 from mofal.schedule.security import load_security
 
 
@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True)
     options = parser.parse_args(argv)
     end_with_parent(options.parent)
+    adopt_orphans()  # what a label starts counts as this worker's, whatever it does to hide
     spec = read_json(Path(options.spec))
     if spec is None:
         sys.exit(f"found no job at {options.spec}; expected the file that the driver wrote")
