@@ -161,10 +161,17 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--directory", help="where it lives (default: the campaign's name)")
     p.add_argument("--dry-run", action="store_true", help="show what would run, submit nothing")
     p.add_argument("--submit", action="store_true", help="run the driver itself in a SLURM job")
+    p.add_argument("--retry-failed", action="store_true", help="try failed labels once more")
 
     p = _command(commands, "status", run_status, "how far a campaign is, whether or not it runs")
     p.add_argument("directory")
     p.add_argument("--watch", action="store_true", help="look again every few seconds")
+
+    p = _command(commands, "set-aside", run_set_aside, "have nothing learn from a label any more")
+    p.add_argument("directory", help="of a campaign that does not run now")
+    p.add_argument("structure", nargs="*", help="structure_id, or its beginning; none: list them")
+    p.add_argument("--reason", default="", help="one line, kept with it")
+    p.add_argument("--undo", action="store_true", help="learn from it again")
 
     p = _command(commands, "report", run_report, "tables and plots: DIRECTORY/report/report.html")
     p.add_argument("directory")
@@ -306,13 +313,14 @@ def run_run(args: argparse.Namespace) -> int:
         examine(campaign.site)  # what would be refused in the job is refused here
         command = [sys.executable, "-m", "mofal", "run", str(file.absolute())]
         command += ["--directory", str(campaign.directory.absolute())]
+        command += ["--retry-failed"] if args.retry_failed else []
         job = submit_driver(campaign.config.schedule, directory=campaign.directory, command=command)
         say(f"the driver is job {job}; look at it with: mofal status {campaign.directory} --watch")
         return 0
     from mofal.schedule.handover import HandedOver
 
     try:
-        campaign.run(progress=say)
+        campaign.run(progress=say, retry_failed=args.retry_failed)
     except HandedOver as done:
         say(str(done))
         return 0
@@ -329,6 +337,14 @@ def run_status(args: argparse.Namespace) -> int:
         watch(args.directory, say=say)
     else:
         say(show(args.directory))
+    return 0
+
+
+def run_set_aside(args: argparse.Namespace) -> int:
+    """`mofal set-aside`."""
+    from mofal.campaign.aside import take_out
+
+    take_out(args.directory, args.structure, reason=args.reason, back=args.undo, say=say)
     return 0
 
 

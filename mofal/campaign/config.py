@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import hashlib
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -141,6 +143,11 @@ class ReferenceSettings(Section):
     )
     max_force_eV_per_A: Positive = Field(
         50.0, description="a label with a larger force is set aside, and said"
+    )
+    max_energy_eV_per_atom: Positive = Field(
+        # Twenty times what holds the strongest solids together (tungsten: 9 eV per atom).
+        200.0,
+        description="a label further from its isolated atoms, either way, is set aside, and said",
     )
 
     @field_validator("caches", mode="before")
@@ -341,8 +348,7 @@ class CampaignConfig(Section):
 
     def deciding(self) -> dict[str, Any]:
         """All that decides the results; where things run and how many cycles may change."""
-        content = self.model_dump(mode="json", exclude=set(_FREE))
-        content["reference"].pop("caches")
+        content = _without_free(self.model_dump(mode="json", exclude=set(_FREE)))
         if content["seed_data"]["labels"] is None:
             # Campaigns from before there was such a setting keep their identity.
             del content["seed_data"]["labels"]
@@ -361,6 +367,14 @@ class CampaignConfig(Section):
 
 _FREE = ("schedule", "cycles", "stop", "quorum")
 """What may change between two runs of one campaign."""
+_FREE_OF_REFERENCE = ("caches", "attempts", "time_limit_s")
+"""Of a reference: how often and how long it tries decides no label that it gives."""
+
+
+def _without_free(content: dict[str, Any]) -> dict[str, Any]:
+    for name in _FREE_OF_REFERENCE:
+        content["reference"].pop(name, None)
+    return content
 
 
 def completed(deciding: dict[str, Any]) -> dict[str, Any]:
@@ -370,9 +384,7 @@ def completed(deciding: dict[str, Any]) -> dict[str, Any]:
         config = CampaignConfig.model_validate({**content, "cycles": 1})
     except ValidationError:
         return deciding  # a setting that this version does not know any more
-    out = config.model_dump(mode="json", exclude=set(_FREE))
-    out["reference"].pop("caches")
-    return out
+    return _without_free(config.model_dump(mode="json", exclude=set(_FREE)))
 
 
 def differences(new: Any, old: Any, place: str = "") -> list[str]:
@@ -391,6 +403,13 @@ def differences(new: Any, old: Any, place: str = "") -> list[str]:
 
 
 def _content_hash(path: str | Path) -> str:
+    """Hash of a file; every task of a campaign asks for it, and reads it once per process."""
+    now = os.stat(path)
+    return _hash_of(str(path), now.st_ino, now.st_mtime_ns, now.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_of(path: str, *_: int) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
@@ -538,8 +557,12 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
 
 def dump_config(config: CampaignConfig) -> str:
     """Write a campaign file with every setting in it, as it was validated."""
-    content = _without_shared(config.model_dump(mode="json", exclude_none=True))
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    for exclude_none in (True, False):
+        content = _without_shared(config.model_dump(mode="json", exclude_none=exclude_none))
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        if not exclude_none or parse_config(yaml.safe_load(text)) == config:
+            break  # an explicit null means something where the default is another
+    return text
 
 
 def _without_shared(content: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.campaign import plan
-from mofal.campaign.config import CampaignConfig, SystemSettings, completed, differences
+from mofal.campaign.config import (
+    CampaignConfig,
+    SystemSettings,
+    completed,
+    differences,
+    load_config,
+)
 from mofal.campaign.site import CONFIG, FACTS, ISOLATED, Site, write_config
-from mofal.errors import CampaignError, ConfigError, DataError, ReferenceError, StructureError
+from mofal.errors import (
+    CampaignError,
+    ConfigError,
+    DataError,
+    MofalError,
+    ReferenceError,
+    StructureError,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -113,8 +127,12 @@ def refuse_another(site: Site, facts: dict[str, Any]) -> None:
     """
     what = ""
     if "settings" in facts:
-        changed = differences(site.config.deciding(), completed(facts["settings"]))
-        if not changed:
+        old = completed(facts["settings"])
+        changed = differences(site.config.deciding(), old)
+        if not changed or (
+            [c.partition(":")[0] for c in changed] == ["reference.name"]
+            and _same_labels(site.reference(), str(old["reference"]["name"]))
+        ):
             return
         what = " (" + "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "") + ")"
     raise CampaignError(
@@ -124,10 +142,33 @@ def refuse_another(site: Site, facts: dict[str, Any]) -> None:
     )
 
 
+def _same_labels(reference: Reference, before: str) -> bool:
+    """Whether a reference gives the labels of another specification: only ranks or limits differ"""
+    from mofal.reference import get_reference
+
+    try:
+        other = get_reference(before)
+    except MofalError:
+        return False
+    stated = [getattr(r, "stated_atoms", None) for r in (reference, other)]
+    return reference.level_hash == other.level_hash and stated[0] == stated[1]
+
+
 def settle(site: Site, findings: Findings) -> None:
-    """Write down what examining found; the facts come last, so that they stand for all of it."""
+    """Write down what examining found; the facts come last, so that they stand for all of it.
+
+    What an interrupted preparation left may be of other settings, so its systems are made anew.
+
+    Raises
+    ------
+    CampaignError
+        Another campaign's file is in the directory.
+    """
     from mofal.data import write_group, write_json
 
+    refuse_foreign_file(site)
+    if site.path("systems").is_dir():
+        shutil.rmtree(site.path("systems"))
     site.reference().isolated_atom_energies(findings.elements, cache=site.root / ISOLATED)
     for name, (structure, blocks) in findings.systems.items():
         write_group(structure, site.path(plan.system_place(name, "structure.zarr")))
@@ -147,6 +188,28 @@ def settle(site: Site, findings: Findings) -> None:
         },
         site.root / FACTS,
     )
+
+
+def refuse_foreign_file(site: Site) -> None:
+    """Refuse to write over the file of another campaign, which nobody has begun yet.
+
+    Raises
+    ------
+    CampaignError
+    """
+    file = site.root / CONFIG
+    if not file.exists():
+        return
+    try:
+        there = load_config(file)
+    except ConfigError:
+        return  # half of one, or of no use to anybody
+    changed = differences(site.config.deciding(), there.deciding())
+    if changed:
+        raise CampaignError(
+            f"{file} is the file of another campaign ({'; '.join(changed[:4])}); run that one "
+            f"(mofal run {site.root}), delete it, or give another directory"
+        )
 
 
 OURS = frozenset({"systems", ISOLATED, "schedule", "work", CONFIG, "driver.lock", "driver.json"})

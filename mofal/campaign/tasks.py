@@ -6,6 +6,8 @@ returns. Arguments are the campaign's directory and the names of the work; data 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import shutil
 import time
@@ -27,10 +29,25 @@ if TYPE_CHECKING:
 Summary = dict[str, Any]
 
 
+def _on_site(function: Callable[..., Summary]) -> Callable[..., Summary]:
+    """Give a task the campaign that its driver runs, or refuse another one.
+
+    A worker reads the settings from the directory: whoever changes them there while the campaign
+    runs must not change what comes out.
+    """
+
+    @functools.wraps(function)
+    def task(root: str, identity: str, **arguments: Any) -> Summary:
+        site = Site(root)
+        site.refuse_changed(identity)
+        return function(site, **arguments)
+
+    return task
+
+
 def notice(site: Site, name: str) -> Callable[[str], None]:
     """Let a driver on any machine see how far a task is: its last line, in one small file."""
     file = site.work("progress", f"{name}.txt")
-    file.parent.mkdir(parents=True, exist_ok=True)
     last = [0.0]
 
     def say(line: str) -> None:
@@ -38,8 +55,10 @@ def notice(site: Site, name: str) -> Callable[[str], None]:
             return
         last[0] = time.monotonic()
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        temporary.write_text(line)
-        os.replace(temporary, file)
+        with contextlib.suppress(OSError):  # no result hangs on it
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(line)
+            os.replace(temporary, file)
 
     return say
 
@@ -62,22 +81,22 @@ def perturb(site: Site, system: str, settings: Any, words: tuple[str | int, ...]
     )
 
 
-def sample_seed(root: str) -> Summary:
+@_on_site
+def sample_seed(site: Site) -> Summary:
     """Structures that the first potential learns from."""
     from mofal.campaign.seeding import seed_structures
     from mofal.data import write_group
 
-    site = Site(root)
     ds = seed_structures(site)
     write_group(ds, site.path(plan.place(0, "samples.zarr")))
     return {"structures": ds.sizes["structure"]}
 
 
-def sample_holdout(root: str, system: str) -> Summary:
+@_on_site
+def sample_holdout(site: Site, system: str) -> Summary:
     """Frames that judge, from a sampler that uses no model and a seed of their own."""
     from mofal.data import write_group
 
-    site = Site(root)
     settings = site.config.holdout
     if settings is None:
         return {"structures": 0}
@@ -91,19 +110,19 @@ _TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------------------- labels
-def label(root: str, group: str, index: int) -> Summary:
+@_on_site
+def label(site: Site, group: str, index: int, attempts: int) -> Summary:
     """Label one structure; the record is on disk when this returns."""
     from mofal.data import select
     from mofal.reference import label_one
 
-    site = Site(root)
     one = select(site.group(group), index).load()
     attempt = label_one(
         one,
         site.reference(),
         directory=site.cache(),
         scratch=site.work("scratch"),
-        attempts=site.config.reference.attempts,
+        attempts=attempts,
     )
     return {
         "status": attempt.status,
@@ -113,16 +132,16 @@ def label(root: str, group: str, index: int) -> Summary:
 
 
 # ---------------------------------------------------------------------------------- training
-def train(root: str, cycle: int, last: bool) -> Summary:
+@_on_site
+def train(site: Site, cycle: int, last: bool) -> Summary:
     """Train the model that a cycle ends with, from the model of the cycle before."""
     from mofal.potential import train as train_potential
 
-    site = Site(root)
     settings = site.config.potential
     chosen = settings.seed if cycle == 0 else settings.final if last else settings.cycle
     out = site.path(plan.model(cycle))
     train_potential(
-        site.training_set(cycle),
+        site.training_set(cycle, whole=True),
         chosen,
         out=out,
         start=None if cycle == 0 else site.path(plan.model(cycle - 1)),
@@ -133,11 +152,11 @@ def train(root: str, cycle: int, last: bool) -> Summary:
     return _training_summary(site, plan.model(cycle))
 
 
-def train_control(root: str, cycle: int, last: bool) -> Summary:
+@_on_site
+def train_control(site: Site, cycle: int, last: bool) -> Summary:
     """Train the control: the same start and reset, as many atoms seen, the seed data alone."""
     from mofal.potential import train as train_potential
 
-    site = Site(root)
     settings = site.config.potential
     chosen = settings.final if last else settings.cycle
     seen = atoms_to_see(site, cycle, chosen)
@@ -153,7 +172,7 @@ def train_control(root: str, cycle: int, last: bool) -> Summary:
         }
     )
     train_potential(
-        site.training_set(0),
+        site.training_set(0, whole=True),
         chosen,
         out=site.path(plan.control(cycle)),
         start=site.path(plan.control(cycle - 1)),
@@ -167,7 +186,7 @@ def atoms_to_see(site: Site, cycle: int, chosen: TrainingSettings) -> int:
     """Atoms that the model of a cycle sees in its training, or will see at the most."""
     if site.exists(plan.model(cycle)):
         return int(site.model_record(plan.model(cycle))["atoms_seen"])
-    data = site.training_set(cycle)
+    data = site.training_set(cycle, whole=True)
     per_epoch = int(data["n_atoms"].values[data["split"].values == "train"].sum())
     bounds = []
     if chosen.max_epochs is not None:
@@ -185,7 +204,8 @@ def _training_summary(site: Site, relative: str) -> Summary:
 
 
 # ---------------------------------------------------------------------------------- exploration
-def walk(root: str, cycle: int, system: str, index: int) -> Summary:
+@_on_site
+def walk(site: Site, cycle: int, system: str, index: int) -> Summary:
     """Walk once, and featurize where it ended."""
     from mofal.campaign.seeding import start_frame
     from mofal.data import write_group
@@ -194,7 +214,6 @@ def walk(root: str, cycle: int, system: str, index: int) -> Summary:
     from mofal.dynamics import walk_length
     from mofal.potential import load
 
-    site = Site(root)
     potential = load(site.path(plan.model(cycle - 1)))
     settings = site.config.exploration.walk_settings()
     name = f"walk-{cycle:03d}-{system}-{index:04d}"
@@ -241,14 +260,14 @@ def walk_place(site: Site, cycle: int, system: str, index: int) -> Path:
     return site.work(plan.place(cycle), system, f"walk-{index:04d}")
 
 
-def density(root: str, cycle: int) -> Summary:
+@_on_site
+def density(site: Site, cycle: int) -> Summary:
     """Fit the density of the training part of the data in the features of the last model."""
     from mofal.data import select, write_group
     from mofal.density import PerElementDensity
     from mofal.potential import load
 
-    site = Site(root)
-    data = site.training_set(cycle - 1)
+    data = site.training_set(cycle - 1, whole=True)
     data = select(data, data["split"].values == "train")
     potential = load(site.path(plan.model(cycle - 1)))
     features = potential.featurize(data)
@@ -268,13 +287,13 @@ def density(root: str, cycle: int) -> Summary:
     return {"atoms": features.sizes["atom"]}
 
 
-def select_clusters(root: str, cycle: int, system: str) -> Summary:
+@_on_site
+def select_clusters(site: Site, cycle: int, system: str) -> Summary:
     """Score the samples of a system, choose cores, cut clusters."""
     from mofal.clusters import extract
     from mofal.data import write_group, write_json
     from mofal.density import PerElementDensity, score
 
-    site = Site(root)
     samples = site.group(plan.place(cycle, system, "samples.zarr")).load()
     features = site.group(plan.place(cycle, system, "features.zarr")).load()
     fitted = PerElementDensity.load(site.path(plan.place(cycle, "density.zarr")))
@@ -302,16 +321,16 @@ def select_clusters(root: str, cycle: int, system: str) -> Summary:
 
 
 # ---------------------------------------------------------------------------------- judging
-def propose(root: str, cycle: int) -> Summary:
+@_on_site
+def propose(site: Site, cycle: int) -> Summary:
     """Test the model that proposed a cycle's clusters on their labels, before it learns them."""
     from mofal.data import concat, select, write_group
 
-    site = Site(root)
     parts = []
-    for c, relative in site.label_groups(cycle):
+    for c, relative in site.label_groups(cycle, whole=True):
         if c == cycle:
             ds = site.group(relative).load()
-            usable = np.flatnonzero(ds["status"].values == "converged")
+            usable = np.flatnonzero(site.usable(ds))
             if len(usable):
                 parts.append(select(ds[[v for v in COMMON if v in ds]], usable))
     target = site.path(plan.place(cycle, "proposal.zarr"))
@@ -330,13 +349,13 @@ def propose(root: str, cycle: int) -> Summary:
     return attrs
 
 
-def judge(root: str, system: str, model: str, makes: str) -> Summary:
+@_on_site
+def judge(site: Site, system: str, model: str, makes: str) -> Summary:
     """Predict the held-out frames of a system with one model."""
     from mofal.data import select, write_group
 
-    site = Site(root)
     labels = site.group(plan.holdout(system, "labels.zarr")).load()
-    usable = select(labels, np.flatnonzero(labels["status"].values == "converged"))
+    usable = select(labels, np.flatnonzero(site.usable(labels)))
     predicted, attrs = predict(site, model, usable)
     predicted.attrs.update(attrs)
     write_group(predicted, site.path(makes), kind="table")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import threading
@@ -30,6 +31,7 @@ from mofal.reference.base import (
     tail,
     why_not,
 )
+from mofal.reference.faults import is_machine
 from mofal.reference.options import energies, flag, number, whole_number
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ class AseReference:
             time_limit_s = number(name, "time_limit_s", time_limit_s)
         self._make = make_calculator
         self._packages = tuple(packages)
-        self._given_atoms = energies(name, "isolated_atom_energies", isolated_atom_energies or {})
+        self.stated_atoms = energies(name, "isolated_atom_energies", isolated_atom_energies or {})
         # One calculator per thread: the threads of a worker label side by side.
         self._local = threading.local()
         self.name = name
@@ -134,6 +136,11 @@ class AseReference:
         -------
         Attempt
             With a status and a reason where it failed.
+
+        Raises
+        ------
+        OSError, ImportError, ReferenceError
+            The machine failed (`mofal.reference.faults`): that is no result.
         """
         if self.time_limit_s is None and not self.isolated:
             return self.calculate_here(atoms)
@@ -148,7 +155,13 @@ class AseReference:
         )
 
     def calculate_here(self, atoms: Atoms) -> Attempt:
-        """Label one structure in this process, without limits; see `calculate`."""
+        """Label one structure in this process, without limits; see `calculate`.
+
+        Raises
+        ------
+        OSError, ImportError, ReferenceError
+            The machine failed (`mofal.reference.faults`): that is no result.
+        """
         attempt = begin(self, atoms)
         reason = why_not(atoms, partly_periodic=self._partly_periodic)
         if reason:
@@ -159,7 +172,7 @@ class AseReference:
         try:
             with limit_threads(self.threads):
                 if self._fresh or getattr(self._local, "calculator", None) is None:
-                    self._local.calculator = self._make()
+                    self._local.calculator = self._made()
                 work.calc = self._local.calculator
                 forces = np.array(work.get_forces())
                 energy = float(work.get_potential_energy())
@@ -169,10 +182,23 @@ class AseReference:
             )
         except Exception as error:
             self._local.calculator = None  # one that failed may be left in any state
+            if is_machine(error):
+                raise
             status, reason = classify(error)
             log = tail(traceback.format_exc())
             done = fail(attempt, status, reason)
         return replace(done, wall_time_s=time.perf_counter() - start, log_tail=log)
+
+    def _made(self) -> Calculator:
+        """Make a calculator; what goes wrong here is no structure's fault."""
+        try:
+            return self._make()
+        except Exception as error:
+            if is_machine(error):
+                raise
+            raise ReferenceError(
+                f"{self.name}: the calculator cannot be made: {type(error).__name__}: {error}"
+            ) from error
 
     @staticmethod
     def _stress(work: Atoms) -> np.ndarray | None:
@@ -212,8 +238,8 @@ class AseReference:
         from mofal.reference.isolated import isolated_energies
 
         def one(symbol: str) -> float:
-            if symbol in self._given_atoms:
-                return float(self._given_atoms[symbol])
+            if symbol in self.stated_atoms:
+                return float(self.stated_atoms[symbol])
             attempt = self.calculate_here(AseAtoms(symbol))
             if not attempt.converged:
                 raise ReferenceError(
@@ -227,15 +253,15 @@ class AseReference:
         return isolated_energies(elements, one, file=isolated_cache_file(self._atoms_key(), cache))
 
     def _atoms_key(self) -> str:
-        if not self._given_atoms:
+        if not self.stated_atoms:
             return self.level_hash
-        return f"{self.level_hash}-{hash_level(self._given_atoms)}"
+        return f"{self.level_hash}-{hash_level(self.stated_atoms)}"
 
 
 def classify(error: BaseException) -> tuple[str, str]:
     """Status and reason of an exception that a calculator raised."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return "out_of_memory", text
     lower = text.lower()
     if type(error).__name__ in ("SCFError", "KohnShamConvergenceError") or any(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +24,7 @@ import numpy as np
 import psutil
 
 from mofal.reference.base import Attempt, fail, tail
+from mofal.reference.faults import EXIT_MACHINE, machine_error, refuse_full
 from mofal.reference.keeper import GRACE_S
 from mofal.reference.processes import descendants, memory_bytes, pool_memory_bytes
 
@@ -174,10 +177,20 @@ def describe_exit(returncode: int) -> str:
     return f"it ended with status {returncode}"
 
 
+KILLS = 3
+"""Processes that a calculation may lose to a signal from outside before that is its result."""
+STARTED = "started"
+"""Exists once a process got as far as its calculation."""
+_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
+
+
 def calculate_in_child(
     reference: AseReference, attempt: Attempt, *, directory: Path, time_limit_s: float | None
 ) -> Attempt:
     """Make an attempt in a process of its own.
+
+    A process that is killed did not say why: it may have been the memory that it took, or somebody
+    who ended it. So it gets another one, and only the third loss is a result.
 
     Parameters
     ----------
@@ -189,73 +202,110 @@ def calculate_in_child(
         A temporary directory is made in it and removed when all went well.
     time_limit_s : float, optional
         Wall time, start of the process included.
+
+    Raises
+    ------
+    OSError
+        The machine failed (`mofal.reference.faults`): that is no result.
     """
-    start = time.perf_counter()
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        work = tempfile.TemporaryDirectory(
+    directory.mkdir(parents=True, exist_ok=True)
+    retries: list[Mapping[str, Any]] = []
+    while True:
+        with tempfile.TemporaryDirectory(
             # The calculation runs in its directory: a relative path would mean another place there.
             prefix="attempt-",
             dir=Path(directory).absolute(),
             ignore_cleanup_errors=True,
+        ) as work:
+            done, ended = _once(reference, attempt, Path(work), time_limit_s)
+        killed = ended.returncode in _FROM_OUTSIDE and not ended.timed_out
+        if done.status != "crashed" or not killed or len(retries) + 1 >= KILLS:
+            return replace(done, retries=tuple(retries))
+        retries.append({"failed": "process", "status": done.status, "reason": done.reason})
+
+
+def _once(
+    reference: AseReference, attempt: Attempt, place: Path, time_limit_s: float | None
+) -> tuple[Attempt, Finished]:
+    with open(place / "input.npz", "wb") as file:
+        np.savez(
+            file,
+            spec=np.array(reference.spec),
+            numbers=attempt.numbers,
+            positions=attempt.positions,
+            cell=attempt.cell,
+            pbc=attempt.pbc,
         )
-    except OSError as error:
-        return fail(attempt, "crashed", f"no directory to work in: {error}")
-    with work:
-        place = Path(work.name)
-        limit = pool_memory_bytes()
-        try:
-            with open(place / "input.npz", "wb") as file:
-                np.savez(
-                    file,
-                    spec=np.array(reference.spec),
-                    numbers=attempt.numbers,
-                    positions=attempt.positions,
-                    cell=attempt.cell,
-                    pbc=attempt.pbc,
-                )
-            ended = run_process(
-                [sys.executable, "-m", "mofal.reference.child", str(place)],
-                directory=place,
-                time_limit_s=time_limit_s,
-                memory_limit_bytes=limit,
-                environment={"OMP_NUM_THREADS": str(reference.threads)},
-            )
-        except OSError as error:
-            return fail(attempt, "crashed", str(error), wall_time_s=time.perf_counter() - start)
-        more: dict[str, Any] = {"log_tail": ended.log, "wall_time_s": ended.wall_time_s}
-        if ended.timed_out:
-            return fail(attempt, "timed_out", f"not done after {time_limit_s:g} s", **more)
-        if ended.peak_memory_bytes:
-            more["memory_peak"] = ended.peak_memory_bytes / 1e9
-        if ended.out_of_memory:
-            assert limit is not None
-            return fail(attempt, "out_of_memory", beyond_pool(limit), **more)
-        try:
-            with np.load(place / "output.npz", allow_pickle=False) as found:
-                result = {name: found[name] for name in found.files}
-            status, reason = json.loads(str(result["outcome"]))
-        except (OSError, ValueError, KeyError, EOFError):
-            if ended.returncode == 0:
-                return fail(attempt, "crashed", "it ended without a result", **more)
-            return fail(attempt, "crashed", describe_exit(ended.returncode), **more)
-        if status != "converged":
-            return fail(attempt, status, reason, **more)
-        if not np.array_equal(result["positions"], attempt.positions):
-            return fail(attempt, "inconsistent", "it calculated another structure", **more)
-        return replace(
-            attempt,
-            status=status,
-            reason="",
-            energy=float(result["energy"]),
-            forces=result["forces"],
-            stress=result["stress"],
-            **more,
-        )
+    limit = pool_memory_bytes()
+    ended = run_process(
+        [sys.executable, "-m", "mofal.reference.child", str(place)],
+        directory=place,
+        time_limit_s=time_limit_s,
+        memory_limit_bytes=limit,
+        environment={"OMP_NUM_THREADS": str(reference.threads)},
+    )
+    more: dict[str, Any] = {"log_tail": ended.log, "wall_time_s": ended.wall_time_s}
+    if ended.timed_out:
+        return fail(attempt, "timed_out", f"not done after {time_limit_s:g} s", **more), ended
+    if ended.peak_memory_bytes:
+        more["memory_peak"] = ended.peak_memory_bytes / 1e9
+    if ended.out_of_memory:
+        assert limit is not None
+        return fail(attempt, "out_of_memory", beyond_pool(limit), **more), ended
+    try:
+        with np.load(place / "output.npz", allow_pickle=False) as found:
+            result = {name: found[name] for name in found.files}
+        status, reason = json.loads(str(result["outcome"]))
+    except FileNotFoundError:
+        killed = ended.returncode < 0
+        if ended.returncode == EXIT_MACHINE or not (killed or (place / STARTED).exists()):
+            raise machine_error(last_line(ended.log) or "its process could not start") from None
+        refuse_full(place)
+        if ended.returncode == 0:
+            return fail(attempt, "crashed", "it ended without a result", **more), ended
+        return fail(attempt, "crashed", describe_exit(ended.returncode), **more), ended
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        # It is renamed when it is whole: what is not whole now was damaged by the disk.
+        raise OSError(errno.EIO, f"a result that cannot be read ({error})", str(place)) from error
+    if status != "converged":
+        return fail(attempt, status, reason, **more), ended
+    if not np.array_equal(result["positions"], attempt.positions):
+        return fail(attempt, "inconsistent", "it calculated another structure", **more), ended
+    done = replace(
+        attempt,
+        status=status,
+        reason="",
+        energy=float(result["energy"]),
+        forces=result["forces"],
+        stress=result["stress"],
+        **more,
+    )
+    return done, ended
+
+
+def last_line(log: str) -> str:
+    """Last line of a log that says something."""
+    return next((line.strip() for line in reversed(log.splitlines()) if line.strip()), "")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Read `input.npz` of a directory, calculate, write `output.npz`."""
+    """Read `input.npz` of a directory, calculate, write `output.npz`.
+
+    Returns
+    -------
+    int
+        `EXIT_MACHINE` where the machine failed: the last line of the log says how.
+    """
+    try:
+        _main(argv)
+    except Exception as error:  # those of the calculation itself are in its attempt
+        with contextlib.suppress(OSError):
+            print(f"{type(error).__name__}: {' '.join(str(error).split())}", flush=True)
+        return EXIT_MACHINE
+    return 0
+
+
+def _main(argv: Sequence[str]) -> None:
     from ase import Atoms
 
     from mofal.reference.registry import get_reference
@@ -270,6 +320,7 @@ def main(argv: Sequence[str]) -> int:
             pbc=given["pbc"],
         )
     reference = get_reference(spec)
+    (place / STARTED).touch()
     attempt = reference.calculate_here(atoms)  # type: ignore[attr-defined]
     if attempt.log_tail:
         print(attempt.log_tail)
@@ -284,7 +335,6 @@ def main(argv: Sequence[str]) -> int:
             stress=attempt.stress,
         )
     os.replace(temporary, place / "output.npz")
-    return 0
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from mofal.reference.child import (
     read_tail,
     run_process,
 )
+from mofal.reference.faults import machine_error, machine_in, refuse_full
 from mofal.reference.gpaw_memory import (
     Box,
     Cost,
@@ -311,6 +312,11 @@ class GpawReference:
             electrons.
         directory : path
             Where the calculation makes its own directory, removed afterwards unless `keep`.
+
+        Raises
+        ------
+        OSError
+            The machine failed (`mofal.reference.faults`): that is no result.
         """
         attempt = begin(self, atoms)
         reason = why_not(atoms, partly_periodic=False)
@@ -337,10 +343,7 @@ class GpawReference:
             )
             return fail(attempt, "out_of_memory", why)
         start = time.perf_counter()
-        try:
-            done = self._calculate(attempt, atoms, Path(directory), start)
-        except OSError as error:
-            done = fail(attempt, "crashed", f"{type(error).__name__}: {error}")
+        done = self._calculate(attempt, atoms, Path(directory), start)
         return replace(done, wall_time_s=time.perf_counter() - start)
 
     def _calculate(self, attempt: Attempt, atoms: Atoms, directory: Path, start: float) -> Attempt:
@@ -439,6 +442,13 @@ class GpawReference:
             return fail(attempt, "out_of_memory", grown, **more)
         failures = sorted(place.glob("failure-*.json"))
         outcome = _read_json(place / "outcome.json")
+        if outcome is None:
+            said = [str((_read_json(f) or {}).get("reason", "")) for f in failures]
+            fault = machine_in("\n".join([*said, ended.log]))
+            if fault:
+                raise machine_error(fault)
+            if not failures:
+                refuse_full(place)
         if outcome is None and failures:
             found = _read_json(failures[0]) or {"status": "crashed", "reason": "no word left"}
             return fail(attempt, found["status"], found["reason"], **more)

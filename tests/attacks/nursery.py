@@ -1,6 +1,6 @@
 """Runs commands of mofal, each in a fork of one process that has imported everything already.
 
-`python -m tests.attacks.nursery MODULE ...` reads a JSON object per line, and answers with one each:
+`python -m tests.attacks.nursery MODULE ...` reads a JSON object per line and answers with one:
 ``{"argv": [...], "environment": {...}, "log": path, "timeout": s}`` runs `mofal ARGV`;
 ``{"call": "module:function", "arguments": [...], ...}`` calls a function, whose result comes back.
 Started with the shim (`faults.c`) before it, each fork meets the faults of its own environment.

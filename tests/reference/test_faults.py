@@ -8,6 +8,7 @@ import pytest
 from ase import Atoms
 from ase.build import molecule
 
+from mofal.errors import ReferenceError
 from mofal.reference import LabelCache, get_reference, hash_level, label_one
 from mofal.reference.ase_calculator import limit_threads
 from mofal.reference.child import describe_exit, run_process
@@ -58,13 +59,65 @@ def test_label_one__fault_in_a_process_of_its_own(faulty, tmp_path, fault, statu
     assert len(list(LabelCache(tmp_path).records())) == 1
 
 
+def test_label_one__killed_once_from_outside_is_made_all_the_same(faulty, tmp_path):
+    """A process that somebody else kills did not fail; three times is a result."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    spec = f"{faulty}?fault=kill-twice&count_in={marks}&isolated=true"
+    attempt = label_one(molecule("H2O"), spec, directory=tmp_path / "labels")
+    assert attempt.converged
+    assert [r["reason"] for r in attempt.retries] == ["it was ended by SIGKILL"] * 2
+    (recorded,) = LabelCache(tmp_path / "labels").records()
+    assert recorded.retries == attempt.retries
+
+
+MACHINE = [
+    # fault, isolated, words
+    ("full", False, "No space left"),
+    ("full", True, "No space left"),
+    ("forbidden", False, "Permission denied"),
+    ("program", True, "no-such-program"),
+    ("import", False, "no_such_module"),
+    ("import", True, "no_such_module"),
+]
+
+
+@pytest.mark.parametrize(("fault", "isolated", "words"), MACHINE)
+def test_label_one__fault_of_the_machine_is_no_result(faulty, tmp_path, fault, isolated, words):
+    spec = f"{faulty}?fault={fault}&isolated={str(isolated).lower()}"
+    with pytest.raises((OSError, ImportError, ReferenceError), match=words):
+        label_one(molecule("H2O"), spec, directory=tmp_path)
+    assert list(LabelCache(tmp_path).records()) == []
+
+
+def test_label_one__calculator_that_cannot_be_made_is_no_result(faulty, tmp_path):
+    spec = faulty.replace("Springs", "NeedsFile") + f"?path={tmp_path / 'weights'}"
+    with pytest.raises((OSError, ReferenceError), match="weights"):
+        label_one(molecule("H2O"), spec, directory=tmp_path / "labels")
+    (tmp_path / "weights").touch()
+    assert label_one(molecule("H2O"), spec, directory=tmp_path / "labels").converged
+    assert len(list(LabelCache(tmp_path / "labels").records())) == 1
+
+
 def test_calculate__directory_that_cannot_be_made(faulty, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    attempt = get_reference(f"{faulty}?isolated=true").calculate(
-        molecule("H2O"), directory=tmp_path / "file" / "below"
-    )
-    assert attempt.status == "crashed"
-    assert "directory" in attempt.reason
+    with pytest.raises(OSError, match="Not a directory"):
+        get_reference(f"{faulty}?isolated=true").calculate(
+            molecule("H2O"), directory=tmp_path / "file" / "below"
+        )
+
+
+def test_attempts__a_record_that_cannot_be_read_now_is_not_missing(faulty, tmp_path):
+    label_one(molecule("H2O"), faulty, directory=tmp_path)
+    (record,) = tmp_path.rglob("*.npz")
+    aside = record.rename(record.with_suffix(".aside"))
+    record.mkdir()  # any read of it is an error of the system
+    with pytest.raises(OSError, match="directory"):
+        label_one(molecule("H2O"), faulty, directory=tmp_path)
+    record.rmdir()
+    aside.rename(record)
+    assert label_one(molecule("H2O"), faulty, directory=tmp_path).converged
+    assert len(list(LabelCache(tmp_path).records())) == 1
 
 
 def test_label_one__relative_directory(faulty, tmp_path, monkeypatch):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import subprocess
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,6 +46,17 @@ class Springs(Calculator):
             raise MemoryError("2 TB, please")
         elif self.fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif self.fault == "kill-twice":
+            if len(os.listdir(self.count_in)) < 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+        elif self.fault == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "density.tmp")
+        elif self.fault == "forbidden":
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), "density.tmp")
+        elif self.fault == "program":
+            subprocess.run(["no-such-program"], check=True)
+        elif self.fault == "import":
+            import_module("no_such_module")
         elif self.fault == "exit":
             os._exit(0)
         elif self.fault == "sleep":
@@ -59,6 +73,14 @@ class Springs(Calculator):
 
         name = f"{structure_id_of(self.atoms)}-{os.getpid()}-{time.monotonic_ns()}"
         Path(self.count_in, name).touch()
+
+
+class NeedsFile(Springs):
+    """Springs that cannot be made without a file."""
+
+    def __init__(self, path=""):
+        super().__init__()
+        Path(path).read_text()
 
 
 class NoStress(Springs):
