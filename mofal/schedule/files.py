@@ -100,8 +100,14 @@ def write_json(path: Path, facts: dict[str, Any], *, mode: int = 0o644) -> None:
     """Write a small file so that a reader sees the old or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    content = json.dumps(facts).encode() + b"\n"
     try:
-        os.write(fd, json.dumps(facts).encode() + b"\n")
+        while content:  # a disk that is nearly full takes a part
+            content = content[os.write(fd, content) :]
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
     finally:
         os.close(fd)
     os.replace(temporary, path)

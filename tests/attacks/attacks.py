@@ -43,7 +43,6 @@ KINDS: dict[str, str] = {
 DONE_TO_FILES = ("vanish", "flip")
 #: Runs of the same command that may be needed once the fault is gone.
 PATIENCE = 3
-_NUMBERS = re.compile(r"\d{2,}|[0-9a-f]{12,}")
 
 
 def build_shim(folder: Path) -> Path:
@@ -295,7 +294,7 @@ class Range:
             verdict.wrong.append("it hangs")
         if "Traceback (most recent call last)" in text:
             verdict.wrong.append(f"a traceback: {verdict.said[-1]}")
-        elif status > 0 and not verdict.said[-1].startswith("mofal: "):
+        elif status > 0 and not re.match(r"mofal: |\d+ failed; try", verdict.said[-1]):
             verdict.wrong.append(f"stopped without a reason: {verdict.said[-1]!r}")
 
     def _done_to_files(self, attack: Attack, folder: Path) -> Any:
