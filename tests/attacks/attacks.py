@@ -190,22 +190,28 @@ class Range:
         self.nursery.close()
 
     def _prepare(self) -> None:
-        trace = self.folder / "quiet.trace"
+        trace, modules = self.folder / "quiet.trace", self.folder / "quiet.modules"
         if not (self.folder / "quiet.done").exists():
             shutil.rmtree(self.quiet, ignore_errors=True)
             trace.unlink(missing_ok=True)
             self.target.write(self.quiet)
             faults = {"FAULT_CALLS": "open,look,read,write,sync,rename,link,mkdir,unlink"}
             faults["FAULT_TRACE"] = str(trace)
-            status = self.command(self.quiet, faults)["status"]
+            status = self.command(self.quiet, faults, learn=str(modules))["status"]
             if status != 0:
                 raise RuntimeError(f"undisturbed: status {status}: {self.quiet / 'log'}")
             (self.folder / "quiet.done").touch()
+        self.nursery.ask(**{"import": str(modules)})
         lines = trace.read_text(errors="replace").splitlines()
         self.calls = [(call, path) for call, _, path in (line.partition(" ") for line in lines)]
 
     def command(
-        self, folder: Path, faults: dict[str, str] | None = None, *, timeout: float = 300
+        self,
+        folder: Path,
+        faults: dict[str, str] | None = None,
+        *,
+        timeout: float = 600,
+        **order: Any,
     ) -> dict[str, Any]:
         """Run, or go on with, the campaign of a folder."""
         environment = {"XDG_CACHE_HOME": str(folder / "cache"), "FAULT_DIR": ""}
@@ -216,6 +222,7 @@ class Range:
             environment=environment,
             log=str(folder / "log"),
             timeout=timeout,
+            **order,
         )
 
     # -- choosing

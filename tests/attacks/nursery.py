@@ -3,11 +3,14 @@
 `python -m tests.attacks.nursery MODULE ...` reads a JSON object per line and answers with one:
 ``{"argv": [...], "environment": {...}, "log": path, "timeout": s}`` runs `mofal ARGV`;
 ``{"call": "module:function", "arguments": [...], ...}`` calls a function, whose result comes back.
+With ``"learn": path`` it writes there which modules the fork has imported; ``{"import": path}``
+imports them here, so that later forks need not.
 Started with the shim (`faults.c`) before it, each fork meets the faults of its own environment.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -15,6 +18,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 
@@ -42,6 +46,9 @@ def run_child(order: dict[str, Any], answer: int) -> None:
             # Pictures of what is compared anyhow are left out.
             report.report = lambda *_, **__: "none"  # type: ignore[assignment]
             status = cli.main(order["argv"])
+            if "learn" in order:
+                names = sorted(set(sys.modules) - {"__main__"})
+                Path(order["learn"]).write_text(json.dumps(names))
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else 1
     except BaseException:
@@ -64,6 +71,13 @@ def serve() -> None:
     out.flush()
     for line in sys.stdin:
         order = json.loads(line)
+        if "import" in order:
+            for name in json.loads(Path(order["import"]).read_text()):
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
+            out.write("{}\n")
+            out.flush()
+            continue
         reader, writer = os.pipe()
         began = time.monotonic()
         pid = os.fork()
