@@ -9,7 +9,6 @@ import contextlib
 import errno
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,30 +21,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 
 from mofal.reference.base import Attempt, fail, tail
 from mofal.reference.faults import EXIT_MACHINE, machine_error, refuse_full
+from mofal.reference.keeper import GRACE_S
+from mofal.reference.processes import descendants, memory_bytes, pool_memory_bytes
 
 if TYPE_CHECKING:
     from mofal.reference.ase_calculator import AseReference
 
-# Runs before the command proper, in the same process: it asks the kernel to end the command when
-# the process that waits for it is killed, so that a dead worker leaves nothing running behind, and
-# to write no core files, which would be as large as the calculation.
-_DIE_WITH_PARENT = """
-import ctypes, os, resource, signal, sys
-resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-try:
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-except (OSError, AttributeError):
-    pass
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-os.execvp(sys.argv[2], sys.argv[2:])
-"""
-
-GRACE_S = 5.0
-"""Seconds between asking a process group to end and ending it."""
+KEEPER = Path(__file__).with_name("keeper.py")
 
 
 @dataclass(frozen=True)
@@ -70,60 +56,63 @@ def run_process(
     watch_memory: bool = False,
     memory_limit_bytes: float | None = None,
 ) -> Finished:
-    """Run a command in a session of its own; at the limit its whole process group is ended.
+    """Run a command in a session of its own; all its descendants end with it, or at a limit.
 
     Parameters
     ----------
     command : sequence of str
     directory : Path
-        Working directory; holds the log of both output streams.
+        Working directory; holds the log of both output streams, of a long one head and tail.
     time_limit_s : float, optional
     environment : mapping, optional
         On top of this process's environment.
     watch_memory : bool
-        Sum the resident memory of its processes as they run (Linux).
+        Sum the memory of all its descendants as they run.
     memory_limit_bytes : float, optional
-        With `watch_memory`: beyond this they are ended.
+        Beyond this they are ended.
     """
     start = time.perf_counter()
     log_file = directory / log_name
+    log_file.write_bytes(b"")
     peak = 0
-    with open(log_file, "wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command],
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,
-        )
-        timed_out = out_of_memory = False
-        try:
-            while True:
-                if watch_memory:
-                    peak = max(peak, group_memory_bytes(process.pid))
-                    if memory_limit_bytes is not None and peak > memory_limit_bytes:
-                        out_of_memory = True
-                        break
-                left = None
-                if time_limit_s is not None:
-                    left = time_limit_s - (time.perf_counter() - start)
-                    if left <= 0:
-                        timed_out = True
-                        break
-                # Looking costs a few milliseconds; a long calculation is not looked at as often.
-                look = 0.2 if time.perf_counter() - start < 30 else 1.0
-                waits = [t for t in (left, look if watch_memory else None) if t is not None]
-                wait = min(waits) if waits else None
-                try:
-                    process.wait(wait)
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", str(KEEPER), str(os.getpid()), str(log_file), *command],
+        cwd=directory,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **(environment or {})},
+        start_new_session=True,
+    )
+    timed_out = out_of_memory = False
+    family: list[psutil.Process] = []
+    try:
+        while True:
+            if watch_memory or memory_limit_bytes is not None:
+                family = descendants(process.pid)
+                used = memory_bytes(family, limit=memory_limit_bytes)
+                peak = max(peak, used)
+                if memory_limit_bytes is not None and used > memory_limit_bytes:
+                    out_of_memory = True
                     break
-                except subprocess.TimeoutExpired:
-                    continue
-        finally:
-            # Also when the leader has ended: a rank that outlives it would hold its cores.
-            end_group(process)
+            left = None
+            if time_limit_s is not None:
+                left = time_limit_s - (time.perf_counter() - start)
+                if left <= 0:
+                    timed_out = True
+                    break
+            # Looking costs a few milliseconds; a long calculation is not looked at as often.
+            look = 0.2 if time.perf_counter() - start < 30 else 0.5
+            watched = watch_memory or memory_limit_bytes is not None
+            waits = [t for t in (left, look if watched else None) if t is not None]
+            wait = min(waits) if waits else None
+            try:
+                process.wait(wait)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+    finally:
+        end_family(process, family)
     return Finished(
         returncode=process.returncode,
         timed_out=timed_out,
@@ -134,63 +123,28 @@ def run_process(
     )
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End a process and every other one of its session, gently first."""
-    pids = session_pids(process.pid)
-    if process.poll() is not None and not pids:
-        return
-    for number, patience in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, GRACE_S)):
-        # mpirun puts its ranks in process groups of their own, but leaves them in its session.
-        for pid in session_pids(process.pid):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, number)
-        deadline = time.perf_counter() + patience
-        while time.perf_counter() < deadline:
-            if process.poll() is not None and not session_pids(process.pid):
-                return
-            time.sleep(0.02)
+def end_family(process: subprocess.Popen[bytes], family: Sequence[psutil.Process] = ()) -> None:
+    """End a keeper (see `keeper.py`) and all below it, gently first.
 
-
-def session_pids(session: int) -> list[int]:
-    """Processes of a session that are alive (Linux; elsewhere none are found)."""
-    found: list[int] = []
-    try:
-        entries = os.listdir("/proc")
-    except OSError:
-        return found
-    for entry in entries:
-        if not entry.isdigit():
-            continue
-        try:
-            stat = Path("/proc", entry, "stat").read_text()
-        except OSError:
-            continue
-        fields = stat[stat.rfind(")") + 2 :].split()
-        if int(fields[3]) == session and fields[0] not in "ZX":
-            found.append(int(entry))
-    return found
-
-
-def group_memory_bytes(session: int) -> int:
-    """Resident memory of all processes of a session now, bytes (Linux; elsewhere zero).
-
-    Private memory is summed. Files (libraries) and memory segments that the ranks share count once,
-    as much as the process that has most of them.
+    Parameters
+    ----------
+    process : Popen
+        The keeper.
+    family : sequence of psutil.Process
+        Who was seen below it: a keeper that was killed itself can no longer tell.
     """
-    private = files = segments = 0
-    for pid in session_pids(session):
-        try:
-            status = Path("/proc", str(pid), "status").read_text()
-        except OSError:
-            continue
-        found = dict(re.findall(r"^(Rss\w+):\s+(\d+) kB$", status, re.MULTILINE))
-        private += int(found.get("RssAnon", 0))
-        files = max(files, int(found.get("RssFile", 0)))
-        segments = max(segments, int(found.get("RssShmem", 0)))
-    return 1024 * (private + files + segments)
+    known = {p.pid: p for p in (*family, *descendants(process.pid))}
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2 * GRACE_S + 1.0)
+    known |= {p.pid: p for p in descendants(process.pid)}
+    for member in known.values():
+        with contextlib.suppress(psutil.Error):  # it compares when the process was started
+            member.kill()
+    if process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 def read_tail(file: Path) -> str:
@@ -202,6 +156,14 @@ def read_tail(file: Path) -> str:
             return tail(text.read().decode(errors="replace"))
     except OSError:
         return ""
+
+
+def beyond_pool(limit: float) -> str:
+    """Say that a label used more than its pool gives."""
+    return (
+        f"it grew beyond {limit / 1e9:.2f} GB, what its pool's memory leaves it, and was ended; "
+        "give the pool more memory, or the label fewer processes"
+    )
 
 
 def describe_exit(returncode: int) -> str:
@@ -275,15 +237,22 @@ def _once(
             pbc=attempt.pbc,
             state=np.array([attempt.charge, attempt.n_unpaired]),
         )
+    limit = pool_memory_bytes()
     ended = run_process(
         [sys.executable, "-m", "mofal.reference.child", str(place)],
         directory=place,
         time_limit_s=time_limit_s,
+        memory_limit_bytes=limit,
         environment={"OMP_NUM_THREADS": str(reference.threads)},
     )
     more: dict[str, Any] = {"log_tail": ended.log, "wall_time_s": ended.wall_time_s}
     if ended.timed_out:
         return fail(attempt, "timed_out", f"not done after {time_limit_s:g} s", **more), ended
+    if ended.peak_memory_bytes:
+        more["memory_peak"] = ended.peak_memory_bytes / 1e9
+    if ended.out_of_memory:
+        assert limit is not None
+        return fail(attempt, "out_of_memory", beyond_pool(limit), **more), ended
     try:
         with np.load(place / "output.npz", allow_pickle=False) as found:
             result = {name: found[name] for name in found.files}

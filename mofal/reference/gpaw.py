@@ -37,7 +37,14 @@ from mofal.reference.base import (
     tail,
     why_not,
 )
-from mofal.reference.child import Finished, describe_exit, last_line, read_tail, run_process
+from mofal.reference.child import (
+    Finished,
+    beyond_pool,
+    describe_exit,
+    last_line,
+    read_tail,
+    run_process,
+)
 from mofal.reference.faults import machine_error, machine_in, refuse_full
 from mofal.reference.gpaw_memory import (
     Box,
@@ -51,6 +58,7 @@ from mofal.reference.gpaw_memory import (
     read_paw_atom,
 )
 from mofal.reference.options import check_known, flag, number, whole_number
+from mofal.reference.processes import pool_memory_bytes
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -327,8 +335,8 @@ class GpawReference:
         cost = self.cost(atoms)
         attempt = replace(attempt, memory_estimate=cost.memory_GB)
         there = machine_memory_bytes() / 1e9
-        if self.memory_limit_GB is not None:
-            there = min(there, self.memory_limit_GB)
+        for limit in (self.memory_limit_GB, _in_GB(pool_memory_bytes())):
+            there = there if limit is None else min(there, limit)
         if cost.memory_GB > there:
             why = (
                 f"refused: it needs about {cost.memory_GB:.1f} GB, {there:.1f} GB are there "
@@ -418,7 +426,8 @@ class GpawReference:
                 cell=box.cell,
                 pbc=attempt.pbc,
             )
-        limit = None if self.memory_limit_GB is None else self.memory_limit_GB * 1e9
+        limits = (self.memory_limit_GB, _in_GB(pool_memory_bytes()))
+        limit = min((1e9 * x for x in limits if x is not None), default=None)
         ended = run_process(
             [*self._launcher(), self.python, "-m", "gpaw", "python", str(SCRIPT), str(place)],
             directory=place,
@@ -430,9 +439,11 @@ class GpawReference:
             },
             watch_memory=True,
         )
-        return self._judge(attempt, box, ended, place)
+        return self._judge(attempt, box, ended, place, limit)
 
-    def _judge(self, attempt: Attempt, box: Box, ended: Finished, place: Path) -> Attempt:
+    def _judge(
+        self, attempt: Attempt, box: Box, ended: Finished, place: Path, limit: float | None
+    ) -> Attempt:
         """Turn what a process left behind into an attempt."""
         log = tail("\n".join(t for t in (read_tail(place / "gpaw.txt"), ended.log) if t))
         more: dict[str, Any] = {"log_tail": log}
@@ -441,7 +452,13 @@ class GpawReference:
         if ended.timed_out:
             return fail(attempt, "timed_out", f"not done after {self.time_limit_s:g} s", **more)
         if ended.out_of_memory:
-            grown = f"it grew beyond {self.memory_limit_GB:g} GB and was ended"
+            assert limit is not None
+            own = self.memory_limit_GB
+            grown = (
+                f"it grew beyond {own:g} GB and was ended"
+                if own is not None and limit == 1e9 * own
+                else beyond_pool(limit)
+            )
             return fail(attempt, "out_of_memory", grown, **more)
         failures = sorted(place.glob("failure-*.json"))
         outcome = _read_json(place / "outcome.json")
@@ -630,6 +647,10 @@ def setup_directories(python: str) -> tuple[Path, ...]:
         if done.returncode == 0:
             places.append(Path(done.stdout.strip()))
     return tuple(places)
+
+
+def _in_GB(amount: float | None) -> float | None:
+    return None if amount is None else amount / 1e9
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:

@@ -121,8 +121,16 @@ def write_text(path: Path, text: str, *, mode: int = SHARED) -> None:
     except FileExistsError:  # of a process of this number that was killed
         temporary.unlink(missing_ok=True)
         fd = os.open(temporary, flags | os.O_EXCL, mode)
-    with os.fdopen(fd, "wb") as stream:
-        stream.write(text.encode())
+    content = text.encode()
+    try:
+        while content:  # a disk that is nearly full takes a part
+            content = content[os.write(fd, content) :]
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
     os.replace(temporary, path)
 
 
@@ -184,3 +192,9 @@ def end_with_parent(parent: int, *, number: int = signal.SIGKILL) -> None:
         ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it died before the kernel was asked
         os.kill(os.getpid(), number)
+
+
+def adopt_orphans() -> None:
+    """Have the kernel give this process what its descendants leave behind (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER

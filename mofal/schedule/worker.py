@@ -27,6 +27,7 @@ from mofal.schedule.files import (
     SIGN_CONNECTED,
     SIGN_LOST,
     Layout,
+    adopt_orphans,
     end_with_parent,
     read_json,
 )
@@ -115,6 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True)
     options = parser.parse_args(argv)
     end_with_parent(options.parent)
+    adopt_orphans()  # what a label starts counts as this worker's, whatever it does to hide
     spec = read_json(Path(options.spec))
     if spec is None:
         sys.exit(f"found no job at {options.spec}; expected the file that the driver wrote")

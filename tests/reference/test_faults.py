@@ -1,11 +1,7 @@
 """Every way a calculation can fail is a recorded attempt with a status."""
 
-import signal
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +11,7 @@ from ase.build import molecule
 from mofal.errors import ReferenceError
 from mofal.reference import LabelCache, get_reference, hash_level, label_one
 from mofal.reference.ase_calculator import limit_threads
-from mofal.reference.child import describe_exit, run_process, session_pids
+from mofal.reference.child import describe_exit, run_process
 
 
 @pytest.mark.parametrize(
@@ -166,41 +162,6 @@ def test_label_one__other_structure_came_back(tmp_path):
     attempt = label_one(molecule("H2O"), absent, directory=tmp_path)
     assert attempt.status == "inconsistent"
     assert "another structure" in attempt.reason
-
-
-def test_run_process__ends_the_whole_family(tmp_path):
-    """A child that started children of its own, in other process groups, leaves none behind."""
-    script = (
-        "import subprocess, sys, time\n"
-        "p = subprocess.Popen(['sleep', '60'], process_group=0)\n"
-        "open('pid', 'w').write(str(p.pid)); time.sleep(60)\n"
-    )
-    ended = run_process(["python3", "-c", script], directory=tmp_path, time_limit_s=1.5)
-    assert ended.timed_out
-    pid = int((tmp_path / "pid").read_text())
-    stat = Path(f"/proc/{pid}/stat")
-    assert not stat.exists() or stat.read_text().split()[2] == "Z"
-
-
-def test_run_process__ends_with_the_process_that_waits(tmp_path):
-    """Whoever waits is killed: what was started ends too."""
-    code = (
-        "import sys; from pathlib import Path\n"
-        "from mofal.reference.child import run_process\n"
-        "run_process(['sh', '-c', 'echo $$ > pid; exec sleep 60'],\n"
-        "            directory=Path(sys.argv[1]), time_limit_s=None)\n"
-    )
-    waiter = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    sleeper = int((tmp_path / "pid").read_text())
-    waiter.send_signal(signal.SIGKILL)
-    waiter.wait()
-    while session_pids(sleeper):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_run_process__memory_limit(tmp_path):
