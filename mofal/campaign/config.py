@@ -234,7 +234,18 @@ class ExplorationSettings(Section):
     min_distance: Positive = 0.6
     max_force: Positive = 50.0
     max_stretch: Annotated[float, Field(gt=1)] = 1.25
-    max_bond_strain: Fraction | None = 0.3
+    bond_z: Positive | None = Field(
+        6.5, description="standard deviations of its kind that a bond may stray at most"
+    )
+    bond_mean_z: Positive | None = Field(3.0, description="and in its mean over bond_mean_fs")
+    bond_mean_fs: Positive = 50.0
+    max_bond_strain: Fraction | None = Field(
+        None, description="one limit for all bonds besides, whatever their kind"
+    )
+    unfamiliar_quantile: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        1e-4, description="a walk ends where atoms stay below it; 0: walks are not watched"
+    )
+    unfamiliar_fs: Positive = Field(20.0, description="and for how long")
     ramp_cycles: Count = Field(3, description="cycles over which walks grow to their full length")
 
     @model_validator(mode="after")

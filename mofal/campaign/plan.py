@@ -130,7 +130,7 @@ def steps(config: CampaignConfig, *, cycles: int | None = None) -> list[Step]:
             walked, cut = place(c, s, "samples.zarr"), place(c, s, "clusters.zarr")
             label = place(c, s, "labels.zarr")
             out += [
-                Step("walk", c, s, (previous,), walked),
+                Step("walk", c, s, (previous, density), walked),
                 Step("select", c, s, (walked, density), cut),
                 Step("label", c, s, (cut,), label),
             ]

@@ -22,6 +22,7 @@ from mofal.campaign.site import COMMON, Site
 if TYPE_CHECKING:
     import xarray as xr
 
+    from mofal.dynamics import BondLimits
     from mofal.potential import TrainingSettings
 
 Summary = dict[str, Any]
@@ -190,6 +191,7 @@ def walk(root: str, cycle: int, system: str, index: int) -> Summary:
     from mofal.campaign.seeding import start_frame
     from mofal.data import write_group
     from mofal.data.store import atomic_path
+    from mofal.density import PerElementDensity
     from mofal.dynamics import walk as walk_from
     from mofal.dynamics import walk_length
     from mofal.potential import load
@@ -197,17 +199,22 @@ def walk(root: str, cycle: int, system: str, index: int) -> Summary:
     site = Site(root)
     potential = load(site.path(plan.model(cycle - 1)))
     settings = site.config.exploration.walk_settings()
+    watched = settings.unfamiliar_quantile > 0.0
+    density = (
+        PerElementDensity.load(site.path(plan.place(cycle, "density.zarr"))) if watched else None
+    )
     name = f"walk-{cycle:03d}-{system}-{index:04d}"
     out = walk_place(site, cycle, system, index)
     checkpoint = out.with_name(out.name + ".checkpoint.npz")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     result = walk_from(
         start_frame(site, cycle, system, index),
-        calculator=potential.calculator(),
+        calculator=potential.calculator(features=watched),
         settings=settings,
         seed=site.seed("walk", cycle, system, index),
         length_fs=walk_length(cycle, settings),
-        bonds=bonds_of(site, system),
+        bonds=bonds_of(site, system, settings.temperature_K),
+        density=density,
         out=checkpoint,
         progress=notice(site, name),
     )
@@ -226,14 +233,17 @@ def walk(root: str, cycle: int, system: str, index: int) -> Summary:
     }
 
 
-def bonds_of(site: Site, system: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bonds of a system, their lattice shifts, and their lengths (Å) in the structure as built."""
-    from mofal.dynamics.checks import bond_lengths
+def bonds_of(site: Site, system: str, temperature_K: float) -> BondLimits:
+    """Bonds of a system, with their lengths as built and the spread of each kind at a temperature."""
+    from mofal.dynamics import bond_limits
 
-    blocks, structure = site.blocks(system), site.structure(system)
-    pairs, shifts = blocks["bond_atom"].values, blocks["bond_shift"].values
-    cell = structure["cell"].values[0]
-    return pairs, shifts, bond_lengths(structure["positions"].values, cell, pairs, shifts)
+    blocks = site.blocks(system)
+    return bond_limits(
+        site.structure(system),
+        temperature_K=temperature_K,
+        bonds=blocks["bond_atom"].values,
+        shifts=blocks["bond_shift"].values,
+    )
 
 
 def walk_place(site: Site, cycle: int, system: str, index: int) -> Path:
