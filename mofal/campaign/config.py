@@ -237,7 +237,7 @@ class ExplorationSettings(Section):
     bond_z: Positive | None = Field(
         6.5, description="standard deviations of its kind that a bond may stray at most"
     )
-    bond_mean_z: Positive | None = Field(3.0, description="and in its mean over bond_mean_fs")
+    bond_mean_z: Positive | None = Field(5.0, description="and in its mean over bond_mean_fs")
     bond_mean_fs: Positive = 50.0
     max_bond_strain: Fraction | None = Field(
         None, description="one limit for all bonds besides, whatever their kind"
@@ -291,6 +291,16 @@ class HoldoutSettings(Section):
     shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
 
 
+class HoldingSettings(Section):
+    """Runs that see how long the seed model, the control and the last model hold a structure."""
+
+    systems: tuple[Name, ...] = Field((), description="default: every explored system")
+    runs: Count = 3
+    length_fs: Positive = 1000.0
+    temperature_K: Positive = 600.0
+    timestep_fs: Annotated[float, Field(gt=0, le=2)] = 0.5
+
+
 class StopSettings(Section):
     """When a campaign ends before its last cycle."""
 
@@ -313,6 +323,7 @@ class CampaignConfig(Section):
     exploration: ExplorationSettings = ExplorationSettings()
     selection: SelectionSettings = SelectionSettings()
     holdout: HoldoutSettings | None = None
+    holding: HoldingSettings | None = None
     control: bool = Field(
         False, description="also train the seed model as long on the seed data alone"
     )
@@ -332,6 +343,8 @@ class CampaignConfig(Section):
             known(self.seed_data.perturbed.system, "seed_data.perturbed.system")
         for name in self.holdout.systems if self.holdout else ():
             known(name, "holdout.systems")
+        for name in self.holding.systems if self.holding else ():
+            known(name, "holding.systems")
         if not any(s.explore for s in self.systems.values()) and self.cycles > 0:
             raise ValueError("every system has `explore: false`, so a cycle has nothing to walk")
         if self.control and self.seed_data.clusters is not None and self.cycles == 0:
@@ -370,7 +383,7 @@ class CampaignConfig(Section):
         return hash_json(self.deciding())
 
 
-_FREE = ("schedule", "cycles", "stop", "quorum")
+_FREE = ("schedule", "cycles", "stop", "quorum", "holding")
 """What may change between two runs of one campaign."""
 
 

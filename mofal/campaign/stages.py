@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mofal.campaign import plan, tasks
+from mofal.campaign import holding, plan, tasks
 from mofal.campaign.plan import PRIORITY, Step
 from mofal.campaign.site import ISOLATED, Site
 from mofal.errors import CampaignError
@@ -30,6 +30,8 @@ def expand(site: Site, step: Step) -> list[Task]:
         return _label_tasks(site, step)
     if step.stage == "walk":
         return _walk_tasks(site, step)
+    if step.stage == "hold":
+        return holding.expand(site, step)
     root = str(site.root)
     cycle, system = step.cycle, step.system
     last = plan.is_final(site.config, cycle, site.last_cycle())
@@ -134,6 +136,8 @@ def finish(site: Site, step: Step, outcomes: Sequence[Outcome]) -> str:
         return _gather_labels(site, step, outcomes)
     if step.stage == "walk":
         return _gather_walks(site, step, outcomes)
+    if step.stage == "hold":
+        return holding.finish(site, step, outcomes)
     for outcome in outcomes:
         if not outcome.ok:
             raise CampaignError(

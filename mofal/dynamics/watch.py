@@ -87,7 +87,9 @@ class Watch:
             "watch_since": self.since,
             "watch_from_start": self.from_start,
             "watch_steps": np.array([p.step for p in self.places], np.int64),
-            "watch_positions": np.array([p.positions for p in self.places]).reshape(len(self.places), n, 3),
+            "watch_positions": np.array([p.positions for p in self.places]).reshape(
+                len(self.places), n, 3
+            ),
             "watch_cells": np.array([p.cell for p in self.places]).reshape(len(self.places), 3, 3),
         }
 

@@ -34,7 +34,9 @@ class PotentialCalculator(Calculator):
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
 
-    def __init__(self, potential: NequIPPotential, *, features: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, potential: NequIPPotential, *, features: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.potential = potential
         self.features = features

@@ -104,9 +104,7 @@ def test_walk__a_bond_beyond_its_kind(argon, make_potential, tmp_path):
     assert "standard deviations of its kind" in result.record["walk_reason"].item()
     # The same limit said another way: the same walk.
     assert result.record["stopped_fs"].item() == other.record["stopped_fs"].item()
-    np.testing.assert_array_equal(
-        result.frame["positions"].values, other.frame["positions"].values
-    )
+    np.testing.assert_array_equal(result.frame["positions"].values, other.frame["positions"].values)
     meant = replace(settings, bond_z=None, bond_mean_z=1.0, bond_mean_fs=200.0)
     result = walk(argon, bonds=limits, **{**how, "settings": meant})
     assert "in the mean" in result.record["walk_reason"].item()
