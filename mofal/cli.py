@@ -30,6 +30,7 @@ pieces of the method:
   mofal label x.extxyz --reference ...   labels, stoppable and resumable
   mofal match S_ld ...                   is this cluster good enough? force matching
   mofal noise x.extxyz ...               the noise floor of a reference
+  mofal hold S_ld --potential DIR        how long a potential holds a structure
   mofal doctor                           what works on this machine, and how to mend the rest
 
 Killed at any moment, every command goes on where it stopped when it is typed again.
@@ -201,7 +202,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--rule", default="carboxylate", help="how to cut it (default: carboxylate)")
     p.add_argument("--index", type=int, help="which structure, where the file holds several")
     p.add_argument("--charge", type=int, default=0, help="formal charge of the cell (default: 0)")
-    for add in (add_label, add_match, add_noise):
+    for add in (add_label, add_match, add_noise, add_hold):
         add(commands)
     p = _command(commands, "doctor", run_doctor, "what works on this machine")
     p.add_argument("--slurm", metavar="FILE", nargs="?", const="", help="check SLURM too")
@@ -263,6 +264,43 @@ def add_match(commands: Any) -> None:
     )
     p.add_argument("--retry-failed", action="store_true", help="try failed labels once more")
     add_cache(p)
+
+
+def add_hold(commands: Any) -> None:
+    p = _command(commands, "hold", run_hold, "how long does a potential hold a structure?")
+    p.add_argument("structure", help="a system of the UiO-66 family, or a file")
+    p.add_argument("--potential", required=True, help="directory of a model, or of a campaign")
+    p.add_argument("--cell", default="primitive", choices=["conventional", "primitive"])
+    p.add_argument("--rule", help="how blocks are cut, where the default does not fit")
+    p.add_argument("--runs", type=int, default=3)
+    p.add_argument("--length", type=float, default=1000.0, metavar="FS")
+    p.add_argument("--temperature", type=float, default=600.0, metavar="K")
+    p.add_argument("--timestep", type=float, default=0.5, metavar="FS")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--workers", type=int, help="default: as many as there are cores")
+    p.add_argument("--directory", help="of runs and checkpoints; default: STRUCTURE.hold")
+
+
+def run_hold(args: argparse.Namespace) -> int:
+    """`mofal hold`: exit status 0 where every run held, 1 where a bond broke."""
+    from mofal.campaign.holding import hold_file
+    from mofal.campaign.label import check_seed, local_schedule
+
+    check_seed(args.seed)
+    records = hold_file(
+        args.structure,
+        potential=args.potential,
+        cell=args.cell,
+        rule=args.rule,
+        runs=args.runs,
+        length_fs=args.length,
+        temperature_K=args.temperature,
+        timestep_fs=args.timestep,
+        seed=args.seed,
+        directory=args.directory,
+        schedule=local_schedule(args.workers),
+    )
+    return int(any(str(s) != "finished" for s in records["walk_status"].values))
 
 
 def add_noise(commands: Any) -> None:

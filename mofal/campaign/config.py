@@ -295,7 +295,18 @@ class ExplorationSettings(Section):
     min_distance: Positive = 0.6
     max_force: Positive = 50.0
     max_stretch: Annotated[float, Field(gt=1)] = 1.25
-    max_bond_strain: Fraction | None = 0.3
+    bond_z: Positive | None = Field(
+        6.5, description="standard deviations of its kind that a bond may stray at most"
+    )
+    bond_mean_z: Positive | None = Field(5.0, description="and in its mean over bond_mean_fs")
+    bond_mean_fs: Positive = 50.0
+    max_bond_strain: Fraction | None = Field(
+        None, description="one limit for all bonds besides, whatever their kind"
+    )
+    unfamiliar_quantile: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        1e-4, description="a walk ends where atoms stay below it; 0: walks are not watched"
+    )
+    unfamiliar_fs: Positive = Field(20.0, description="and for how long")
     ramp_cycles: Count = Field(3, description="cycles over which walks grow to their full length")
 
     @model_validator(mode="after")
@@ -341,6 +352,16 @@ class HoldoutSettings(Section):
     shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
 
 
+class HoldingSettings(Section):
+    """Runs that see how long the seed model, the control and the last model hold a structure."""
+
+    systems: tuple[Name, ...] = Field((), description="default: every explored system")
+    runs: Count = 3
+    length_fs: Positive = 1000.0
+    temperature_K: Positive = 600.0
+    timestep_fs: Annotated[float, Field(gt=0, le=2)] = 0.5
+
+
 class StopSettings(Section):
     """When a campaign ends before its last cycle."""
 
@@ -363,6 +384,7 @@ class CampaignConfig(Section):
     exploration: ExplorationSettings = ExplorationSettings()
     selection: SelectionSettings = SelectionSettings()
     holdout: HoldoutSettings | None = None
+    holding: HoldingSettings | None = None
     control: bool = Field(
         False, description="also train the seed model as long on the seed data alone"
     )
@@ -383,6 +405,8 @@ class CampaignConfig(Section):
             known(self.seed_data.perturbed.system, "seed_data.perturbed.system")
         for name in self.holdout.systems if self.holdout else ():
             known(name, "holdout.systems")
+        for name in self.holding.systems if self.holding else ():
+            known(name, "holding.systems")
         if not any(s.explore for s in self.systems.values()) and self.cycles > 0:
             raise ValueError("every system has `explore: false`, so a cycle has nothing to walk")
         if self.control and self.seed_data.clusters is not None and self.cycles == 0:
@@ -421,7 +445,7 @@ class CampaignConfig(Section):
         return hash_json(self.deciding())
 
 
-_FREE = ("schedule", "cycles", "stop", "quorum")
+_FREE = ("schedule", "cycles", "stop", "quorum", "holding")
 """What may change between two runs of one campaign."""
 _FREE_OF_REFERENCE = ("caches", "attempts", "time_limit_s")
 """Of a reference: how often and how long it tries decides no label that it gives."""

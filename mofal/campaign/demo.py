@@ -49,6 +49,7 @@ def demo(
     int
         0
     """
+    from mofal.campaign.holding import table as holding_table
     from mofal.campaign.judgement import format_table, holdout_table
     from mofal.campaign.report import report
 
@@ -59,6 +60,6 @@ def demo(
     page = report(campaign.directory, progress=say)
     say(f"report: {page}")
     say("")
-    for line in format_table(holdout_table(view)):
+    for line in [*format_table(holdout_table(view)), "", *holding_table(view.site)]:
         say(line)
     return 0

@@ -20,6 +20,7 @@ _VERBS = {
     "select": "clusters",
     "propose": "test before learning",
     "judge": "hold-out",
+    "hold": "how long it holds",
 }
 
 

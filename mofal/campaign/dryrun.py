@@ -154,11 +154,13 @@ def work_left(site: Site) -> list[Work]:
             n = sum(not task.found() for task in stages.expand(site, step))
         elif step.stage == "walk":
             n = config.exploration.walks
+        elif step.stage == "hold" and config.holding is not None:
+            n = config.holding.runs
         elif step.stage == "label":
             n = config.selection.clusters if step.cycle else n_seed
             if step.holdout and config.holdout is not None:
                 n = config.holdout.frames
-        kind = "train" if step.stage == "control" else step.stage
+        kind = {"control": "train", "hold": "walk"}.get(step.stage, step.stage)
         counts[kind] = counts.get(kind, 0) + n
         at_once[kind] = max(at_once.get(kind, 0), n * max(1, len(config.explored)))
     lengths = known_lengths(site)

@@ -252,11 +252,19 @@ def campaign_elements(
 
 def check_ranking(name: str) -> None:
     """Refuse a ranking that does not exist before anything has been paid for."""
-    from mofal.clusters import ranking_names
+    from mofal.campaign.tasks import SCORED
+    from mofal.clusters import get_ranking, ranking_names
 
     known = ranking_names()
     if name not in known:
         raise ConfigError(f"selection.ranking is {name!r}; known: {', '.join(sorted(known))}")
+    reads = str(getattr(get_ranking(name), "variable", SCORED[0]))
+    if reads not in SCORED:
+        fit = [n for n in known if getattr(get_ranking(n), "variable", "") in SCORED]
+        raise ConfigError(
+            f"selection.ranking is {name!r}, which reads {reads}; scores of a campaign hold "
+            f"{' and '.join(SCORED)}: choose one of {', '.join(fit)}"
+        )
 
 
 # ---------------------------------------------------------------------------------- seed data

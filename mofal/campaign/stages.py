@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mofal.campaign import plan, tasks
+from mofal.campaign import holding, plan, tasks
 from mofal.campaign.aside import set_aside
 from mofal.campaign.plan import PRIORITY, Step
 from mofal.campaign.site import ISOLATED, Site
@@ -33,6 +33,8 @@ def expand(site: Site, step: Step, *, retry_failed: bool = False) -> list[Task]:
         return _label_tasks(site, step, retry_failed)
     if step.stage == "walk":
         return _walk_tasks(site, step)
+    if step.stage == "hold":
+        return holding.expand(site, step)
     root = str(site.root)
     cycle, system = step.cycle, step.system
     last = plan.is_final(site.config, cycle, site.last_cycle())
@@ -225,6 +227,8 @@ def finish(
         return _gather_labels(site, step, pending)
     if step.stage == "walk":
         return _gather_walks(site, step, outcomes)
+    if step.stage == "hold":
+        return holding.finish(site, step)
     summary: Mapping[str, Any] = outcomes[0].summary if outcomes else {}
     return _line(step, summary or {})
 

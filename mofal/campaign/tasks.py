@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from mofal.density import PerElementDensity
-    from mofal.potential import TrainingSettings
+    from mofal.dynamics import BondLimits
+    from mofal.potential import Potential, TrainingSettings
 
 Summary = dict[str, Any]
 
@@ -239,12 +240,17 @@ def walk(site: Site, cycle: int, system: str, index: int) -> Summary:
     from mofal.campaign.seeding import start_frame
     from mofal.data import write_group
     from mofal.data.store import atomic_path
+    from mofal.density import PerElementDensity
     from mofal.dynamics import walk as walk_from
     from mofal.dynamics import walk_length
     from mofal.potential import load
 
     potential = load(site.path(plan.model(cycle - 1)), device=site.device("walk"))
     settings = site.config.exploration.walk_settings()
+    watched = settings.unfamiliar_quantile > 0.0
+    density = (
+        PerElementDensity.load(site.path(plan.place(cycle, "density.zarr"))) if watched else None
+    )
     name = f"walk-{cycle:03d}-{system}-{index:04d}"
     out = walk_place(site, cycle, system, index)
     checkpoint = out.with_name(out.name + ".checkpoint.npz")
@@ -252,11 +258,12 @@ def walk(site: Site, cycle: int, system: str, index: int) -> Summary:
     heard = Heard(notice(site, name))
     result = walk_from(
         start_frame(site, cycle, system, index),
-        calculator=potential.calculator(),
+        calculator=potential.calculator(features=watched),
         settings=settings,
         seed=site.seed("walk", cycle, system, index),
         length_fs=walk_length(cycle, settings),
-        bonds=bonds_of(site, system),
+        bonds=bonds_of(site, system, settings.temperature_K),
+        density=density,
         out=checkpoint,
         progress=heard,
     )
@@ -276,14 +283,17 @@ def walk(site: Site, cycle: int, system: str, index: int) -> Summary:
     }
 
 
-def bonds_of(site: Site, system: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bonds of a system, their lattice shifts, and their lengths (Å) in the structure as built."""
-    from mofal.dynamics.checks import bond_lengths
+def bonds_of(site: Site, system: str, temperature_K: float) -> BondLimits:
+    """Bonds of a system with their lengths as built, and the spread of each kind."""
+    from mofal.dynamics import bond_limits
 
-    blocks, structure = site.blocks(system), site.structure(system)
-    pairs, shifts = blocks["bond_atom"].values, blocks["bond_shift"].values
-    cell = structure["cell"].values[0]
-    return pairs, shifts, bond_lengths(structure["positions"].values, cell, pairs, shifts)
+    blocks = site.blocks(system)
+    return bond_limits(
+        site.structure(system),
+        temperature_K=temperature_K,
+        bonds=blocks["bond_atom"].values,
+        shifts=blocks["bond_shift"].values,
+    )
 
 
 def walk_place(site: Site, cycle: int, system: str, index: int) -> Path:
@@ -311,8 +321,28 @@ def density(site: Site, cycle: int) -> Summary:
         pca=settings.pca,
         random_state=site.integer_seed("density", cycle),
     )
+    _calibrate(fitted, potential, site.training_set(cycle - 1, whole=True))
     fitted.save(site.path(plan.place(cycle, "density.zarr")))
     return {"atoms": features.sizes["atom"]}
+
+
+SCORED = ("log_likelihood", "quantile")
+"""What scores of a campaign hold, and rankings may read."""
+CALIBRATING = 20
+"""Validation atoms of every element from which on quantiles are theirs; on its own training data a
+density is too confident, but of a few atoms no quantile can be told."""
+
+
+def _calibrate(fitted: PerElementDensity, potential: Potential, data: xr.Dataset) -> None:
+    from mofal.data import select
+
+    validation = select(data, data["split"].values == "validation")
+    if validation.sizes["structure"] == 0:
+        return
+    features = potential.featurize(validation)
+    numbers = features["numbers"].values
+    if all((numbers == label).sum() >= CALIBRATING for label in fitted.labels_):
+        fitted.calibrate(np.asarray(features["features"].values, np.float64), numbers)
 
 
 @_on_site
@@ -327,6 +357,8 @@ def select_clusters(site: Site, cycle: int, system: str) -> Summary:
     fitted = PerElementDensity.load(site.path(plan.place(cycle, "density.zarr")))
     refuse_foreign_features(site, cycle, system, features, fitted)
     scores = score(features, fitted).compute()
+    likelihood, numbers = scores["log_likelihood"].values, scores["numbers"].values
+    scores["quantile"] = ("atom", np.asarray(fitted.quantile(likelihood, numbers)))
     write_group(scores, site.path(plan.place(cycle, system, "scores.zarr")), kind="scores")
     blocks = {system: site.blocks(system)}
     settings = site.config.selection

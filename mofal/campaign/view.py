@@ -118,6 +118,14 @@ class CampaignView:
         """Predictions of a model (``model-000``, ``control-002``) on held-out frames."""
         return self.site.group(plan.holdout(system, f"{tag}.zarr"))
 
+    @property
+    def holding(self) -> dict[str, dict[str, tuple[xr.Dataset, xr.Dataset]]]:
+        """How long models hold: by system and model (seed, control, campaign), the records of the
+        runs (dim ``walk``) and their traces (dim ``sample``, with `walk_index`)."""
+        from mofal.campaign.holding import found_runs
+
+        return found_runs(self.site)
+
     def blocks(self, system: str) -> xr.Dataset:
         """Blocks of a system."""
         return self.site.blocks(system)

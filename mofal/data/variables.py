@@ -120,6 +120,12 @@ VARIABLES: dict[str, Variable] = {
     "wall_time": Variable(("structure",), "float64", "s", "wall time of the label", finite=False),
     # features and scores
     "features": Variable(("atom", "feature"), "float32", "1", "input of the last readout layer"),
+    "quantile": Variable(
+        ("atom",),
+        "float64",
+        "1",
+        "of the log-likelihood among known atoms of the element, 0 as unfamiliar as can be",
+    ),
     "log_likelihood": Variable(
         ("atom",), "float64", "1", "under the density of the atom's element, -inf if unseen",
         finite=False,

@@ -387,11 +387,14 @@ class NequIPPotential:
         names = ("numbers", "positions", "cell", "pbc", "n_atoms")
         return getattr(self, method)(*(np.asarray(ds[name].values) for name in names))
 
-    def calculator(self) -> PotentialCalculator:
-        """Return an ASE calculator: energy, forces, stress, energies of atoms."""
+    def calculator(self, *, features: bool = False) -> PotentialCalculator:
+        """Return an ASE calculator: energy, forces, stress, energies of atoms.
+
+        With ``features`` its results hold the features of every atom too, of the same pass.
+        """
         from mofal.potential.calculator import PotentialCalculator
 
-        return PotentialCalculator(self)
+        return PotentialCalculator(self, features=features)
 
     # ------------------------------------------------------------------ disk
     def save(self, path: str | Path) -> Path:

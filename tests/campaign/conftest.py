@@ -34,6 +34,7 @@ SMALL: dict[str, Any] = {
     "exploration": {"walks": 2, "length_fs": 30, "barostat_fs": 20, "ramp_cycles": 1},
     "selection": {"clusters": 2},
     "holdout": {"frames": 1},
+    "holding": {"runs": 2, "length_fs": 10},
     "control": True,
     "schedule": {"workers": 2},
 }
