@@ -322,7 +322,7 @@ class ExplorationSettings(Section):
     bond_z: Positive | None = Field(
         6.5, description="standard deviations of its kind that a bond may stray at most"
     )
-    bond_mean_z: Positive | None = Field(5.0, description="and in its mean over bond_mean_fs")
+    bond_mean_z: Positive | None = Field(5.5, description="and in its mean over bond_mean_fs")
     bond_mean_fs: Positive = 50.0
     max_bond_strain: Fraction | None = Field(
         None, description="one limit for all bonds besides, whatever their kind"
