@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from mofal import __version__
 from mofal.errors import MofalError
+from mofal.streams import forgive
 
 EPILOG = """\
 the main job, from nothing to a report:
@@ -29,6 +30,7 @@ pieces of the method:
   mofal label x.extxyz --reference ...   labels, stoppable and resumable
   mofal match S_ld ...                   is this cluster good enough? force matching
   mofal noise x.extxyz ...               the noise floor of a reference
+  mofal hold S_ld --potential DIR        how long a potential holds a structure
   mofal doctor                           what works on this machine, and how to mend the rest
 
 Killed at any moment, every command goes on where it stopped when it is typed again.
@@ -49,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit status: 0 done, 1 a mistake that the message explains, 2 wrong usage, 130 interrupted.
     """
+    forgive()
     parser = make_parser()
     args = parser.parse_args(argv)
     if not hasattr(args, "function"):
@@ -76,6 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             place = f" ({error.filename})" if error.filename else ""
             text = f"the system refused: {error.strerror or error}{place}"
         print(f"mofal: {text}", file=sys.stderr)
+        return 1
+    except (RecursionError, MemoryError) as error:
+        what = "memory ran out" if isinstance(error, MemoryError) else "levels without end"
+        print(f"mofal: {what}: an input is larger or deeper than can be meant", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] == "mofal":
@@ -161,10 +168,17 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--directory", help="where it lives (default: the campaign's name)")
     p.add_argument("--dry-run", action="store_true", help="show what would run, submit nothing")
     p.add_argument("--submit", action="store_true", help="run the driver itself in a SLURM job")
+    p.add_argument("--retry-failed", action="store_true", help="try failed labels once more")
 
     p = _command(commands, "status", run_status, "how far a campaign is, whether or not it runs")
     p.add_argument("directory")
     p.add_argument("--watch", action="store_true", help="look again every few seconds")
+
+    p = _command(commands, "set-aside", run_set_aside, "have nothing learn from a label any more")
+    p.add_argument("directory", help="of a campaign that does not run now")
+    p.add_argument("structure", nargs="*", help="structure_id, or its beginning; none: list them")
+    p.add_argument("--reason", default="", help="one line, kept with it")
+    p.add_argument("--undo", action="store_true", help="learn from it again")
 
     p = _command(commands, "report", run_report, "tables and plots: DIRECTORY/report/report.html")
     p.add_argument("directory")
@@ -174,7 +188,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("-o", "--output", required=True, help="e.g. potential.nequip.pt2")
     p.add_argument("--energies", choices=["relative", "total"], default="relative")
     p.add_argument("--target", choices=["ase", "lammps", "batch"], default="ase")
-    p.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 or auto (default: cpu)")
 
     p = _command(commands, "build", run_build, "build a framework and write it to a file")
     p.add_argument("name", help="S_pr, S_ld, S_reo, UiO-67, ...; `mofal build list` names all")
@@ -188,7 +202,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--rule", default="carboxylate", help="how to cut it (default: carboxylate)")
     p.add_argument("--index", type=int, help="which structure, where the file holds several")
     p.add_argument("--charge", type=int, default=0, help="formal charge of the cell (default: 0)")
-    for add in (add_label, add_match, add_noise):
+    for add in (add_label, add_match, add_noise, add_hold):
         add(commands)
     p = _command(commands, "doctor", run_doctor, "what works on this machine")
     p.add_argument("--slurm", metavar="FILE", nargs="?", const="", help="check SLURM too")
@@ -229,6 +243,7 @@ def add_match(commands: Any) -> None:
     p.add_argument("--cell", choices=["primitive", "conventional"], default="conventional")
     p.add_argument("--reference", action="append", help="a level; may be given several times")
     p.add_argument("--potential", action="append", help="a model directory, as a further level")
+    p.add_argument("--device", default="cpu", help="of potentials: cpu, cuda, cuda:1, auto")
     p.add_argument("--rule", default="carboxylate", help="how to cut it (default: carboxylate)")
     p.add_argument(
         "--frames",
@@ -249,6 +264,43 @@ def add_match(commands: Any) -> None:
     )
     p.add_argument("--retry-failed", action="store_true", help="try failed labels once more")
     add_cache(p)
+
+
+def add_hold(commands: Any) -> None:
+    p = _command(commands, "hold", run_hold, "how long does a potential hold a structure?")
+    p.add_argument("structure", help="a system of the UiO-66 family, or a file")
+    p.add_argument("--potential", required=True, help="directory of a model, or of a campaign")
+    p.add_argument("--cell", default="primitive", choices=["conventional", "primitive"])
+    p.add_argument("--rule", help="how blocks are cut, where the default does not fit")
+    p.add_argument("--runs", type=int, default=3)
+    p.add_argument("--length", type=float, default=1000.0, metavar="FS")
+    p.add_argument("--temperature", type=float, default=600.0, metavar="K")
+    p.add_argument("--timestep", type=float, default=0.5, metavar="FS")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--workers", type=int, help="default: as many as there are cores")
+    p.add_argument("--directory", help="of runs and checkpoints; default: STRUCTURE.hold")
+
+
+def run_hold(args: argparse.Namespace) -> int:
+    """`mofal hold`: exit status 0 where every run held, 1 where a bond broke."""
+    from mofal.campaign.holding import hold_file
+    from mofal.campaign.label import check_seed, local_schedule
+
+    check_seed(args.seed)
+    records = hold_file(
+        args.structure,
+        potential=args.potential,
+        cell=args.cell,
+        rule=args.rule,
+        runs=args.runs,
+        length_fs=args.length,
+        temperature_K=args.temperature,
+        timestep_fs=args.timestep,
+        seed=args.seed,
+        directory=args.directory,
+        schedule=local_schedule(args.workers),
+    )
+    return int(any(str(s) != "finished" for s in records["walk_status"].values))
 
 
 def add_noise(commands: Any) -> None:
@@ -306,13 +358,14 @@ def run_run(args: argparse.Namespace) -> int:
         examine(campaign.site)  # what would be refused in the job is refused here
         command = [sys.executable, "-m", "mofal", "run", str(file.absolute())]
         command += ["--directory", str(campaign.directory.absolute())]
+        command += ["--retry-failed"] if args.retry_failed else []
         job = submit_driver(campaign.config.schedule, directory=campaign.directory, command=command)
         say(f"the driver is job {job}; look at it with: mofal status {campaign.directory} --watch")
         return 0
     from mofal.schedule.handover import HandedOver
 
     try:
-        campaign.run(progress=say)
+        campaign.run(progress=say, retry_failed=args.retry_failed)
     except HandedOver as done:
         say(str(done))
         return 0
@@ -329,6 +382,14 @@ def run_status(args: argparse.Namespace) -> int:
         watch(args.directory, say=say)
     else:
         say(show(args.directory))
+    return 0
+
+
+def run_set_aside(args: argparse.Namespace) -> int:
+    """`mofal set-aside`."""
+    from mofal.campaign.aside import take_out
+
+    take_out(args.directory, args.structure, reason=args.reason, back=args.undo, say=say)
     return 0
 
 
@@ -358,7 +419,7 @@ def run_export(args: argparse.Namespace) -> int:
         device=args.device,
         progress=say,
     )
-    say(f"wrote {args.output}")
+    say(f"wrote {args.output}, and its checksum: sha256sum -c {args.output}.sha256")
     return 0
 
 
@@ -394,6 +455,7 @@ def describe_structure(ds: Any, *, rule: str = "carboxylate") -> str:
     import numpy as np
     from ase.formula import Formula
 
+    from mofal.campaign.electrons import describe_electrons
     from mofal.data import to_atoms
     from mofal.frameworks import find_blocks
 
@@ -411,6 +473,7 @@ def describe_structure(ds: Any, *, rule: str = "carboxylate") -> str:
     for role, text, coordination in sorted(set(rows)):
         n = rows.count((role, text, coordination))
         lines.append(f"  {n:6d} x {role:8s} {text:24s} {coordination}-connected")
+    lines += [f"    {line}" for line in describe_electrons(ds, blocks)]
     n_links = int(blocks.sizes["link"])
     lines.append(f"  {len(np.unique(blocks['kind'].values))} kinds of blocks, {n_links} links")
     return "\n".join(lines)
@@ -455,6 +518,7 @@ def run_match(args: argparse.Namespace) -> int:
         unpaired=unpaired_of(args.unpaired),
         retry_failed=args.retry_failed,
         caches=args.cache,
+        device=args.device,
         say=say,
     )
 

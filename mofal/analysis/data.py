@@ -122,6 +122,10 @@ class ReportData:
         Walks Dataset, one row per walk.
     traces
         Traces of walks, in the order of the rows of `walks`.
+    holding
+        By system, then by model: records and traces of runs that saw how long it holds.
+    holding_lines
+        What they come to, a line for each.
     attempts
         Attempts Dataset: `status`, `n_atoms`, `wall_time`, one row per attempt at a label.
     facts
@@ -142,6 +146,8 @@ class ReportData:
     clusters: xr.Dataset | None = None
     walks: xr.Dataset | None = None
     traces: Sequence[xr.Dataset] = ()
+    holding: Mapping[str, Mapping[str, tuple[xr.Dataset, xr.Dataset]]] = field(default_factory=dict)
+    holding_lines: Sequence[str] = ()
     attempts: xr.Dataset | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 

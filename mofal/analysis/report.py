@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mofal.analysis import pictures, plots
 from mofal.analysis.data import HeldOut, ReportData
+from mofal.analysis.holding import plot_holding
 from mofal.analysis.metrics import atom_errors, force_errors
 from mofal.analysis.tables import (
     attempt_rows,
@@ -216,6 +217,23 @@ def _ratio(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
 
 
+def _holding_section(data: ReportData) -> Section | None:
+    if not any(data.holding.values()):
+        return None
+    section = Section("holding", "How long it holds", pictures_first=True)
+    section.draw(
+        "holding",
+        plot_holding(data.holding),
+        "Runs at one temperature, each from the ideal structure with velocities of its own, the "
+        "same for every model. A run ends (×) where a bond strays beyond what its kind does at "
+        "that temperature: a potential that cannot hold the structure cannot be used for dynamics, "
+        "however small its errors are.",
+        "Largest bond strain against time, a line for each run",
+    )
+    section.text += list(data.holding_lines)
+    return section
+
+
 def _curve_section(data: ReportData) -> Section | None:
     section = Section("learning-curve", "Learning curve", pictures_first=True)
     try:
@@ -396,6 +414,7 @@ def _slug(name: str) -> str:
 
 _SECTIONS: tuple[Callable[[ReportData], Section | None], ...] = (
     _held_out_section,
+    _holding_section,
     _curve_section,
     _unfamiliar_section,
     _likelihood_section,

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import copy
 import difflib
+import functools
 import hashlib
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -21,10 +25,19 @@ from pydantic import (
     model_validator,
 )
 
+from mofal.campaign.examples import seed_place
+from mofal.campaign.names import check_name, check_taken
+from mofal.data.documents import dump_yaml, parse_yaml, read_text
 from mofal.data.hashing import hash_json
 from mofal.dynamics.settings import WalkSettings, walk_length
 from mofal.errors import ConfigError
-from mofal.potential.settings import ARCHITECTURES, TRAININGS, Architecture, TrainingSettings
+from mofal.potential.settings import (
+    ARCHITECTURES,
+    TRAININGS,
+    Architecture,
+    Device,
+    TrainingSettings,
+)
 from mofal.schedule.settings import ScheduleSettings
 
 
@@ -34,11 +47,36 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(
+            f"found [{value[0]:g}, {value[1]:g}]; expected the lower end first: "
+            f"[{value[1]:g}, {value[0]:g}]"
+        )
+    return value
+
+
+def _path(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if not value or not value.isprintable():
+        raise ValueError(f"found {value!r}; expected the name of a file")
+    return Path(value)
+
+
+# Bounds far above what anyone means: a slip of the hand (cycles: 1e9) is a message, and no driver
+# that fills the memory with steps.
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, lt=1e9)]
+Temperature = Annotated[float, Field(gt=0, le=100_000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Cycles = Annotated[int, Field(ge=0, le=10_000)]
 Strain = Annotated[float, Field(gt=-0.3, lt=0.3)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.^-]*$", max_length=60)]
+Name = Annotated[str, AfterValidator(check_name)]
+StrainRange = Annotated[tuple[Strain, Strain], AfterValidator(_ordered)]
+Pressure = Annotated[float, Field(gt=-1000, lt=1000)]
+File = Annotated[Path, BeforeValidator(_path)]
 
 
 class DisorderSettings(Section):
@@ -56,10 +94,10 @@ class SystemSettings(Section):
     """A system: built by name, or read from a file."""
 
     build: str | None = Field(None, description="name of a framework mofal builds, e.g. S_ld")
-    file: Path | None = Field(None, description="CIF, extended XYZ, or anything ASE reads")
+    file: File | None = Field(None, description="CIF, extended XYZ, or anything ASE reads")
     cell: Literal["primitive", "conventional"] = "conventional"
     repeat: tuple[Count, Count, Count] | None = None
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="of the disorder")
+    seed: Seed = Field(0, description="of the disorder")
     disorder: DisorderSettings | None = None
     rule: str = Field("carboxylate", description="rule that cuts the framework into blocks")
     explore: bool = Field(True, description="false: serves seed data and hold-out only")
@@ -76,8 +114,8 @@ class PerturbedSettings(Section):
 
     system: Name
     frames: Count = 20
-    temperature_K: Positive = 600.0
-    volume_strain: tuple[Strain, Strain] = Field(
+    temperature_K: Temperature = 600.0
+    volume_strain: StrainRange = Field(
         (-0.03, 0.05), description="range of the relative change of volume"
     )
     shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
@@ -88,45 +126,77 @@ class SeedClusterSettings(Section):
 
     per_system: Count = 20
     frames: Count = 10
-    temperature_K: Positive = 600.0
-    volume_strain: tuple[Strain, Strain] = Field(
+    temperature_K: Temperature = 600.0
+    volume_strain: StrainRange = Field(
         (-0.03, 0.05), description="range of the relative change of volume"
     )
     shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
 
 
-class SeedSettings(Section):
-    """Where the first potential learns from: exactly one of the three."""
+class SeedKeys(Section):
+    """Names under which another program wrote the labels of a seed file."""
 
-    file: Path | None = Field(None, description="structures, labelled or not")
+    energy: str | None = None
+    forces: str | None = None
+    stress: str | None = Field(None, description="eV/Å³, sign of ASE")
+
+
+class SeedSettings(Section):
+    """Where the first potential learns from: exactly one of the four."""
+
+    example: str | None = Field(
+        None,
+        description="labels that travel with mofal, e.g. uio66-gfn1 (see also potential.start)",
+    )
+    frames: Count | None = Field(
+        None, description="so many structures of `example`, spread over all; default: all"
+    )
+    file: File | None = Field(None, description="structures, labelled or not")
     labels: Literal["reference", "ignore"] | None = Field(
         None,
         description="of `file`: made at the reference's level, or to be made anew; "
         "default: the file itself says its level, or has no labels",
+    )
+    keys: SeedKeys | None = Field(
+        None, description="names of the labels in `file`, e.g. {energy: REF_energy}"
     )
     perturbed: PerturbedSettings | None = None
     clusters: SeedClusterSettings | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> SeedSettings:
-        given = [k for k in ("file", "perturbed", "clusters") if getattr(self, k) is not None]
+        sources = ("example", "file", "perturbed", "clusters")
+        given = [k for k in sources if getattr(self, k) is not None]
         if len(given) != 1:
             raise ValueError(
-                "give exactly one of `file`, `perturbed` or `clusters`"
+                "give exactly one of `example`, `file`, `perturbed` or `clusters`"
                 + (f", not {' and '.join(given)}" if given else "")
             )
+        if self.frames is not None and self.example is None:
+            raise ValueError(
+                f"`frames` says how many structures of an `example` are taken; beside `{given[0]}` "
+                "it means nothing"
+            )
+        if self.example is not None:
+            try:
+                seed_place(self.example)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         if self.labels is not None and self.file is None:
             raise ValueError(
                 f"`labels` says what the labels of a `file` are, and `{given[0]}` has none; "
                 "take `labels` out"
             )
+        if self.keys is not None and (self.file is None or self.labels == "ignore"):
+            why = "`labels: ignore`" if self.file is not None else f"`{given[0]}`"
+            raise ValueError(f"`keys` names the labels of a `file`, beside {why} it means nothing")
         return self
 
 
 class CacheSettings(Section):
     """A label cache that several campaigns share."""
 
-    path: Path
+    path: File
     mode: Literal["r", "rw"] = Field("r", description="rw: it is given the labels of this campaign")
 
 
@@ -142,12 +212,17 @@ class ReferenceSettings(Section):
     max_force_eV_per_A: Positive = Field(
         50.0, description="a label with a larger force is set aside, and said"
     )
+    max_energy_eV_per_atom: Positive = Field(
+        # Twenty times what holds the strongest solids together (tungsten: 9 eV per atom).
+        200.0,
+        description="a label further from its isolated atoms, either way, is set aside, and said",
+    )
 
     @field_validator("caches", mode="before")
     @classmethod
     def _paths(cls, value: Any) -> Any:
         if isinstance(value, (list, tuple)):
-            return [{"path": c} if isinstance(c, (str, Path)) else c for c in value]
+            return tuple({"path": c} if isinstance(c, (str, Path)) else c for c in value)
         return value
 
 
@@ -160,10 +235,19 @@ class PotentialSettings(Section):
 
     architecture: Architecture = ARCHITECTURES["base"]
     elements: tuple[str, ...] = Field((), description="beside those of systems and seed data")
+    start: str | None = Field(
+        None,
+        description="a model directory, or example:NAME: the campaign's first model as it is, "
+        "instead of training one on the seed data",
+    )
     validation_fraction: Fraction = 0.2
     regions: Literal["all", "core", "weighted"] = "all"
     threads: Count = Field(1, description="of a training task; features and walks take one")
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = Field(
+        "cpu",
+        description="where all stages compute with the potential: cpu, cuda, cuda:1, auto; "
+        "a pool may have its own",
+    )
     seed: TrainingSettings = TRAININGS["paper"]
     cycle: TrainingSettings = TRAININGS["cycle"]
     final: TrainingSettings = TRAININGS["paper"]
@@ -208,6 +292,7 @@ class PotentialSettings(Section):
         return value
 
 
+_STAGES = ("seed", "cycle", "final")
 _SHARED = ("architecture", "validation_fraction", "regions", "threads", "device")
 
 
@@ -215,7 +300,7 @@ class DensitySettings(Section):
     """One Gaussian mixture per element on the features of the training part of the data."""
 
     components: Literal["bic", "aic"] | Count = "bic"
-    max_components: Count = 12
+    max_components: Annotated[int, Field(ge=1, le=1000)] = 12
     pca: Fraction | Count | None = Field(None, description="explained variance, or dimension")
 
 
@@ -224,9 +309,9 @@ class ExplorationSettings(Section):
 
     walks: Count = Field(50, description="per system and cycle")
     ensemble: Literal["npt", "nvt"] = "npt"
-    temperature_K: Positive = 600.0
-    pressure_GPa: tuple[float, float] | float = (-1.5, 1.5)
-    timestep_fs: Annotated[float, Field(gt=0, le=2)] = 0.5
+    temperature_K: Temperature = 600.0
+    pressure_GPa: tuple[Pressure, Pressure] | Pressure = (-1.5, 1.5)
+    timestep_fs: Annotated[float, Field(ge=0.001, le=2)] = 0.5
     length_fs: Positive = 500.0
     thermostat_fs: Positive = 100.0
     barostat_fs: Positive = 100.0
@@ -234,7 +319,18 @@ class ExplorationSettings(Section):
     min_distance: Positive = 0.6
     max_force: Positive = 50.0
     max_stretch: Annotated[float, Field(gt=1)] = 1.25
-    max_bond_strain: Fraction | None = 0.3
+    bond_z: Positive | None = Field(
+        6.5, description="standard deviations of its kind that a bond may stray at most"
+    )
+    bond_mean_z: Positive | None = Field(5.0, description="and in its mean over bond_mean_fs")
+    bond_mean_fs: Positive = 50.0
+    max_bond_strain: Fraction | None = Field(
+        None, description="one limit for all bonds besides, whatever their kind"
+    )
+    unfamiliar_quantile: Annotated[float, Field(ge=0, lt=0.5)] = Field(
+        1e-4, description="a walk ends where atoms stay below it; 0: walks are not watched"
+    )
+    unfamiliar_fs: Positive = Field(20.0, description="and for how long")
     ramp_cycles: Count = Field(3, description="cycles over which walks grow to their full length")
 
     @model_validator(mode="after")
@@ -260,10 +356,10 @@ class SelectionSettings(Section):
     clusters: Count = 150
     ranking: str = "least_likely_atom"
     shells: Annotated[int, Field(ge=0, le=4)] = 1
-    blueprints: Path | None = Field(
+    blueprints: File | None = Field(
         None, description="what `mofal match` found: shells by kind of core, before `shells`"
     )
-    unpaired: dict[str, Annotated[int, Field(ge=0)]] = Field(
+    unpaired: dict[str, Annotated[int, Field(ge=0, le=100)]] = Field(
         {}, description="unpaired electrons per atom of open-shell elements, e.g. {Cu: 1}"
     )
 
@@ -273,11 +369,21 @@ class HoldoutSettings(Section):
 
     systems: tuple[Name, ...] = Field((), description="default: every system")
     frames: Count = 10
-    temperature_K: Positive = 600.0
-    volume_strain: tuple[Strain, Strain] = Field(
+    temperature_K: Temperature = 600.0
+    volume_strain: StrainRange = Field(
         (-0.03, 0.05), description="range of the relative change of volume"
     )
     shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
+
+
+class HoldingSettings(Section):
+    """Runs that see how long the seed model, the control and the last model hold a structure."""
+
+    systems: tuple[Name, ...] = Field((), description="default: every explored system")
+    runs: Count = 3
+    length_fs: Positive = 1000.0
+    temperature_K: Positive = 600.0
+    timestep_fs: Annotated[float, Field(gt=0, le=2)] = 0.5
 
 
 class StopSettings(Section):
@@ -292,16 +398,17 @@ class CampaignConfig(Section):
     """A campaign file, validated."""
 
     name: Name
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     systems: Annotated[dict[Name, SystemSettings], Field(min_length=1)]
     seed_data: SeedSettings
-    cycles: Annotated[int, Field(ge=0)]
+    cycles: Cycles
     reference: ReferenceSettings = ReferenceSettings()
     potential: PotentialSettings = PotentialSettings()
     density: DensitySettings = DensitySettings()
     exploration: ExplorationSettings = ExplorationSettings()
     selection: SelectionSettings = SelectionSettings()
     holdout: HoldoutSettings | None = None
+    holding: HoldingSettings | None = None
     control: bool = Field(
         False, description="also train the seed model as long on the seed data alone"
     )
@@ -317,10 +424,13 @@ class CampaignConfig(Section):
             if name not in self.systems:
                 raise ValueError(f"{where} names the system {name!r}; {_known(name, self.systems)}")
 
+        check_taken(self.systems)
         if self.seed_data.perturbed is not None:
             known(self.seed_data.perturbed.system, "seed_data.perturbed.system")
         for name in self.holdout.systems if self.holdout else ():
             known(name, "holdout.systems")
+        for name in self.holding.systems if self.holding else ():
+            known(name, "holding.systems")
         if not any(s.explore for s in self.systems.values()) and self.cycles > 0:
             raise ValueError("every system has `explore: false`, so a cycle has nothing to walk")
         if self.control and self.seed_data.clusters is not None and self.cycles == 0:
@@ -341,11 +451,17 @@ class CampaignConfig(Section):
 
     def deciding(self) -> dict[str, Any]:
         """All that decides the results; where things run and how many cycles may change."""
-        content = self.model_dump(mode="json", exclude=set(_FREE))
-        content["reference"].pop("caches")
-        if content["seed_data"]["labels"] is None:
-            # Campaigns from before there was such a setting keep their identity.
-            del content["seed_data"]["labels"]
+        content = _without_devices(_without_free(self.model_dump(mode="json", exclude=set(_FREE))))
+        for part, name in (
+            *((content["seed_data"], n) for n in ("labels", "keys", "example", "frames")),
+            (content["potential"], "start"),
+        ):
+            if part[name] is None:
+                # Campaigns from before there was such a setting keep their identity.
+                del part[name]
+        start = content["potential"].get("start")
+        if start is not None and not start.startswith("example:"):
+            content["potential"]["start"] = _content_hash(Path(start) / "model.json")
         for part in (content["seed_data"], *content["systems"].values()):
             # The same file under another name is the same campaign.
             if part.get("file") is not None:
@@ -359,8 +475,16 @@ class CampaignConfig(Section):
         return hash_json(self.deciding())
 
 
-_FREE = ("schedule", "cycles", "stop", "quorum")
+_FREE = ("schedule", "cycles", "stop", "quorum", "holding")
 """What may change between two runs of one campaign."""
+_FREE_OF_REFERENCE = ("caches", "attempts", "time_limit_s")
+"""Of a reference: how often and how long it tries decides no label that it gives."""
+
+
+def _without_free(content: dict[str, Any]) -> dict[str, Any]:
+    for name in _FREE_OF_REFERENCE:
+        content["reference"].pop(name, None)
+    return content
 
 
 def completed(deciding: dict[str, Any]) -> dict[str, Any]:
@@ -370,9 +494,18 @@ def completed(deciding: dict[str, Any]) -> dict[str, Any]:
         config = CampaignConfig.model_validate({**content, "cycles": 1})
     except ValidationError:
         return deciding  # a setting that this version does not know any more
-    out = config.model_dump(mode="json", exclude=set(_FREE))
-    out["reference"].pop("caches")
-    return out
+    out = _without_free(config.model_dump(mode="json", exclude=set(_FREE)))
+    walks = out["exploration"]
+    if "bond_z" not in deciding.get("exploration", {}) and walks["max_bond_strain"] == 0.3:
+        walks["max_bond_strain"] = None  # the default before limits went by kind of bond
+    return _without_devices(out)
+
+
+def _without_devices(content: dict[str, Any]) -> dict[str, Any]:
+    """Say ``cpu`` for each device: where a potential computes does not make another campaign."""
+    for part in (content["potential"], *(content["potential"][s] for s in _STAGES)):
+        part["device"] = "cpu"
+    return content
 
 
 def differences(new: Any, old: Any, place: str = "") -> list[str]:
@@ -391,6 +524,13 @@ def differences(new: Any, old: Any, place: str = "") -> list[str]:
 
 
 def _content_hash(path: str | Path) -> str:
+    """Hash of a file; every task of a campaign asks for it, and reads it once per process."""
+    now = os.stat(path)
+    return _hash_of(str(path), now.st_ino, now.st_mtime_ns, now.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _hash_of(path: str, *_: int) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
@@ -417,26 +557,35 @@ def load_config(path: str | Path, *, base: Path | None = None) -> CampaignConfig
             f"{file} is a directory; name the campaign file: {file / 'campaign.yaml'}"
         )
     try:
-        content = yaml.safe_load(file.read_text())
+        text = read_text(file)
     except FileNotFoundError:
         raise ConfigError(
             f"{file} does not exist; write one with: mofal init {file.name}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise ConfigError(f"{file}{place}: {problem}; a campaign file is YAML") from None
-    if not isinstance(content, dict):
+    document = parse_yaml(text, where=str(file))
+    if not isinstance(document.content, dict):
         raise ConfigError(f"{file} holds no keys; a campaign file begins with `name: ...`")
-    config = parse_config(content, where=str(file))
+    config = parse_config(document.content, where=str(file), line=document.line)
     return _resolve(config, (base or file.parent).resolve(), where=str(file))
 
 
-def parse_config(content: dict[str, Any], *, where: str = "campaign") -> CampaignConfig:
-    """Validate the content of a campaign file.
+def parse_config(
+    content: Mapping[str, Any],
+    *,
+    where: str = "campaign",
+    line: Callable[[tuple[Any, ...]], int | None] | None = None,
+) -> CampaignConfig:
+    """Validate the content of a campaign file: a boolean is no number, and neither is text.
+
+    Parameters
+    ----------
+    content : mapping
+    where : str
+        Name of the file, for messages.
+    line : callable, optional
+        Line of a place of the file (`mofal.data.documents.Document.line`), for messages.
 
     Raises
     ------
@@ -444,15 +593,57 @@ def parse_config(content: dict[str, Any], *, where: str = "campaign") -> Campaig
         One line for each mistake.
     """
     try:
-        return CampaignConfig.model_validate(content)
+        return CampaignConfig.model_validate(_frozen(content), strict=True)
     except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
+        lines = [_explain(e, line) for e in _once(error.errors())]
+        if len(lines) > MOST_MISTAKES:
+            lines[MOST_MISTAKES:] = [f"... and {len(lines) - MOST_MISTAKES} more"]
         shown = lines[0] if len(lines) == 1 else "\n  " + "\n  ".join(lines)
-        raise ConfigError(f"{where}: {shown}") from None
+        separator = ", " if len(lines) == 1 and shown.startswith("line ") else ": "
+        raise ConfigError(f"{where}{separator}{shown}") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: too many levels inside each other") from None
+    except OverflowError as error:
+        raise ConfigError(f"{where}: a number is too large ({error})") from None
 
 
-def _explain(error: Any) -> str:
-    parts = [str(p) for p in error["loc"] if not str(p).startswith(("constrained", "function-"))]
+def _once(errors: list[Any]) -> list[Any]:
+    """Mistakes less those that what holds for all trainings is said to make in each of them."""
+    places = {tuple(e["loc"][:2]) for e in errors}
+    return [
+        e
+        for e in errors
+        if len(e["loc"]) < 3
+        or (e["loc"][0], e["loc"][2]) not in places
+        or e["loc"][2] not in _SHARED
+    ]
+
+
+#: Mistakes that one message names.
+MOST_MISTAKES = 10
+
+
+def _frozen(content: Any) -> Any:
+    """Lists as tuples, which strict validation wants."""
+    if isinstance(content, Mapping):
+        return {key: _frozen(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return tuple(_frozen(value) for value in content)
+    return content
+
+
+def _explain(error: Any, line: Callable[[tuple[Any, ...]], int | None] | None) -> str:
+    text = " ".join(_complaint(error).split())
+    text = text if text.isprintable() else repr(text)
+    number = line(tuple(error["loc"])) if line is not None else None
+    text = text if len(text) <= 400 else f"{text[:390]}..."
+    return text if number is None else f"line {number}: {text}"
+
+
+def _complaint(error: Any) -> str:
+    parts = [
+        str(p) for p in error["loc"] if not str(p).startswith(("constrained", "function-", "[key]"))
+    ]
     place = ".".join(parts) or "the file"
     kind = error["type"]
     if kind == "extra_forbidden":
@@ -511,10 +702,18 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
     seed = config.seed_data
     if seed.file is not None:
         seed = seed.model_copy(update={"file": found(seed.file, "seed_data.file")})
+    potential = config.potential
+    if potential.start is not None and not potential.start.startswith("example:"):
+        start = found(Path(potential.start), "potential.start")
+        if not (start / "model.json").is_file():
+            raise ConfigError(f"{where}: potential.start is {start}, which holds no model.json")
+        potential = potential.model_copy(update={"start": str(start)})
     caches = []
     for cache in config.reference.caches:
-        full = found(cache.path, "reference.caches")
-        if not full.is_dir():
+        full = cache.path if cache.path.is_absolute() else base / cache.path
+        if cache.mode == "r" or full.exists():  # one to write into is made
+            full = found(cache.path, "reference.caches")
+        if full.exists() and not full.is_dir():
             raise ConfigError(f"{where}: reference.caches is {full}, a file; expected a directory")
         caches.append(cache.model_copy(update={"path": full}))
     blueprints = config.selection.blueprints
@@ -530,6 +729,7 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
         update={
             "systems": systems,
             "seed_data": seed,
+            "potential": potential,
             "reference": config.reference.model_copy(update={"caches": tuple(caches)}),
             "selection": config.selection.model_copy(update={"blueprints": blueprints}),
         }
@@ -538,13 +738,17 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
 
 def dump_config(config: CampaignConfig) -> str:
     """Write a campaign file with every setting in it, as it was validated."""
-    content = _without_shared(config.model_dump(mode="json", exclude_none=True))
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    for exclude_none in (True, False):
+        content = _without_shared(config.model_dump(mode="json", exclude_none=exclude_none))
+        text = dump_yaml(content)
+        if not exclude_none or parse_config(parse_yaml(text, where="campaign").content) == config:
+            break  # an explicit null means something where the default is another
+    return text
 
 
 def _without_shared(content: dict[str, Any]) -> dict[str, Any]:
     """Take what holds for all trainings out of each of them, where a campaign file has it not."""
-    for stage in ("seed", "cycle", "final"):
+    for stage in _STAGES:
         for key in _SHARED:
             content["potential"][stage].pop(key, None)
     return content

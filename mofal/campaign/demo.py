@@ -6,18 +6,17 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import yaml
-
 from mofal.campaign.config import CampaignConfig, parse_config
 from mofal.campaign.driver import Campaign
 from mofal.campaign.examples import example_text
+from mofal.data.documents import parse_yaml
 
 Say = Callable[[str], None]
 
 
 def demo_config(*, seed: int | None = None, workers: int | None = None) -> CampaignConfig:
     """Campaign of the demo, with another seed or number of workers where asked."""
-    content: dict[str, Any] = yaml.safe_load(example_text("demo"))
+    content: dict[str, Any] = parse_yaml(example_text("demo"), where="demo.yaml").content
     if seed is not None:
         content["seed"] = seed
     if workers is not None:
@@ -50,6 +49,7 @@ def demo(
     int
         0
     """
+    from mofal.campaign.holding import table as holding_table
     from mofal.campaign.judgement import format_table, holdout_table
     from mofal.campaign.report import report
 
@@ -60,6 +60,6 @@ def demo(
     page = report(campaign.directory, progress=say)
     say(f"report: {page}")
     say("")
-    for line in format_table(holdout_table(view)):
+    for line in [*format_table(holdout_table(view)), "", *holding_table(view.site)]:
         say(line)
     return 0

@@ -20,6 +20,7 @@ _VERBS = {
     "select": "clusters",
     "propose": "test before learning",
     "judge": "hold-out",
+    "hold": "how long it holds",
 }
 
 
@@ -91,6 +92,6 @@ class Display:
     def _note(self, step: Step) -> str:
         file = self.site.work("progress", f"{step.stage}-{step.cycle:03d}.txt")
         try:
-            return file.read_text().strip()
+            return file.read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
             return ""

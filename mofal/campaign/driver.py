@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mofal.campaign import plan, stages
 from mofal.campaign.blueprints import complaints
@@ -19,8 +19,10 @@ from mofal.campaign.display import Display
 from mofal.campaign.dryrun import unfit_cores
 from mofal.campaign.plan import Step
 from mofal.campaign.seeding import OURS, examine, settle
-from mofal.campaign.site import Site, write_config
+from mofal.campaign.site import FACTS, RECORDS, Site, changed_file, write_config
+from mofal.data.files import is_being_written, is_temporary, remove_leftovers
 from mofal.errors import CampaignError
+from mofal.reference.cache import LabelCache
 
 if TYPE_CHECKING:
     from mofal.campaign.view import CampaignView
@@ -72,13 +74,16 @@ class Campaign:
     def __repr__(self) -> str:
         return f"Campaign({self.config.name!r}, directory={str(self.directory)!r})"
 
-    def run(self, *, progress: Say | None = None) -> CampaignView:
+    def run(self, *, progress: Say | None = None, retry_failed: bool = False) -> CampaignView:
         """Run, or go on with, the campaign until nothing is left to do.
 
         Parameters
         ----------
         progress : callable, optional
             Called with one line of text at a time.
+        retry_failed : bool
+            Give labels whose attempts failed one more, also those of clusters of earlier cycles,
+            which join the cycle that is open. Groups of labels that are finished stay as they are.
 
         Returns
         -------
@@ -99,14 +104,27 @@ class Campaign:
         refuse_foreign(self.directory)
         findings = examine(self.site)
         with CampaignLock(self.directory):
+            self._clear()
+            display = Display(self.site, progress or _silent)
+            # Another driver may have come first, with other settings.
+            if findings is not None and self.site.exists(FACTS):
+                findings = examine(self.site)
             if findings is not None:
                 settle(self.site, findings)
             else:
+                note = changed_file(self.site)
+                if note:
+                    display.line(note)
                 write_config(self.site.root, self.config)
-            display = Display(self.site, progress or _silent)
+            for note in findings.notes if findings is not None else ():
+                display.line(f"note: {note}")
             if self.config.selection.blueprints is not None:
                 for line in complaints(self.config.selection.blueprints):
                     display.line(line)
+            if retry_failed:
+                note = stages.closed_failures(self.site)
+                if note:
+                    display.line(note)
             steps = self.site.steps()
             left = plan.unfinished(steps, self.site.exists)
             if not left:
@@ -120,8 +138,18 @@ class Campaign:
             with Pools(
                 self.config.schedule, directory=self.directory, progress=display.pool
             ) as pools:
-                _Driver(self.site, pools, display).run()
+                _Driver(self.site, pools, display, retry_failed=retry_failed).run()
         return open_campaign(self.directory)
+
+    def _clear(self) -> None:
+        """Remove what killed processes left half-written; the lock is held."""
+        pools = self.config.schedule.effective_pools().values()
+        # Workers of a dead driver may be at work elsewhere, under ids that mean nothing here.
+        elsewhere_s = 86400.0 if any(p.backend == "slurm" for p in pools) else 0.0
+        remove_leftovers(
+            self.site.root, spare=lambda path: is_being_written(path, elsewhere_s=elsewhere_s)
+        )
+        LabelCache(self.site.root / RECORDS).sweep(older_than_s=elsewhere_s or 10.0)
 
 
 def refuse_foreign(directory: Path) -> None:
@@ -134,7 +162,8 @@ def refuse_foreign(directory: Path) -> None:
     if not os.access(parent, os.W_OK):
         raise CampaignError(f"{parent} cannot be written; give another place with --directory")
     if directory.is_dir() and not (directory / "campaign.json").exists():
-        foreign = sorted(p.name for p in directory.iterdir() if p.name not in OURS)
+        names = (p.name for p in directory.iterdir())
+        foreign = sorted(n for n in names if n not in OURS and not is_temporary(n))
         if foreign:
             raise CampaignError(
                 f"{directory} is not empty ({foreign[0]}) and holds no campaign; "
@@ -155,8 +184,11 @@ class _Open:
 
 
 class _Driver:
-    def __init__(self, site: Site, pools: Any, display: Display) -> None:
+    def __init__(
+        self, site: Site, pools: Any, display: Display, *, retry_failed: bool = False
+    ) -> None:
         self.site = site
+        self.retry_failed = retry_failed
         self.pools = pools
         self.display = display
         self.completions = pools.completions()
@@ -189,7 +221,7 @@ class _Driver:
         for step in sorted(ready, key=lambda s: -plan.PRIORITY[s.stage]):
             if step in self.open:
                 continue
-            tasks = stages.expand(self.site, step)
+            tasks = stages.expand(self.site, step, retry_failed=self.retry_failed)
             state = self.open[step] = _Open({t.name for t in tasks})
             self.display.began(step, len(tasks))
             for task in tasks:
@@ -209,9 +241,33 @@ class _Driver:
         name = outcome.task.name
         if outcome.ok:
             self.settled[name] = outcome
-        for step in self.waiting.pop(name, ()):
-            if step in self.open:
-                self.open[step].outcomes[name] = outcome
+        steps = [step for step in self.waiting.pop(name, ()) if step in self.open]
+        if outcome.status == "quarantined" and outcome.task.kind == "label":
+            stages.record_quarantine(self.site, outcome)
+        for step in steps:
+            self.open[step].outcomes[name] = outcome
+        # Whatever step waited for it: nobody makes it any more.
+        for step in steps:
+            why = stages.failure(step, outcome)
+            if why:
+                self._stop(why)
+
+    def _stop(self, why: str) -> NoReturn:
+        """Keep the labels that are in hand, then stop: the same command goes on from there.
+
+        Raises
+        ------
+        CampaignError
+            Always.
+        """
+        said = False
+        for outcome in self.completions.wind_down(("label",)):
+            if not said:
+                self.display.line("stopping; labels in hand come to their end first")
+                said = True
+            if outcome.status == "quarantined" and outcome.task.kind == "label":
+                stages.record_quarantine(self.site, outcome)
+        raise CampaignError(why)
 
     def _finish_settled(self) -> bool:
         """Finish steps whose tasks have all ended (of labels: a quorum of them)."""
@@ -223,7 +279,12 @@ class _Driver:
                 done.append(step)
         for step in done:
             state = self.open.pop(step)
-            text = stages.finish(self.site, step, list(state.outcomes.values()))
+            text = stages.finish(
+                self.site,
+                step,
+                list(state.outcomes.values()),
+                pending=state.names - state.outcomes.keys(),
+            )
             self.display.ended(step, text)
             if step.stage == "train" and self.site.config.schedule.performance_reports:
                 name = f"cycle-{step.cycle:03d}.html"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from mofal.campaign import plan
+from mofal.campaign.devices import describe_devices
+from mofal.campaign.electrons import describe_electrons
 from mofal.campaign.seeding import examine
 
 if TYPE_CHECKING:
+    from mofal.campaign.config import CampaignConfig
     from mofal.campaign.driver import Campaign
     from mofal.campaign.site import Site
     from mofal.schedule.preview import Work
@@ -27,30 +31,78 @@ def describe_run(campaign: Campaign) -> str:
     MofalError
         Whatever `mofal run` would refuse.
     """
+    from mofal.reference.code import is_foreign
     from mofal.schedule.preview import dry_run
 
     site = campaign.site
     config = campaign.config
-    findings = examine(site)
+    findings = examine(site, run_code=False)
     lines = [f"campaign {config.name!r}, would live in {site.root}"]
     if findings is not None:
-        lines.append(f"elements: {' '.join(findings.elements)}; level {findings.level_hash}")
+        level = findings.level_hash or "known once the code of its reference has been imported"
+        lines.append(f"elements: {' '.join(findings.elements)}; level {level}")
         for name, (structure, blocks) in findings.systems.items():
             roles = [str(r) for r in blocks["role"].values]
             lines.append(
                 f"  {name}: {int(structure['n_atoms'][0])} atoms, "
                 f"{roles.count('node')} nodes, {roles.count('linker')} linkers"
             )
+            lines += [f"    {line}" for line in describe_electrons(structure, blocks)]
+        lines += [f"  note: {line}" for line in findings.notes]
     steps = site.steps()
     left = plan.unfinished(steps, site.exists)
     lines.append(f"{len(steps)} steps, {len(left)} left; {config.cycles} cycles")
     work = work_left(site)
     for item in work:
         lines.append(f"  {item.number:6d} x {item.kind}")
-    warning = unfit_cores(site)
+    devices = describe_devices(config)
+    lines += [devices] if devices else []
+    # Code of others is asked only once a run has imported it.
+    warning = "" if is_foreign(config.reference.name, level=False) else unfit_cores(site)
     lines += [warning] if warning else []
+    lines += ["", *code_of(config)]
     lines += ["", dry_run(config.schedule, directory=site.root, work=work)]
     return "\n".join(lines)
+
+
+def code_of(config: CampaignConfig) -> list[str]:
+    """Every factory and command that a run will call: a campaign file is code.
+
+    Told from the file; none of it is imported or run.
+    """
+    from mofal.reference.code import describe_code
+
+    lines = ["a run will call, with your rights (so read the file of somebody else first):"]
+    lines += [f"  reference: {line}" for line in describe_code(config.reference.name)]
+    ranking = code_of_ranking(config.selection.ranking)
+    if ranking:
+        lines.append(f"  ranking: factory {ranking}, of an installed package")
+    schedule = config.schedule
+    if schedule.backend in ("inline", "threads"):
+        return lines
+    pools = schedule.effective_pools()
+    for name, pool in pools.items():
+        lines.append(
+            f"  pool {name}: command {pool.python or sys.executable} -m mofal.schedule.job"
+        )
+        lines += [f"  pool {name}: shell {line}" for line in pool.prologue]
+        lines += [f"  pool {name}: #SBATCH {line}" for line in pool.job_extra]
+        if pool.environment:
+            lines.append(f"  pool {name}: sets {', '.join(pool.environment)}")
+    if schedule.driver is not None:
+        lines.append(f"  driver: command {sys.executable} -m mofal run (with --submit)")
+        lines += [f"  driver: shell {line}" for line in schedule.driver.prologue]
+        lines += [f"  driver: #SBATCH {line}" for line in schedule.driver.job_extra]
+    if any(pool.backend == "slurm" for pool in pools.values()):
+        lines.append("  SLURM: commands sbatch, squeue, scancel")
+    return [line if line.isprintable() else repr(line) for line in lines]
+
+
+def code_of_ranking(name: str) -> str:
+    """Where a ranking of an installed package is; "" for mofal's own."""
+    from importlib.metadata import entry_points
+
+    return next((p.value for p in entry_points(group="mofal.rankings") if p.name == name), "")
 
 
 def unfit_cores(site: Site) -> str:
@@ -102,11 +154,13 @@ def work_left(site: Site) -> list[Work]:
             n = sum(not task.found() for task in stages.expand(site, step))
         elif step.stage == "walk":
             n = config.exploration.walks
+        elif step.stage == "hold" and config.holding is not None:
+            n = config.holding.runs
         elif step.stage == "label":
             n = config.selection.clusters if step.cycle else n_seed
             if step.holdout and config.holdout is not None:
                 n = config.holdout.frames
-        kind = "train" if step.stage == "control" else step.stage
+        kind = {"control": "train", "hold": "walk"}.get(step.stage, step.stage)
         counts[kind] = counts.get(kind, 0) + n
         at_once[kind] = max(at_once.get(kind, 0), n * max(1, len(config.explored)))
     lengths = known_lengths(site)
@@ -124,7 +178,8 @@ def known_lengths(site: Site) -> dict[str, float]:
     lengths.update(site.config.schedule.lengths)
     times: dict[str, list[float]] = {}
     for event in read_events(site.root):
-        if event["event"] == "end" and event.get("status") == "done":
+        done = event["event"] == "end" and event.get("status") == "done"
+        if done and "kind" in event and "wall_time" in event:
             times.setdefault(event["kind"], []).append(float(event["wall_time"]))
     lengths.update({kind: sum(own) / len(own) for kind, own in times.items()})
     return lengths

@@ -4,21 +4,42 @@ from __future__ import annotations
 
 import difflib
 import os
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from mofal.errors import ConfigError
 
 
-def examples_directory() -> Path:
-    """Where the example files are: in the package, or beside it in a source tree."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "examples"
-    return inside if inside.is_dir() else package.parent / "examples"
+def _directory() -> Traversable:
+    return files("mofal") / "examples"
 
 
 def example_names() -> list[str]:
-    """Names of the example campaign files."""
-    return sorted(p.stem for p in examples_directory().glob("*.yaml"))
+    """Names of the example campaign files, which travel in the package."""
+    names = (file.name for file in _directory().iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def seed_names() -> list[str]:
+    """Names of the example seeds: labels and a potential that campaigns can start from."""
+    return sorted(place.name for place in (_directory() / "seeds").iterdir() if place.is_dir())
+
+
+def seed_place(name: str) -> Path:
+    """Directory of an example seed, with ``labels.zarr`` and ``model``.
+
+    Raises
+    ------
+    ConfigError
+        There is none of that name.
+    """
+    names = seed_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        raise ConfigError(f"no example seed is called {name!r}{hint} There are: {', '.join(names)}")
+    return Path(str(_directory() / "seeds" / name))
 
 
 def example_text(name: str) -> str:
@@ -34,7 +55,7 @@ def example_text(name: str) -> str:
         close = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"no example is called {name!r}{hint} There are: {', '.join(names)}")
-    return (examples_directory() / f"{name}.yaml").read_text()
+    return (_directory() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def write_example(path: str | os.PathLike[str], name: str) -> Path:
@@ -51,5 +72,5 @@ def write_example(path: str | os.PathLike[str], name: str) -> Path:
         raise ConfigError(f"{target} exists already; give another name, or delete it first")
     if not target.parent.is_dir():
         raise ConfigError(f"{target.parent} is no directory; make it first: mkdir {target.parent}")
-    target.write_text(text)
+    target.write_text(text, encoding="utf-8")
     return target

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.data.files import is_being_written, remove_leftovers
 from mofal.errors import CampaignError, ConfigError, MofalError, StructureError
 from mofal.schedule.settings import ScheduleSettings
 from mofal.schedule.task import Task
@@ -120,6 +121,8 @@ def label_structures(
     group = place / "structures" / f"{hash_json(ids)}.zarr"
     n_atoms = structures["n_atoms"].values
     with only_one(place):
+        remove_leftovers(place, spare=is_being_written)
+        cache.sweep(older_than_s=10.0)
         write_group(structures, group)
         tasks: dict[str, Task] = {}
         for k, (identity, spec) in enumerate(zip(ids, specs)):
@@ -196,23 +199,36 @@ def _follow(
     specs: list[str],
     say: Say,
 ) -> None:
-    """Show how far the labels are; give those whose task was lost a record that says so."""
-    import time
+    """Show how far the labels are; stop where something around the calculations fails.
 
-    from mofal.data import to_atoms
-    from mofal.reference import get_reference
-    from mofal.reference.base import begin, fail
+    Raises
+    ------
+    CampaignError
+        A disk, a file, a package: no result, and the same command goes on.
+    """
+    import time
 
     spoke = time.monotonic()
     first = 0.0
-    failed = 0
-    for done, outcome in enumerate(pools.run(tasks), start=1):
-        bad = not outcome.ok or outcome.summary.get("status") != "converged"
-        if not outcome.ok:
-            k = int(outcome.task.kwargs["index"])
-            attempt = begin(get_reference(specs[k]), to_atoms(structures, k))
-            cache.put(fail(attempt, "crashed", f"{outcome.status}: {outcome.reason}"))
-        if bad:
+    done = failed = 0
+    completions = pools.completions()
+    for task in tasks:
+        completions.add(pools.submit(task))
+    while completions.pending:
+        outcome = completions.next(timeout=5.0)
+        if outcome is None:
+            continue
+        done += 1
+        _record_quarantine(outcome, cache, structures, specs)
+        if outcome.status == "failed":
+            for other in completions.wind_down(("label",)):
+                _record_quarantine(other, cache, structures, specs)
+            raise CampaignError(
+                f"the label of structure {outcome.task.kwargs['index']} could not be made: "
+                f"{outcome.reason}; what is finished is kept: mend the cause and run the same "
+                "command again"
+            )
+        if not outcome.ok or outcome.summary.get("status", "converged") != "converged":
             failed += 1
             reason = outcome.reason or outcome.summary.get("reason", "")
             say(f"structure {outcome.task.kwargs['index']} failed: {reason}")
@@ -227,6 +243,20 @@ def _follow(
                 end = time.strftime("%H:%M", time.localtime(time.time() + left))
                 line += f", about {left:.0f} s left" + (f" (until {end})" if left > 300 else "")
             say(line)
+
+
+def _record_quarantine(
+    outcome: Any, cache: LabelCache, structures: xr.Dataset, specs: list[str]
+) -> None:
+    """Give a label whose task ended its workers a record that says so."""
+    from mofal.data import to_atoms
+    from mofal.reference import get_reference
+    from mofal.reference.base import begin, fail
+
+    if outcome.status == "quarantined":
+        k = int(outcome.task.kwargs["index"])
+        attempt = begin(get_reference(specs[k]), to_atoms(structures, k))
+        cache.put(fail(attempt, "crashed", f"{outcome.status}: {outcome.reason}"))
 
 
 def local_schedule(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from mofal.campaign.blueprints import MOST_SHELLS, write_blueprints
+from mofal.campaign.electrons import with_spin
 from mofal.campaign.judgement import defect_atoms
 from mofal.campaign.label import check_seed, label_structures, local_schedule
 from mofal.campaign.noise import read_noise_floor
@@ -46,6 +47,7 @@ def match(
     unpaired: Mapping[str, int] | None = None,
     retry_failed: bool = False,
     caches: Sequence[str] = (),
+    device: str = "cpu",
     say: Say = print,
 ) -> int:
     """Compare forces in clusters with those in their parent; say which cluster is good.
@@ -86,6 +88,8 @@ def match(
         Try labels that failed before once more.
     caches : sequence of str
         Shared label caches, see `label_structures`.
+    device : str
+        Where potentials compute: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
 
     Returns
     -------
@@ -96,6 +100,10 @@ def match(
     from mofal.data import write_json
 
     place = Path(directory)
+    if potentials:
+        from mofal.potential.devices import resolve_device
+
+        resolve_device(device)
     floors = _examine(references, potentials, frames, shells, tolerance_meV, noise, place, say)
     check_seed(seed)
     local_schedule(workers)
@@ -104,6 +112,8 @@ def match(
     chosen = _core(blocks, core)
     name = str(structure["system"].values[0])
     parents = _frames(system, structure, blocks, frames, seed, say)
+    if references and set(unpaired or {}) & set(_elements(structure)):
+        parents = with_spin(parents, blocks, unpaired or {}, place=name)
     n_frames = parents.sizes["structure"]
     focus = np.intersect1d(defect_atoms(blocks), _atoms_of(blocks, chosen))
     plans = candidates(
@@ -126,7 +136,7 @@ def match(
         forces = (
             _reference_forces(level, parents, clusters, place, workers, retry_failed, caches, say)
             if level in references
-            else _potential_forces(level, parents, clusters)
+            else _potential_forces(level, parents, clusters, device)
         )
         result = _compare(
             level, short, clusters, forces, focus, tolerance_meV, floors.get(level), place, say
@@ -188,6 +198,12 @@ def _examine(
             f"{', '.join(references) or 'that of a potential'}; measure it with: mofal noise"
         )
     return floors
+
+
+def _elements(structure: xr.Dataset) -> list[str]:
+    from ase.data import chemical_symbols
+
+    return [chemical_symbols[z] for z in np.unique(structure["numbers"].values)]
 
 
 def _check_elements(structure: xr.Dataset, potentials: Sequence[str]) -> None:
@@ -323,8 +339,10 @@ def _reference_forces(
     from mofal.data import concat
 
     core_of = ["numbers", "positions", "cell", "pbc", "n_atoms", "structure_index"]
-    keep = [*core_of, "structure_id", "system", "parent", "charge"]
+    keep = [*core_of, "structure_id", "system", "parent", "charge", "n_unpaired"]
     n = parents.sizes["structure"]
+    if "n_unpaired" not in parents:
+        parents = parents.assign(n_unpaired=("structure", np.zeros(n, np.int32)))
     neutral = parents.assign(
         parent=("structure", np.array([""] * n, _TEXT)),
         charge=("structure", np.zeros(n, np.int32)),
@@ -356,10 +374,10 @@ def _reference_forces(
     return labelled, np.concatenate([a.forces for a in attempts[n:]]), (times, "s")
 
 
-def _potential_forces(level: str, parents: xr.Dataset, clusters: xr.Dataset) -> Forces:
+def _potential_forces(level: str, parents: xr.Dataset, clusters: xr.Dataset, device: str) -> Forces:
     from mofal.potential import load
 
-    potential = load(level)
+    potential = load(level, device=device)
     whole = parents.assign(forces=potential.evaluate(parents)["forces"])
     # A potential's cost is that of its atoms; a time of its own would be noise.
     cost = clusters["n_atoms"].values.astype(float)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-from mofal.campaign.config import CampaignConfig
+from mofal.campaign.config import CampaignConfig, HoldingSettings
 
 Stage = Literal[
-    "sample", "label", "train", "density", "walk", "select", "propose", "judge", "control"
+    "sample", "label", "train", "density", "walk", "select", "propose", "judge", "hold", "control"
 ]
 
 PRIORITY: dict[str, int] = {
@@ -26,6 +26,7 @@ PRIORITY: dict[str, int] = {
     "propose": 50,
     "sample": 40,
     "judge": 20,
+    "hold": 15,
     "control": 10,
 }
 """What a free worker takes first: the chain that the next cycle waits for, then the rest."""
@@ -76,6 +77,11 @@ def place(cycle: int, *parts: str) -> str:
 def model(cycle: int) -> str:
     """Directory of the model that a cycle ends with."""
     return place(cycle, "model")
+
+
+def marker(relative: str) -> str:
+    """Path that is there if and only if something of a campaign is: of a model its `model.json`."""
+    return f"{relative}/model.json" if PurePosixPath(relative).name == "model" else relative
 
 
 def control(cycle: int) -> str:
@@ -130,7 +136,7 @@ def steps(config: CampaignConfig, *, cycles: int | None = None) -> list[Step]:
             walked, cut = place(c, s, "samples.zarr"), place(c, s, "clusters.zarr")
             label = place(c, s, "labels.zarr")
             out += [
-                Step("walk", c, s, (previous,), walked),
+                Step("walk", c, s, (previous, density), walked),
                 Step("select", c, s, (walked, density), cut),
                 Step("label", c, s, (cut,), label),
             ]
@@ -149,7 +155,28 @@ def steps(config: CampaignConfig, *, cycles: int | None = None) -> list[Step]:
         for s in config.holdout_systems:
             needs = (made, holdout(s, "labels.zarr"))
             out.append(Step("judge", n, s, needs, holdout(s, f"{tag}.zarr"), holdout=True))
-    return out
+    return out + holding_steps(config, n)
+
+
+def holding_steps(config: CampaignConfig, cycles: int) -> list[Step]:
+    """Steps that see how long the seed model, the control and the last model hold."""
+    settings = config.holding
+    if settings is None:
+        return []
+    made = judged(config, cycles)
+    wanted = ("model-000", f"model-{cycles:03d}", f"control-{cycles:03d}")
+    return [
+        Step("hold", cycles, s, (made[tag],), holding(settings, s, tag), holdout=True)
+        for tag in dict.fromkeys(wanted)
+        if tag in made
+        for s in settings.systems or config.explored
+    ]
+
+
+def holding(settings: HoldingSettings, system: str, tag: str) -> str:
+    """Where the runs of a model (``model-000``) on a system are."""
+    name = f"{tag}-{settings.temperature_K:g}K-{settings.length_fs:g}fs-{settings.runs}"
+    return str(PurePosixPath("holding", system, name))
 
 
 def length_is_known(config: CampaignConfig, *, is_final: bool) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.campaign import plan
+from mofal.campaign.holding import table
 from mofal.campaign.judgement import as_records, atom_mask, defect_atoms, holdout_table, tags
 from mofal.campaign.view import CampaignView, open_campaign
 
@@ -75,6 +76,8 @@ def collect(view: CampaignView) -> Any:
         systems=_systems(view),
         cycles=_cycles(view),
         held_out=_held_out(view),
+        holding=view.holding,
+        holding_lines=table(view.site),
         attempts=view.attempts,
         facts=_facts(view),
         **more,

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mofal.campaign import plan
-from mofal.campaign.config import CampaignConfig, SystemSettings, completed, differences
+from mofal.campaign.config import (
+    CampaignConfig,
+    SystemSettings,
+    completed,
+    differences,
+    load_config,
+)
+from mofal.campaign.devices import check_devices
+from mofal.campaign.electrons import check_electrons, with_spin
+from mofal.campaign.given import check_start, example_labels, start_potential
+from mofal.campaign.names import check_new
+from mofal.campaign.seed_file import check_seed_file, read_seed_file
 from mofal.campaign.site import CONFIG, FACTS, ISOLATED, Site, write_config
-from mofal.errors import CampaignError, ConfigError, DataError, ReferenceError, StructureError
+from mofal.errors import CampaignError, ConfigError, MofalError
 
 if TYPE_CHECKING:
     import xarray as xr
-    from ase import Atoms
 
     from mofal.reference import Reference
 
@@ -61,10 +71,18 @@ class Findings:
     systems: dict[str, tuple[xr.Dataset, xr.Dataset]]
     elements: list[str]
     level_hash: str
+    notes: tuple[str, ...] = ()
 
 
-def examine(site: Site) -> Findings | None:
+def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     """Build every system and check all that the campaign names; nothing is written.
+
+    Parameters
+    ----------
+    site : Site
+    run_code : bool
+        Import the reference where it is code of others; else it is only looked for, and its level
+        and what depends on it (labels of a seed file) are not known.
 
     Returns
     -------
@@ -79,26 +97,48 @@ def examine(site: Site) -> Findings | None:
         Anything in the campaign file that cannot work.
     """
     from mofal.data import read_json
+    from mofal.reference.code import check_unimported, is_foreign
 
     config = site.config
+    check_devices(config)
     facts_file = site.root / FACTS
     if facts_file.exists():
         known = read_json(facts_file)
         if known.get("identity") != config.identity():
             refuse_another(site, known)
         return None
+    try:
+        check_new(config.systems)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     for cache in config.reference.caches:
-        if cache.mode == "rw" and not os.access(cache.path, os.W_OK):
+        # One to write into that is not there yet is made by the first driver.
+        there = next(p for p in (cache.path, *cache.path.absolute().parents) if p.exists())
+        if cache.mode == "rw" and not os.access(there, os.W_OK):
             raise ConfigError(
-                f"reference.caches: {cache.path} cannot be written; write `mode: r`, or ask its "
+                f"reference.caches: {there} cannot be written; write `mode: r`, or ask its "
                 "owner for the right to write"
             )
     made = {name: make_system(name, s) for name, s in config.systems.items()}
-    reference = site.reference()
-    seed = read_seed_file(config, reference) if config.seed_data.file is not None else None
+    reference = None
+    if run_code or not is_foreign(config.reference.name):
+        reference = site.reference()
+    else:
+        check_unimported(config.reference.name)
+    seed = None
+    notes: list[str] = []
+    if config.seed_data.file is not None:
+        seed, notes = check_seed_file(config, reference)
+    elif config.seed_data.example is not None:
+        seed = example_labels(config, reference)
     check_ranking(config.selection.ranking)
+    if reference is not None:
+        notes += check_electrons(site, made, reference)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
-    return Findings(made, elements, reference.level_hash)
+    level = reference.level_hash if reference is not None else ""
+    if config.potential.start is not None:
+        check_start(config, elements, level)
+    return Findings(made, elements, level, tuple(notes))
 
 
 def refuse_another(site: Site, facts: dict[str, Any]) -> None:
@@ -113,8 +153,12 @@ def refuse_another(site: Site, facts: dict[str, Any]) -> None:
     """
     what = ""
     if "settings" in facts:
-        changed = differences(site.config.deciding(), completed(facts["settings"]))
-        if not changed:
+        old = completed(facts["settings"])
+        changed = differences(site.config.deciding(), old)
+        if not changed or (
+            [c.partition(":")[0] for c in changed] == ["reference.name"]
+            and _same_labels(site.reference(), str(old["reference"]["name"]))
+        ):
             return
         what = " (" + "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "") + ")"
     raise CampaignError(
@@ -124,10 +168,33 @@ def refuse_another(site: Site, facts: dict[str, Any]) -> None:
     )
 
 
+def _same_labels(reference: Reference, before: str) -> bool:
+    """Whether a reference gives the labels of another specification: only ranks or limits differ"""
+    from mofal.reference import get_reference
+
+    try:
+        other = get_reference(before)
+    except MofalError:
+        return False
+    stated = [getattr(r, "stated_atoms", None) for r in (reference, other)]
+    return reference.level_hash == other.level_hash and stated[0] == stated[1]
+
+
 def settle(site: Site, findings: Findings) -> None:
-    """Write down what examining found; the facts come last, so that they stand for all of it."""
+    """Write down what examining found; the facts come last, so that they stand for all of it.
+
+    What an interrupted preparation left may be of other settings, so its systems are made anew.
+
+    Raises
+    ------
+    CampaignError
+        Another campaign's file is in the directory.
+    """
     from mofal.data import write_group, write_json
 
+    refuse_foreign_file(site)
+    if site.path("systems").is_dir():
+        shutil.rmtree(site.path("systems"))
     site.reference().isolated_atom_energies(findings.elements, cache=site.root / ISOLATED)
     for name, (structure, blocks) in findings.systems.items():
         write_group(structure, site.path(plan.system_place(name, "structure.zarr")))
@@ -149,6 +216,28 @@ def settle(site: Site, findings: Findings) -> None:
     )
 
 
+def refuse_foreign_file(site: Site) -> None:
+    """Refuse to write over the file of another campaign, which nobody has begun yet.
+
+    Raises
+    ------
+    CampaignError
+    """
+    file = site.root / CONFIG
+    if not file.exists():
+        return
+    try:
+        there = load_config(file)
+    except ConfigError:
+        return  # half of one, or of no use to anybody
+    changed = differences(site.config.deciding(), there.deciding())
+    if changed:
+        raise CampaignError(
+            f"{file} is the file of another campaign ({'; '.join(changed[:4])}); run that one "
+            f"(mofal run {site.root}), delete it, or give another directory"
+        )
+
+
 OURS = frozenset({"systems", ISOLATED, "schedule", "work", CONFIG, "driver.lock", "driver.json"})
 """What an interrupted preparation may have left behind."""
 
@@ -160,6 +249,8 @@ def campaign_elements(
     from ase.data import atomic_numbers, chemical_symbols
 
     found = set(config.potential.elements)
+    if config.potential.start is not None:
+        found |= set(start_potential(config).elements)
     for ds in [*structures, *([seed] if seed is not None else [])]:
         found |= {chemical_symbols[z] for z in np.unique(ds["numbers"].values)}
     found.add("H")  # clusters are capped with it
@@ -168,126 +259,22 @@ def campaign_elements(
 
 def check_ranking(name: str) -> None:
     """Refuse a ranking that does not exist before anything has been paid for."""
-    from mofal.clusters import ranking_names
+    from mofal.campaign.tasks import SCORED
+    from mofal.clusters import get_ranking, ranking_names
 
     known = ranking_names()
     if name not in known:
         raise ConfigError(f"selection.ranking is {name!r}; known: {', '.join(sorted(known))}")
+    reads = str(getattr(get_ranking(name), "variable", SCORED[0]))
+    if reads not in SCORED:
+        fit = [n for n in known if getattr(get_ranking(n), "variable", "") in SCORED]
+        raise ConfigError(
+            f"selection.ranking is {name!r}, which reads {reads}; scores of a campaign hold "
+            f"{' and '.join(SCORED)}: choose one of {', '.join(fit)}"
+        )
 
 
 # ---------------------------------------------------------------------------------- seed data
-def read_seed_file(config: CampaignConfig, reference: Reference) -> xr.Dataset:
-    """Given seed data: labelled at the reference's level, or structures still to be labelled.
-
-    Labels whose level of theory nobody states are refused, and so is a file that has labels for
-    some structures only: a group of the campaign is labelled as a whole or not at all.
-
-    Parameters
-    ----------
-    config : CampaignConfig
-        With `seed_data.file`; its `labels` say how labels in the file are taken.
-    reference : Reference
-        The campaign's.
-
-    Returns
-    -------
-    Dataset
-        Of kind ``labels`` or ``structures``.
-
-    Raises
-    ------
-    ConfigError
-        Labels that are not of the reference's level, do not say their level, or are not whole; or
-        an element that the reference cannot do.
-    StructureError
-        The file cannot be read.
-    """
-    from mofal.data.text import read_atoms
-    from mofal.reference import import_labels
-
-    file, stated = config.seed_data.file, config.seed_data.labels
-    assert file is not None  # who calls has looked
-    anew = "to have all its structures labelled anew, write `labels: ignore` under seed_data"
-    frames = read_atoms(file)
-    labels = [_results(frame) for frame in frames]
-    if stated == "ignore" or (stated is None and not any(labels)):
-        return _unlabelled(frames, file)
-    faults: dict[str, list[int]] = {}
-    for k, (frame, found) in enumerate(zip(frames, labels)):
-        for name, shape in (("energy", ()), ("forces", (len(frame), 3))):
-            fault = _fault(found.get(name), shape)
-            if fault:
-                faults.setdefault(f"{name} {fault}", []).append(k)
-    if faults:
-        shown = "; ".join(f"{fault} in {_listed(ks)}" for fault, ks in faults.items())
-        raise ConfigError(
-            f"{file} is not labelled as a whole: {shown} (counted from 0, there are "
-            f"{len(frames)}); take what lacks labels out of the file, or, {anew}"
-        )
-    silent = [k for k, frame in enumerate(frames) if "level_hash" not in frame.info]
-    if stated is None and silent:
-        raise ConfigError(
-            f"{file} holds labels that do not say their level of theory (in {_listed(silent)}); "
-            f"if they were made with reference {config.reference.name}, write "
-            f"`labels: reference` under seed_data; {anew}"
-        )
-    try:
-        return import_labels(file, level=reference)
-    except (DataError, StructureError) as error:
-        raise ConfigError(f"{error}; {anew}") from None
-    except ReferenceError as error:
-        raise ConfigError(f"{file}: {error}") from None
-
-
-_LABELS = (
-    *("energy", "forces", "stress", "status", "reason", "wall_time"),
-    *("level_of_theory", "level_hash", "isolated_atom_energies"),
-)
-
-
-def _results(frame: Atoms) -> dict[str, Any]:
-    """Energy and forces that came with a structure, wherever ASE's reader has put them."""
-    found = {"energy": frame.info.get("energy"), "forces": frame.arrays.get("forces")}
-    results = getattr(frame.calc, "results", {})
-    found.update({k: results[k] for k in found if results.get(k) is not None})
-    return {k: v for k, v in found.items() if v is not None}
-
-
-def _fault(value: Any, shape: tuple[int, ...]) -> str:
-    """What is wrong with an energy or with forces; "" where nothing is."""
-    if value is None:
-        return "missing"
-    try:
-        numbers = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        return "not a number"
-    # Looked at here, since NumPy would spread one number per atom over x, y and z.
-    if numbers.shape != shape:
-        return "of a foreign shape"
-    return "" if np.isfinite(numbers).all() else "NaN or infinite"
-
-
-def _listed(indices: list[int]) -> str:
-    some = ", ".join(map(str, indices[:5]))
-    more = f", ... ({len(indices)} of them)" if len(indices) > 5 else ""
-    return f"structure{'s' if len(indices) > 1 else ''} {some}{more}"
-
-
-def _unlabelled(frames: list[Atoms], file: Path) -> xr.Dataset:
-    """Structures alone; whatever stood in the labels is not looked at."""
-    from mofal.data import from_atoms
-
-    for frame in frames:
-        frame.calc = None
-        for name in _LABELS:
-            frame.info.pop(name, None)
-            frame.arrays.pop(name, None)
-    try:
-        return from_atoms(frames, system=[str(f.info.get("system", file.stem)) for f in frames])
-    except DataError as error:
-        raise StructureError(f"{file}: {error}") from None
-
-
 def seed_structures(site: Site) -> xr.Dataset:
     """Structures of the seed data, labelled or not."""
     from mofal.campaign.blueprints import shells_of, weighted
@@ -298,13 +285,16 @@ def seed_structures(site: Site) -> xr.Dataset:
     settings = site.config.seed_data
     if settings.file is not None:
         return read_seed_file(site.config, site.reference())
+    if settings.example is not None:
+        return example_labels(site.config, site.reference())
+    unpaired = site.config.selection.unpaired
     if settings.perturbed is not None:
         name = settings.perturbed.system
         ds = perturb(site, name, settings.perturbed, ("seed", name))
         ds["system"] = ("structure", np.array([name] * ds.sizes["structure"], _TEXT))
-        return ds
+        return with_spin(ds, site.blocks(name), unpaired, place=f"systems.{name}")
     assert settings.clusters is not None  # the config gives one of the three
-    parts = []
+    parts, reasons = [], []
     for name in site.config.explored:
         frames = perturb(site, name, settings.clusters, ("seed", name))
         frames["system"] = ("structure", np.array([name] * frames.sizes["structure"], _TEXT))
@@ -315,10 +305,19 @@ def seed_structures(site: Site) -> xr.Dataset:
             n=settings.clusters.per_system,
             seed=site.integer_seed("seed-clusters", name),
         )
-        clusters, _ = cut(frames, blocks, cores, shells=shells_of(site, blocks))
-        clusters = weighted(site, clusters, blocks)
-        parts.append(clusters)
-    return concat(parts)
+        clusters, refused = cut(
+            frames, blocks, cores, shells=shells_of(site, blocks), unpaired=unpaired
+        )
+        reasons += [f"{name}: {r}" for r in refused["reason"].values]
+        parts.append(weighted(site, clusters, blocks))
+    out = concat(parts)
+    if not out.sizes["structure"]:
+        raise CampaignError(
+            f"seed data: not one sound cluster among {len(reasons)} ({reasons[0]})"
+            if reasons
+            else "seed data: there is no block to cut a cluster around"
+        )
+    return out
 
 
 # ---------------------------------------------------------------------------------- walks

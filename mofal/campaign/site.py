@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.campaign import plan
-from mofal.campaign.config import CampaignConfig, dump_config, load_config
-from mofal.errors import CampaignError, DataError
+from mofal.campaign.aside import absurdities, by_hand
+from mofal.campaign.config import (
+    CampaignConfig,
+    completed,
+    differences,
+    dump_config,
+    load_config,
+)
+from mofal.campaign.devices import device_of
+from mofal.errors import CampaignError, ConfigError, DataError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,6 +48,7 @@ COMMON = (
     "parent_atom",
     "force_weight",
     "charge",
+    "n_unpaired",
     "n_electrons",
     "energy",
     "forces",
@@ -76,6 +85,29 @@ class Site:
             config = load_config(self.root / CONFIG)
         self.config = config
 
+    @cached_property
+    def identity(self) -> str:
+        """Hash of all that decides the results, of the settings that are at work here."""
+        return self.config.identity()
+
+    def refuse_changed(self, identity: str) -> None:
+        """Refuse to work with other settings than the driver's.
+
+        Raises
+        ------
+        CampaignError
+            The campaign file in the directory was changed while the campaign runs.
+        """
+        if self.identity == identity:
+            return
+        changed = differences(self.config.deciding(), completed(self.facts.get("settings", {})))
+        what = f" ({'; '.join(changed[:4])})" if changed else ""
+        raise CampaignError(
+            f"{self.root / CONFIG} is not what the campaign runs with{what}: it, or a file that it "
+            "names, was changed; nothing is computed with it. Undo that, or start the campaign "
+            "again from the file that it began with"
+        )
+
     # -- places
     def path(self, relative: str) -> Path:
         """Absolute path of something in the campaign."""
@@ -83,7 +115,7 @@ class Site:
 
     def exists(self, relative: str) -> bool:
         """Whether a step's product is there (and so is complete)."""
-        return self.path(relative).exists()
+        return self.path(plan.marker(relative)).exists()
 
     def work(self, *parts: str) -> Path:
         """Directory for what is not finished; may be deleted when no driver runs."""
@@ -128,6 +160,10 @@ class Site:
         return tuple(self.facts["elements"])
 
     # -- methods
+    def device(self, kind: str) -> str:
+        """Where tasks of a kind compute with the potential; looked up on the worker."""
+        return device_of(self.config, kind)
+
     def reference(self) -> Reference:
         """Return the reference of the campaign file."""
         from mofal.reference import get_reference
@@ -141,6 +177,9 @@ class Site:
         """Return the campaign's label records, with those of other campaigns behind them."""
         from mofal.reference import LabelCache
 
+        for cache in self.config.reference.caches:
+            if cache.mode == "rw":
+                cache.path.mkdir(parents=True, exist_ok=True)
         shared = [LabelCache(c.path, c.mode) for c in self.config.reference.caches]
         return LabelCache(self.root / RECORDS, shared=shared)
 
@@ -166,18 +205,49 @@ class Site:
             c += 1
         return c
 
-    def label_groups(self, last: int) -> list[tuple[int, str]]:
-        """Cycle and path of every labels group up to a cycle, hold-out aside."""
+    def label_groups(self, last: int, *, whole: bool = False) -> list[tuple[int, str]]:
+        """Cycle and path of every labels group up to a cycle, hold-out aside.
+
+        Parameters
+        ----------
+        last : int
+        whole : bool
+            Also those that are not there: to open one is an error then, for work that must not go
+            on with less.
+        """
         out = [(0, plan.place(0, "labels.zarr"))]
         for c in range(1, last + 1):
             out += [(c, plan.place(c, s, "labels.zarr")) for s in self.config.explored]
-        return [(c, p) for c, p in out if self.exists(p)]
+        return [(c, p) for c, p in out if whole or self.exists(p)]
 
-    def training_set(self, last: int) -> xr.Dataset:
+    @cached_property
+    def by_hand(self) -> dict[str, str]:
+        """Structures whose labels a person has set aside, and why."""
+        return by_hand(self.root)
+
+    def usable(self, labels: xr.Dataset) -> np.ndarray:
+        """Which labels are learnt from and judged by: (structure,) of bool.
+
+        Those that converged, and that neither the limits nor a person set aside.
+        """
+        ids = [str(s) for s in labels["structure_id"].values]
+        fine = [
+            not why and s not in self.by_hand
+            for s, why in zip(ids, absurdities(labels, self.config.reference))
+        ]
+        return (labels["status"].values == "converged") & np.array(fine, bool)
+
+    def training_set(self, last: int, *, whole: bool = False) -> xr.Dataset:
         """Labels that the model of a cycle learns from, with `split` and `cycle`.
 
-        Only converged labels whose forces stay under the limit; each cycle's structures are divided
-        over training and validation when they join, and stay there.
+        Only converged labels within the limits, without what `mofal set-aside` took out; each
+        cycle's structures are divided over training and validation when they join, and stay there.
+
+        Parameters
+        ----------
+        last : int
+        whole : bool
+            Refuse to go on where labels of a cycle are not there; else they are what there is.
 
         Raises
         ------
@@ -192,32 +262,33 @@ class Site:
         fraction = self.config.potential.validation_fraction
         out: xr.Dataset | None = None
         by_cycle: dict[int, list[xr.Dataset]] = {}
-        for c, relative in self.label_groups(last):
+        for c, relative in self.label_groups(last, whole=whole):
             ds = self.group(relative).load()
-            usable = np.flatnonzero(ds["status"].values == "converged")
-            if len(usable):
-                part = select(ds[[v for v in COMMON if v in ds]], usable)
-                part["cycle"] = ("structure", np.full(len(usable), c, np.int64))
+            converged = np.flatnonzero(ds["status"].values == "converged")
+            if len(converged):
+                # Only an example's labels are divided already, by walk.
+                names = (*COMMON, "split") if self.config.seed_data.example else COMMON
+                part = select(ds[[v for v in names if v in ds]], converged)
+                part["cycle"] = ("structure", np.full(len(converged), c, np.int64))
                 by_cycle.setdefault(c, []).append(part)
         for c in sorted(by_cycle):
             new = by_cycle[c]
             merged = merge_labels(*([out] if out is not None else []), *new)
-            if out is None:
-                merged = merged.drop_vars("split", errors="ignore")
             out = split_structures(merged, fraction=fraction, seed=seed)
-        if out is None:
+        # What is set aside goes after the division: the others stay where they were without it.
+        kept = np.flatnonzero([] if out is None else self.usable(out))
+        if out is None or not len(kept):
             raise DataError(
                 "no label can be learnt from: every one failed or was set aside "
                 "(mofal status shows the reasons)"
             )
-        return out
+        return out if len(kept) == out.sizes["structure"] else select(out, kept)
 
     def model_record(self, relative: str) -> dict[str, Any]:
         """What a training left about itself: steps, atoms seen, losses."""
-        from mofal.data import read_json
+        from mofal.potential.directory import read_provenance
 
-        content = read_json(self.path(relative) / "provenance.json")
-        return dict(content)
+        return read_provenance(self.path(relative))
 
     def proposal_error_meV(self, cycle: int) -> float | None:
         """MAE_P95 of the model that proposed a cycle's clusters on their labels, in meV/Å."""
@@ -247,5 +318,21 @@ def write_config(root: Path, config: CampaignConfig) -> None:
     with atomic_path(root / CONFIG, private=config.schedule.holds_secrets) as temporary:
         temporary.write_text(
             "# The campaign as it was validated, with every default written out.\n"
-            + dump_config(config)
+            + dump_config(config),
+            encoding="utf-8",
         )
+
+
+def changed_file(site: Site) -> str:
+    """What somebody changed in the campaign's own file since it was written, in one line."""
+    try:
+        there = load_config(site.root / CONFIG)
+        changed = differences(there.deciding(), site.config.deciding())
+    except (ConfigError, OSError) as error:
+        return f"the campaign's own {CONFIG} cannot be used as it is and is written anew ({error})"
+    if not changed:
+        return ""
+    return (
+        f"{CONFIG} had been changed ({'; '.join(changed[:4])}) and is written anew as the campaign "
+        "began"
+    )

@@ -10,6 +10,9 @@ from mofal.campaign import plan
 from mofal.campaign.dryrun import seconds_left
 from mofal.campaign.site import Site
 
+#: A hundred years: a longer estimate says nothing, and has no date.
+MOST_SECONDS = 3e9
+
 
 def show(directory: str | os.PathLike[str]) -> str:
     """Text about a campaign: cycles, what comes next, tasks, failures.
@@ -45,10 +48,11 @@ def show(directory: str | os.PathLike[str]) -> str:
         lines.append("MAE, MAE_P95: meV/Å on the cycle's clusters, before learning from them")
     progress = sorted(site.work("progress").glob("*.txt"), key=lambda p: p.stat().st_mtime)
     if left and progress and time.time() - progress[-1].stat().st_mtime < 120:
-        lines += ["", f"{progress[-1].stem}: {progress[-1].read_text().strip()}"]
+        word = progress[-1].read_text(encoding="utf-8", errors="replace").strip()
+        lines += ["", f"{progress[-1].stem}: {word}"]
     lines += ["", format_status(read_status(site.root))]
     seconds = seconds_left(site) if left else None
-    if seconds is not None:
+    if seconds is not None and seconds < MOST_SECONDS:
         hours = f"{seconds / 3600:.1f} h" if seconds > 7200 else f"{seconds / 60:.0f} min"
         end = time.strftime("%Y-%m-%d %H:%M", time.localtime(time.time() + seconds))
         lines += [
@@ -89,9 +93,9 @@ def cycle_rows(site: Site) -> list[str]:
 
 def model_hash(site: Site, cycle: int) -> str:
     """Hash of the model of a cycle, as its directory says."""
-    from mofal.data import read_json
+    from mofal.potential.directory import read_described
 
-    return str(read_json(site.path(plan.model(cycle)) / "model.json").get("model_hash", "-"))[:12]
+    return str(read_described(site.path(plan.model(cycle))).get("model_hash", "-"))[:12]
 
 
 def watch(

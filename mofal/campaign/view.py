@@ -9,7 +9,7 @@ import numpy as np
 
 from mofal.campaign import plan
 from mofal.campaign.site import COMMON, Site
-from mofal.errors import StoreError
+from mofal.errors import PotentialError, StoreError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -118,17 +118,48 @@ class CampaignView:
         """Predictions of a model (``model-000``, ``control-002``) on held-out frames."""
         return self.site.group(plan.holdout(system, f"{tag}.zarr"))
 
+    @property
+    def holding(self) -> dict[str, dict[str, tuple[xr.Dataset, xr.Dataset]]]:
+        """How long models hold: by system and model (seed, control, campaign), the records of the
+        runs (dim ``walk``) and their traces (dim ``sample``, with `walk_index`)."""
+        from mofal.campaign.holding import found_runs
+
+        return found_runs(self.site)
+
     def blocks(self, system: str) -> xr.Dataset:
         """Blocks of a system."""
         return self.site.blocks(system)
 
     # -- models
-    def potential(self, cycle: int | None = None) -> Potential:
-        """Load the potential of a cycle (default: the last one)."""
+    def potential(self, cycle: int | None = None, *, device: str | None = None) -> Potential:
+        """Load the potential of a cycle.
+
+        Parameters
+        ----------
+        cycle : int, optional
+            Default: the last one that is there.
+        device : str, optional
+            ``cpu``, ``cuda``, ``cuda:1`` or ``auto``. Default: that of the campaign file, or the
+            CPU where this machine has no such device.
+
+        Raises
+        ------
+        StoreError
+            The cycle has no model, or a damaged one.
+        PotentialError
+            This machine has not the device that was asked for.
+        """
         from mofal.potential import load
+        from mofal.potential.devices import resolve_device
 
         last = self.site.finished_cycles() if cycle is None else cycle
-        return load(self.site.path(plan.model(last)))
+        if device is None:
+            device = self.config.potential.device
+            try:
+                resolve_device(device)
+            except PotentialError:
+                device = "cpu"
+        return load(self.site.path(plan.model(last)), device=device)
 
     def density(self, cycle: int | None = None) -> PerElementDensity:
         """Load the density that a cycle was scored with (default: the last one)."""
@@ -160,13 +191,18 @@ class CampaignView:
                 "mofal run campaign.yaml"
             )
         parts = []
+        made_by: dict[str, list[str]] = {"model_hash": [], "density_hash": []}
         for c, relative in groups:
             ds: Any = self.site.group(relative)
             if what in ("structures", "labels"):
                 ds = ds[[v for v in COMMON if v in ds]]
             ds = ds.assign(cycle=("structure", np.full(ds.sizes["structure"], c, np.int64)))
             if what in ("features", "scores"):
-                # Several models stand side by side here on purpose; `cycle` tells them apart.
+                # Several models stand side by side here on purpose; `cycle` tells them apart. The
+                # attributes name them all, so that no density takes them for its own.
+                for key, found in made_by.items():
+                    if key in ds.attrs and ds.attrs[key] not in found:
+                        found.append(str(ds.attrs[key]))
                 ds = ds.drop_attrs(deep=False)
             parts.append(ds)
-        return concat(parts)
+        return concat(parts).assign_attrs({k: ", ".join(v) for k, v in made_by.items() if v})

@@ -118,9 +118,9 @@ def cut(
     -------
     clusters : Dataset of kind ``structures``
         One per accepted core, in the order of `cores`: cell zero, not periodic, `region`,
-        `parent_atom`, `parent`, `system`, `charge`, `n_electrons`, and beyond the contract
-        `parent_shift` (atom, xyz) lattice shift against the parent, `core_index` (along `cores`),
-        `parent_structure`, `parent_block`, `n_unpaired`, `open_shell`, `smallest_distance` in Å
+        `parent_atom`, `parent`, `system`, `charge`, `n_unpaired`, `n_electrons`, and beyond the
+        contract `parent_shift` (atom, xyz) lattice shift against the parent, `core_index` (along
+        `cores`), `parent_structure`, `parent_block`, `open_shell`, `smallest_distance` in Å
         (structure). ``attrs["electrons"]`` says how they were counted.
     refused : Dataset with dim core
         `core`, `core_structure`, `core_block`, `system`, `parent`, `n_atoms`, `n_electrons`,
@@ -466,12 +466,12 @@ def _clusters(
         parent_atom=parent_atom,
         charge=charge,
         n_electrons=info["n_electrons"],
+        n_unpaired=info["n_unpaired"],
     )
     names = {
         "core_index": "core",
         "parent_structure": "core_structure",
         "parent_block": "core_block",
-        "n_unpaired": "n_unpaired",
         "open_shell": "open_shell",
     }
     more: dict[str, Any] = {name: ("structure", info[key]) for name, key in names.items()}

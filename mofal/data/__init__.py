@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mofal.data.ragged import (
         atom_slice,
         concat,
+        converged,
         count_elements,
         gather_index,
         make_structures,
@@ -37,6 +38,7 @@ _NAMES = {
     "ragged": (
         "atom_slice",
         "concat",
+        "converged",
         "count_elements",
         "gather_index",
         "make_structures",
@@ -66,6 +68,7 @@ __all__ = [
     "atomic_path",
     "check_group",
     "concat",
+    "converged",
     "count_elements",
     "describe",
     "from_atoms",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from mofal.data.electrons import electronic_state
 from mofal.data.ragged import BASE, TEXT, fill_value, make_structures, select
 from mofal.data.variables import DIM_SIZES, STATUSES, VARIABLES, Variable, validate
 from mofal.errors import DataError
@@ -24,6 +25,7 @@ IDENTITY_ATTRS = (
 )
 """Attributes that say what labels, features and scores belong to; they travel in `Atoms.info`."""
 _RESULTS = ("energy", "forces", "stress")
+_STATE = ("charge", "n_unpaired")
 
 
 def from_atoms(
@@ -37,7 +39,8 @@ def from_atoms(
     Parameters
     ----------
     atoms : ase.Atoms or sequence of them
-        `info` and per-atom `arrays` whose names are registered variables come along.
+        `info` and per-atom `arrays` whose names are registered variables come along. `charge` and
+        `n_unpaired` are read however they are stated (`mofal.data.electrons`).
     system : str or sequence of str, optional
         Name of the system; default: ``info["system"]``.
     labels : bool
@@ -49,7 +52,8 @@ def from_atoms(
     Raises
     ------
     DataError
-        Nothing given, positions that are not finite, or a value that its variable cannot hold.
+        Nothing given, positions that are not finite, a value that its variable cannot hold, or a
+        charge or spin that is stated in two ways.
     """
     from ase import Atoms as AseAtoms
 
@@ -61,7 +65,7 @@ def from_atoms(
             raise DataError(f"structure {i} has no atoms")
     more: dict[str, Any] = {}
     for name, spec in VARIABLES.items():
-        if name in (*BASE, "structure_id", "system", "parent"):
+        if name in (*BASE, "structure_id", "system", "parent", *_STATE):
             continue
         if labels and name in (*_RESULTS, "status"):
             continue
@@ -69,6 +73,7 @@ def from_atoms(
             more[name] = _of_structures(frames, name, spec)
         elif spec.dims[0] == "atom" and any(name in f.arrays for f in frames):
             more[name] = _of_atoms(frames, name, spec)
+    more.update(_states(frames))
     if labels:
         more.update(_labels(frames))
     names = system if system is not None else [str(f.info.get("system", "")) for f in frames]
@@ -89,6 +94,18 @@ def from_atoms(
         if found:
             out.attrs[key] = found.pop()
     return validate(out, "labels") if labels else out
+
+
+def _states(frames: Sequence[Atoms]) -> dict[str, list[int]]:
+    """Charges and unpaired electrons, where a structure says something of them."""
+    found: list[tuple[int, int]] = []
+    for i, frame in enumerate(frames):
+        try:
+            found.append(electronic_state(frame))
+        except DataError as error:
+            raise DataError(f"structure {i}: {error}") from None
+    columns = dict(zip(_STATE, map(list, zip(*found))))
+    return {n: v for n, v in columns.items() if any(v) or any(n in f.info for f in frames)}
 
 
 def _of_structures(frames: Sequence[Atoms], name: str, spec: Variable) -> list[Any]:

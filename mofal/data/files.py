@@ -7,8 +7,9 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from mofal.errors import StoreError
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.tmp")
 """What `atomic_path` calls its temporary files: hidden, process id, a random part."""
+_SMALL = re.compile(r"\..+\.(?:json|txt)\.\d+")
+"""What small files that say how things stand are called until they are whole."""
 
 
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:
@@ -49,8 +52,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise StoreError(f"{path} does not exist") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path} is damaged ({error}); delete it to have it made again") from None
+    except (ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise StoreError(f"{path} is damaged ({reason}); delete it to have it made again") from None
 
 
 def not_written(path: str | os.PathLike[str], error: OSError) -> StoreError:
@@ -132,17 +136,52 @@ def _flush_tree(root: Path) -> None:
         _flush(Path(directory))
 
 
-def remove_leftovers(directory: str | os.PathLike[str]) -> list[Path]:
+def is_temporary(name: str) -> bool:
+    """Whether a name is one that mofal gives to what it has not finished writing."""
+    return bool(_TEMPORARY.fullmatch(name) or _SMALL.fullmatch(name))
+
+
+def is_being_written(path: Path, *, elsewhere_s: float = 0.0) -> bool:
+    """Whether the process that began a temporary file may still be at work.
+
+    Parameters
+    ----------
+    path : Path
+        A name that holds a process id, as `atomic_path` makes it.
+    elsewhere_s : float
+        So old must a file be to be left over where processes of other machines write too.
+    """
+    try:
+        made = path.lstat().st_mtime
+    except OSError:
+        return False
+    if elsewhere_s and time.time() - made < elsewhere_s:
+        return True
+    number = re.search(r"[.-](\d+)(?:[.-][0-9a-z_]{8}(?:\.tmp)?)?$", path.name)
+    if number is None:
+        return False
+    try:
+        # The folder of a process is as old as the process: an id may be another's by now.
+        return os.stat(f"/proc/{number[1]}").st_mtime <= made + 1.0
+    except OSError:
+        return False
+
+
+def remove_leftovers(
+    directory: str | os.PathLike[str], *, spare: Callable[[Path], bool] | None = None
+) -> list[Path]:
     """Delete what killed processes left half-written below a directory; return what went.
 
-    Only names that `atomic_path` makes are touched. Call it only while holding the lock of the
-    campaign: what another process is writing looks the same.
+    Only names that mofal gives to what is not finished are touched. Call it only while holding the
+    lock of the campaign: what another process is writing looks the same. Workers that outlived
+    their driver may be writing all the same, so `spare` says what is not to be touched.
     """
     gone = []
     for parent, directories, files in os.walk(directory):
         for name in sorted([*directories, *files]):
-            if _TEMPORARY.fullmatch(name):
-                _remove(Path(parent) / name)
-                gone.append(Path(parent) / name)
-        directories[:] = [d for d in directories if not _TEMPORARY.fullmatch(d)]
+            path = Path(parent) / name
+            if is_temporary(name) and not (spare is not None and spare(path)):
+                _remove(path)
+                gone.append(path)
+        directories[:] = [d for d in directories if not is_temporary(d)]
     return sorted(gone)

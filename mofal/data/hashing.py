@@ -67,11 +67,13 @@ def structure_hash(
     cell: np.ndarray,
     pbc: np.ndarray,
     charge: float = 0,
+    n_unpaired: int = 0,
 ) -> str:
-    """Identity of one structure: elements, positions (Å), cell (Å), periodicity, charge, exactly.
+    """Identity of one structure: elements, positions (Å), cell (Å), periodicity, charge, spin.
 
     Negative zeros count as zeros, so that writing to a text file and back keeps the identity.
-    A charge (e) counts where it is not zero: an ion is another structure than the neutral one.
+    A charge (e) and a number of unpaired electrons count where they are not zero: an ion, or a
+    triplet, is another structure than the neutral closed shell.
     """
     return hash_arrays(
         np.asarray(numbers, np.int32),
@@ -79,4 +81,6 @@ def structure_hash(
         np.asarray(cell, np.float64) + 0.0,
         np.asarray(pbc, np.bool_),
         *([np.asarray(charge, np.float64)] if charge else []),
+        # Of another type than the charge, so that the two are never taken for each other.
+        *([np.asarray(n_unpaired, np.int32)] if n_unpaired else []),
     )

@@ -27,7 +27,9 @@ _NOT_COMPARABLE = {
     "model_hash": "features of two models",
     "density_hash": "scores of two densities",
 }
-TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
+TEXT = np.dtype(object)
+"""How text is held in memory: Python strings. NumPy's own text of any length is what is stored, but
+xarray cannot put a missing value into it, and so `ds.where(...)` would fail on every Dataset."""
 
 
 # ---------------------------------------------------------------------------------- arrays
@@ -254,9 +256,12 @@ def structure_ids(ds: xr.Dataset) -> np.ndarray:
     z, xyz, lattice, periodic, count = (
         ds[v].values for v in ("numbers", "positions", "cell", "pbc", "n_atoms")
     )
-    charge = ds["charge"].values if "charge" in ds else np.zeros(len(count))
+    none = np.zeros(len(count))
+    charge, unpaired = (
+        ds[name].values if name in ds else none for name in ("charge", "n_unpaired")
+    )
     ids = [
-        structure_hash(z[a:b], xyz[a:b], lattice[i], periodic[i], charge[i])
+        structure_hash(z[a:b], xyz[a:b], lattice[i], periodic[i], charge[i], unpaired[i])
         for i, (a, b) in enumerate(pairwise(offsets(count)))
     ]
     return np.array(ids, TEXT)
@@ -318,6 +323,31 @@ def select(ds: xr.Dataset, indices: int | Sequence[int] | np.ndarray | slice) ->
     return out
 
 
+def converged(ds: xr.Dataset) -> xr.Dataset:
+    """Choose the structures whose label has converged, with their atoms; stays lazy.
+
+    ``ds.where(ds.status == "converged", drop=True)`` gives the same rows along `structure`; but it
+    knows nothing of ragged data, spreads what lies along `atom` over all structures, and turns
+    integers into floats.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Labels: with `status(structure)`.
+
+    Raises
+    ------
+    DataError
+        There is no `status`.
+    """
+    if "status" not in ds.variables:
+        raise DataError(
+            "these structures carry no status, so none is labelled; take labels, such as "
+            'mofal.open("DIR").labels'
+        )
+    return select(ds, np.array([str(s) == "converged" for s in ds["status"].values], bool))
+
+
 def _as_slice(chosen: np.ndarray) -> np.ndarray | slice:
     if chosen.size == 0:
         return slice(0, 0)
@@ -361,7 +391,7 @@ def concat(datasets: Sequence[xr.Dataset]) -> xr.Dataset:
                 )
             if name == "structure_index":
                 piece = piece + shift
-            elif piece.dtype.kind in "UO" and model.dtype.kind in "UTO":
+            elif piece.dtype.kind in "UT" and model.dtype.kind in "UTO":
                 piece = piece.astype(TEXT)
             columns[name].append(piece)
         shift += part.sizes["structure"]
@@ -413,7 +443,7 @@ def _filled(part: xr.Dataset, k: int, name: str, model: xr.DataArray) -> xr.Vari
     dtype = TEXT if model.dtype.kind in "UTO" else model.dtype
     value = fill_value(name, dtype)
     beside = [v for v in part.data_vars.values() if v.dims[:1] == model.dims[:1] and v.chunks]
-    if beside and dtype.kind != "T":
+    if beside and dtype.kind != "O":
         import dask.array as da
 
         rows = (beside[0].chunks or ((shape[0],),))[0]

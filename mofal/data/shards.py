@@ -91,7 +91,8 @@ class ShardReader:
         if self.rows and self.shape[0]:
             self._check_files(index[0] if index else slice(None))
         try:
-            return np.asarray(self.variable[index].values)
+            values = np.asarray(self.variable[index].values)
+            return values.astype(object) if values.dtype.kind == "T" else values
         except Exception as error:
             raise StoreError(
                 f"{self.group} is damaged: {self.name}{_where(index)} cannot be read "

@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 _TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
+"""What text is stored as; in memory it is Python strings (`mofal.data.ragged.TEXT`)."""
 
 
 def write_group(
@@ -301,7 +302,7 @@ def open_group(path: str | os.PathLike[str], *, check: bool = True) -> xr.Datase
         ds = ds[order]
         for name in order:
             variable = ds[name].variable
-            eager = "structure" in variable.dims or variable.dtype.kind == "T"
+            eager = "structure" in variable.dims or variable.dtype.kind in "TO"
             reader = ShardReader(variable, group=group, name=str(name))
             data: Any
             if eager or variable.ndim == 0 or variable.size == 0:

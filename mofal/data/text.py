@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
 _XYZ = (".xyz", ".extxyz")
 _ELSEWHERE = frozenset({"numbers", "positions", "cell", "pbc", "n_atoms", "structure_index"})
 """What has a place of its own in the file, or follows from it."""
+_LEAST_LINE = 2
+"""Bytes of the line of an atom, at the very least."""
+_COLUMNS = re.compile(rb":[RISLrisl]:([0-9]+)")
+_BRACKETS = re.compile(rb"[\[{(]")
+_MOST_BRACKETS = 10_000
 _ATOMS_AT_ONCE = 100_000
 _VOIGT_TO_FULL = [0, 5, 4, 5, 1, 3, 4, 3, 2]
 
@@ -52,6 +58,8 @@ def read_atoms(path: str | os.PathLike[str]) -> list[Atoms]:
         raise StructureError(f"{file} does not exist")
     if file.stat().st_size == 0:
         raise StructureError(f"{file} is empty")
+    if file.suffix.lower() in _XYZ:
+        _check_counts(file)
     try:
         # An "@" in a name is part of the name here, not ASE's way to choose frames.
         frames = ase.io.read(file, index=":", do_not_split_by_at_sign=True)
@@ -78,6 +86,39 @@ def read_atoms(path: str | os.PathLike[str]) -> list[Atoms]:
     return frames
 
 
+def _check_counts(file: Path) -> None:
+    """Refuse an XYZ file whose numbers of atoms its lines cannot hold: ASE would count to them."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        frame = 0
+        while (head := stream.readline(100).strip()).isdigit():
+            left = size - stream.tell()
+            if len(head) > 18 or int(head) > left // _LEAST_LINE:
+                number = (
+                    head.decode() if len(head) < 30 else f"a number of {len(head)} digits or more"
+                )
+                raise StructureError(
+                    f"{file}, structure {frame}: its first line says {number} atoms, more than "
+                    f"the {left} bytes that follow can hold"
+                )
+            comment = stream.readline()
+            wide = [int(n[:18]) for n in _COLUMNS.findall(comment)]
+            if any(columns > left for columns in wide):
+                raise StructureError(
+                    f"{file}, structure {frame}: its Properties say {max(wide)} columns, more than "
+                    f"the {left} bytes that follow can hold"
+                )
+            if len(_BRACKETS.findall(comment)) > _MOST_BRACKETS:  # ASE's time goes by their square
+                raise StructureError(
+                    f"{file}, structure {frame}: its comment line has more than {_MOST_BRACKETS} "
+                    "brackets"
+                )
+            for _ in range(int(head)):
+                if not stream.readline():
+                    return  # too short: ASE says so
+            frame += 1
+
+
 def read(path: str | os.PathLike[str], *, system: str | None = None) -> xr.Dataset:
     """Read structures, with labels where the file has them.
 
@@ -95,6 +136,17 @@ def read(path: str | os.PathLike[str], *, system: str | None = None) -> xr.Datas
     """
     frames = read_atoms(path)
     labelled = any((f.calc is not None and f.calc.results) or "status" in f.info for f in frames)
+    return of_frames(frames, path, system=system, labelled=labelled)
+
+
+def of_frames(
+    frames: list[Atoms],
+    path: str | os.PathLike[str],
+    *,
+    system: str | None = None,
+    labelled: bool = False,
+) -> xr.Dataset:
+    """Make the Dataset of frames that `read_atoms` gave; see `read`."""
     name: str | list[str]
     if system is not None:
         name = system

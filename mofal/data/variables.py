@@ -79,7 +79,7 @@ VARIABLES: dict[str, Variable] = {
         ("structure",),
         "str",
         "",
-        "hash of numbers, positions, cell, periodicity and a charge that is not zero",
+        "hash of numbers, positions, cell, periodicity, and charge and spin that are not zero",
     ),
     "system": Variable(("structure",), "str", "", "name of the system it is a frame or a part of"),
     "parent": Variable(
@@ -90,6 +90,10 @@ VARIABLES: dict[str, Variable] = {
         ("atom",), "int64", "1", "index in the parent, -1 for a cap", missing=-1
     ),
     "charge": Variable(("structure",), "int32", "e", "total charge"),
+    "n_unpaired": Variable(
+        ("structure",), "int32", "1",
+        "unpaired electrons; 0: as few as the number of electrons allows",
+    ),
     "n_electrons": Variable(
         ("structure",), "int64", "1", "electrons, all of them; -1 if not counted", missing=-1
     ),
@@ -116,6 +120,12 @@ VARIABLES: dict[str, Variable] = {
     "wall_time": Variable(("structure",), "float64", "s", "wall time of the label", finite=False),
     # features and scores
     "features": Variable(("atom", "feature"), "float32", "1", "input of the last readout layer"),
+    "quantile": Variable(
+        ("atom",),
+        "float64",
+        "1",
+        "of the log-likelihood among known atoms of the element, 0 as unfamiliar as can be",
+    ),
     "log_likelihood": Variable(
         ("atom",), "float64", "1", "under the density of the atom's element, -inf if unseen",
         finite=False,

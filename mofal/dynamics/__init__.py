@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _LAZY = {
+    "BondLimits": "mofal.dynamics.limits",
+    "bond_limits": "mofal.dynamics.limits",
     "Walk": "mofal.dynamics.walker",
     "WalkSettings": "mofal.dynamics.settings",
     "Network": "mofal.dynamics.network",
@@ -18,9 +20,11 @@ _LAZY = {
     "walk_length": "mofal.dynamics.settings",
 }
 __all__ = [
+    "BondLimits",
     "Network",
     "Walk",
     "WalkSettings",
+    "bond_limits",
     "internal_coordinates",
     "sample_harmonic",
     "walk",
@@ -29,6 +33,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mofal.dynamics.harmonic import sample_harmonic
+    from mofal.dynamics.limits import BondLimits, bond_limits
     from mofal.dynamics.network import Network, internal_coordinates
     from mofal.dynamics.settings import WalkSettings, walk_length
     from mofal.dynamics.walker import Walk, walk

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from mofal.data import hash_arrays, make_structures, to_atoms
@@ -25,14 +26,16 @@ from mofal.dynamics.checks import (
     check_motion,
 )
 from mofal.dynamics.integrator import Integrator
+from mofal.dynamics.limits import BondLimits, check_limits
 from mofal.dynamics.settings import WalkSettings
+from mofal.dynamics.watch import Density, Place, Watch
 from mofal.errors import ConfigError, StructureError
 
 Progress = Callable[[str], None]
-Bonds = tuple[NDArray, NDArray, NDArray]
+Bonds = BondLimits | tuple[NDArray, NDArray, NDArray]
 Seed = int | tuple[int, ...] | np.random.SeedSequence
 
-STATUSES = ("finished", "bond_broken", "exploded", "crashed")
+STATUSES = ("finished", "bond_broken", "unfamiliar", "exploded", "crashed")
 TRACE_VARIABLES = {
     "time_fs": "fs",
     "temperature_K": "K",
@@ -40,6 +43,7 @@ TRACE_VARIABLES = {
     "potential_energy": "eV",
     "pressure_GPa": "GPa",
     "largest_force": "eV/Å",
+    "largest_strain": "1",
 }
 
 
@@ -54,14 +58,16 @@ class Walk(NamedTuple):
         blocks and bonds stay valid.
     record
         Walks Dataset with one row (dim ``walk``): `start_frame` and `end_frame` (structure_id),
-        `walk_system`, `walk_status` ("finished", "bond_broken", "exploded", "crashed") and its
-        `walk_reason`,
+        `walk_system`, `walk_status` ("finished", "bond_broken", "unfamiliar", "exploded",
+        "crashed") and its `walk_reason`, `unfamiliar_atoms` (JSON: those that ended the walk) and
+        `unfamiliar_at_start` (how many there were),
         `ensemble`, `temperature_K`, `pressure_GPa` (NaN in NVT), `timestep_fs`, `planned_fs`,
         `length_fs` (where the frame was taken), `stopped_fs` (where the walk came to its end),
         `seed` (JSON), `model_hash`, `volume` (Å³). Join rows with ``xr.concat(..., "walk")``.
     trace
         Samples along the walk (dim ``sample``): time, temperature, volume, potential energy,
-        pressure (kinetic part included; NaN where the calculator gives no stress), largest force.
+        pressure (kinetic part included; NaN where the calculator gives no stress), largest force,
+        largest relative change of a bond's length (NaN where the walk was given no bonds).
     """
 
     frame: xr.Dataset
@@ -78,6 +84,7 @@ def walk(
     seed: Seed,
     length_fs: float | None = None,
     bonds: Bonds | None = None,
+    density: Density | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Walk:
@@ -104,9 +111,13 @@ def walk(
     length_fs
         Length of this walk where it differs from the settings' (see `walk_length`), fs.
     bonds
-        What must hold together: pairs of atoms (n_bonds, 2), lattice shifts of the second against
-        the first (n_bonds, 3), and the lengths (n_bonds,) in Å that `max_bond_strain` is meant
-        against. None: bonds are not checked.
+        What must hold together: a `BondLimits` (see `bond_limits`), or only pairs of atoms
+        (n_bonds, 2), lattice shifts of the second against the first (n_bonds, 3), and the lengths
+        (n_bonds,) in Å that `max_bond_strain` is meant against. None: bonds are not checked.
+    density
+        A calibrated density per element in the features of the potential: what it does not know
+        ends the walk (see `WalkSettings.unfamiliar_quantile`). The calculator must put `features`
+        into its results: ``potential.calculator(features=True)``.
     out
         File of the checkpoint. None keeps checkpoints in memory only.
     progress
@@ -153,7 +164,8 @@ def walk(
         n_steps=n_steps,
         seed=_seed_sequence(seed),
         start_id=start_id,
-        bonds=None if settings.max_bond_strain is None else bonds,
+        bonds=bonds,
+        density=density if settings.unfamiliar_quantile > 0.0 else None,
         out=None if out is None else Path(out),
         progress=progress,
     )
@@ -187,6 +199,8 @@ class _Saved:
     step: int
     state: dict[str, NDArray]
     generator: dict[str, Any]
+    bond_mean: NDArray = field(default_factory=lambda: np.zeros(0))
+    watch: dict[str, NDArray] | None = None
 
 
 class _Runner:
@@ -202,6 +216,7 @@ class _Runner:
         seed: np.random.SeedSequence,
         start_id: str,
         bonds: Bonds | None,
+        density: Density | None,
         out: Path | None,
         progress: Progress | None,
     ) -> None:
@@ -210,6 +225,20 @@ class _Runner:
         self.n_steps = n_steps
         self.start_id = start_id
         self.bonds = None if bonds is None else (*map(np.asarray, bonds),)
+        self.limits = bonds if isinstance(bonds, BondLimits) else None
+        # Of the relative change of every bond's length, over `bond_mean_fs`.
+        self.bond_mean = np.zeros(0 if bonds is None else len(bonds[0]))
+        self.watch = (
+            None
+            if density is None
+            else Watch(
+                density,
+                settings.unfamiliar_quantile,
+                max(1, round(settings.unfamiliar_fs / settings.timestep_fs)),
+            )
+        )
+        self.unfamiliar: list[int] = []
+        self.at_start = 0
         self.out = out
         self.progress = progress
         self.start_cell = np.array(atoms.cell.array)
@@ -235,6 +264,7 @@ class _Runner:
                 "start frame": start_id,
                 "model": self.model_hash,
                 "bonds": "" if self.bonds is None else hash_arrays(*self.bonds),
+                "density": str(getattr(density, "density_hash", "")),
             },
             sort_keys=True,
         )
@@ -242,7 +272,9 @@ class _Runner:
     # -- life of a walk
 
     def run(self) -> None:
-        found = load_checkpoint(self.out, self.identity) if self.out is not None else None
+        found = None
+        if self.out is not None:
+            found = load_checkpoint(self.out, self.identity, say=self.progress)
         if found is not None and found[1]["status"]:
             self._recall(*found)
             return
@@ -266,6 +298,9 @@ class _Runner:
                 status = "exploded" if problem else "bond_broken"
                 self._end(status, f"start frame: {problem or broken}", step)
                 return
+            if self.watch is not None:
+                self.watch.begin(self._features(), self.atoms.numbers)
+                self.at_start = int(self.watch.from_start.sum())
             self._sample(step)
         self._advance(integrator, step)
 
@@ -304,6 +339,8 @@ class _Runner:
                 self._sample(step)
                 if self.bonds is not None:
                     self._save(step, integrator)
+            if self._lost(step):
+                return
             if last:
                 self._save(step, integrator)
                 self._end("finished", "", step)
@@ -322,7 +359,7 @@ class _Runner:
         try:
             with np.errstate(all="ignore"):
                 integrator.step()
-        except MemoryError:
+        except (MemoryError, OSError, ImportError):  # the machine, not the walk
             raise
         except Exception as error:
             # A calculator refuses NaN and flown-away atoms in its own way: that is an explosion.
@@ -352,12 +389,66 @@ class _Runner:
         )
 
     def _bonds(self) -> str:
-        if self.bonds is None:
+        if self.bonds is None or len(self.bonds[0]) == 0:
             return ""
-        assert self.settings.max_bond_strain is not None
-        pairs, shifts, expected = self.bonds
+        settings = self.settings
+        pairs, shifts, expected = self.bonds[:3]
         lengths = bond_lengths(self.atoms.positions, self.atoms.cell.array, pairs, shifts)
-        return check_bonds(lengths, expected, pairs, max_strain=self.settings.max_bond_strain)
+        if settings.max_bond_strain is not None:
+            found = check_bonds(lengths, expected, pairs, max_strain=settings.max_bond_strain)
+            if found:
+                return found
+        if self.limits is None:
+            return ""
+        strain = lengths / expected - 1.0
+        share = min(1.0, settings.timestep_fs / settings.bond_mean_fs)
+        self.bond_mean += share * (strain - self.bond_mean)
+        return check_limits(
+            strain,
+            self.bond_mean,
+            self.limits,
+            most=np.inf if settings.bond_z is None else settings.bond_z,
+            most_mean=np.inf if settings.bond_mean_z is None else settings.bond_mean_z,
+        )
+
+    def _largest_strain(self) -> float:
+        """Largest relative change of a bond's length, without its sign; NaN without bonds."""
+        if self.bonds is None or len(self.bonds[0]) == 0:
+            return float("nan")
+        pairs, shifts, expected = self.bonds[:3]
+        lengths = bond_lengths(self.atoms.positions, self.atoms.cell.array, pairs, shifts)
+        return float(np.abs(lengths / expected - 1.0).max())
+
+    def _features(self) -> NDArray:
+        found = self.calculator.results.get("features")
+        if found is None:
+            raise ConfigError(
+                "a density can watch a walk only where its calculator gives features: write "
+                "calculator=potential.calculator(features=True)"
+            )
+        return np.asarray(found, np.float64)
+
+    def _lost(self, step: int) -> bool:
+        """Whether atoms that the potential knew have been out of what it knows for too long."""
+        if self.watch is None:
+            return False
+        atoms = self.watch.step(self._features(), self.atoms.numbers)
+        if len(atoms) == 0:
+            return False
+        place = self.watch.first(step)
+        if place is not None:
+            arrays = {"positions": place.positions, "cell": place.cell}
+            generator = {} if self.saved is None else self.saved.generator
+            self.saved = _Saved(place.step, arrays, generator)
+        self.unfamiliar = [int(a) for a in atoms]
+        symbols = sorted({chemical_symbols[z] for z in self.atoms.numbers[atoms]})
+        self._end(
+            "unfamiliar",
+            f"{len(atoms)} atom{'s' * (len(atoms) > 1)} ({', '.join(symbols)}) below the quantile "
+            f"{self.settings.unfamiliar_quantile:g} for {self.settings.unfamiliar_fs:g} fs",
+            step,
+        )
+        return True
 
     def _distances(self) -> str:
         return check_distances(
@@ -385,28 +476,50 @@ class _Runner:
                 float(atoms.get_potential_energy()),
                 pressure,
                 float(np.sqrt(np.max(np.einsum("ij,ij->i", forces, forces)))),
+                self._largest_strain(),
             ]
         )
+        if self.watch is not None:
+            self.watch.sample(Place(step, atoms.positions.copy(), np.array(atoms.cell.array)))
 
     def _save(self, step: int, integrator: Integrator) -> None:
         generator = json.loads(json.dumps(self.noise_rng.bit_generator.state))
-        self.saved = _Saved(step, integrator.state(), generator)
+        self.saved = _Saved(
+            step,
+            integrator.state(),
+            generator,
+            self.bond_mean.copy(),
+            None if self.watch is None else self.watch.state(),
+        )
 
     def _write(self) -> None:
         if self.out is None or self.saved is None:
             return
-        arrays = {**self.saved.state, "trace": self._trace_array()}
+        arrays = {
+            **self.saved.state,
+            "trace": self._trace_array(),
+            "bond_mean": self.saved.bond_mean,
+            **(self.saved.watch or {}),
+        }
         meta = {
             "step": self.saved.step,
             "generator": self.saved.generator,
             "status": self.status,
             "reason": self.reason,
             "stopped_step": self.stopped_step,
+            "unfamiliar": self.unfamiliar,
+            "unfamiliar_at_start": self.at_start,
         }
         save_checkpoint(self.out, self.identity, arrays, meta)
 
     def _recall(self, arrays: dict[str, NDArray], meta: dict[str, Any]) -> None:
         self.trace = arrays.pop("trace").tolist()
+        self.bond_mean = arrays.pop("bond_mean")
+        self.unfamiliar = [int(a) for a in meta["unfamiliar"]]
+        self.at_start = int(meta["unfamiliar_at_start"])
+        watched = {k: arrays.pop(k) for k in list(arrays) if k.startswith("watch_")}
+        if self.watch is not None and watched:
+            self.watch.restore(watched)
         self.saved = _Saved(int(meta["step"]), arrays, meta["generator"])
         self.status = str(meta["status"])
         self.reason = str(meta["reason"])
@@ -456,6 +569,8 @@ class _Runner:
             "stopped_fs": self.stopped_step * settings.timestep_fs,
             "walk_status": self.status,
             "walk_reason": self.reason,
+            "unfamiliar_atoms": json.dumps(self.unfamiliar),
+            "unfamiliar_at_start": self.at_start,
             "seed": self.seed_text,
             "model_hash": self.model_hash,
             "volume": float(abs(np.linalg.det(cell))),

@@ -74,7 +74,8 @@ def refuse_endless(
     periods = pieces.periods(inner, first)
     finite = _rules_that_cut(z, bonds, rule, rule_names())
     hint = (
-        f"find_blocks(ds, rule='{finite}') cuts it"
+        f"find_blocks(ds, rule='{finite}') cuts it (mofal blocks --rule {finite}; in a campaign "
+        f"file rule: {finite})"
         if finite
         else "no registered rule cuts it: register one with "
         "mofal.frameworks.register_rule (docs/frameworks.md)"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from mofal.potential.base import require_elements, symbols_of
+from mofal.potential.network import readout_weights
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -25,13 +27,24 @@ class PotentialCalculator(Calculator):
     Parameters
     ----------
     potential : NequIPPotential
+    features : bool
+        Also put the features of every atom, shape (n, feature_dim), into
+        ``results["features"]``: they come from the same pass, at the cost of one small product.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
 
-    def __init__(self, potential: NequIPPotential, **kwargs: Any) -> None:
+    def __init__(
+        self, potential: NequIPPotential, *, features: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.potential = potential
+        self.features = features
+
+    @property
+    def model_hash(self) -> str:
+        """Of the potential: checkpoints of walks name it."""
+        return self.potential.model_hash
 
     def calculate(
         self,
@@ -45,9 +58,10 @@ class PotentialCalculator(Calculator):
         potential = self.potential
         require_elements(symbols_of(frame.numbers), potential.elements, what="this potential")
         graph = potential.graph(frame.numbers, frame.positions, frame.cell.array, frame.pbc)
+        given = potential.network(graph)
         out = {
             key: value.detach().cpu().numpy()
-            for key, value in potential.network(graph).items()
+            for key, value in given.items()
             if key in ("total_energy", "atomic_energy", "forces", "stress")
         }
         energy = float(out["total_energy"].reshape(()))
@@ -57,6 +71,10 @@ class PotentialCalculator(Calculator):
             "energies": out["atomic_energy"].reshape(-1).astype(float),
             "forces": out["forces"].astype(float),
         }
+        if self.features:
+            first, _ = readout_weights(potential.network)
+            hidden = (given["node_features"] @ first).detach()
+            self.results["features"] = hidden.cpu().numpy().astype(np.float32)
         # A structure without a volume has no stress: ASE then says that it is not implemented.
         if frame.cell.rank == 3 and frame.pbc.any():
             self.results["stress"] = full_3x3_to_voigt_6_stress(out["stress"].reshape(3, 3))

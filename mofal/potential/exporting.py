@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from mofal.data.sealed import digest
 from mofal.data.store import atomic_path
 from mofal.errors import PotentialError, StoreError
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from mofal.potential.model import NequIPPotential
 
 PACKAGE, COMPILED = ".nequip.zip", ".nequip.pt2"
+CHECKSUM = ".sha256"
+"""Ends the name of the file beside it that ``sha256sum -c`` reads."""
 _TARGETS = {"ase": "ase", "lammps": "pair_nequip", "batch": "batch"}
 
 
@@ -34,7 +37,10 @@ def export(
     device: str = "cpu",
     progress: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write a potential as a file that runs without mofal.
+    """Write a potential as a file that runs without mofal, and its checksum beside it.
+
+    The checksum is in ``<path>.sha256``, for ``sha256sum -c``: no program that runs the file looks
+    for flipped bits.
 
     Parameters
     ----------
@@ -53,7 +59,7 @@ def export(
         What a compiled file is for: ``"ase"``, ``"lammps"`` (``pair_style nequip``) or ``"batch"``
         (torch-sim).
     device : str
-        Device that a compiled file runs on.
+        Device that a compiled file runs on: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
     progress : callable, optional
         Is given lines of text.
 
@@ -65,10 +71,12 @@ def export(
     Raises
     ------
     PotentialError
-        A foreign ending, totals without isolated-atom energies, or a script of NequIP that failed.
+        A foreign ending, a device that is not there, totals without isolated-atom energies, or a
+        script of NequIP that failed.
     StoreError
         `path` exists.
     """
+    from mofal.potential.devices import resolve_device
     from mofal.potential.model import NequIPPotential, load
 
     out = Path(path)
@@ -79,6 +87,8 @@ def export(
         )
     if target not in _TARGETS:
         raise PotentialError(f"no target {target!r}; targets: {', '.join(_TARGETS)}")
+    # What is compiled runs on any GPU of its kind, whatever its number.
+    device = resolve_device(device).partition(":")[0]
     if out.exists():
         raise StoreError(f"{out} exists; delete it, or give another name")
     potential = model if isinstance(model, NequIPPotential) else load(model)
@@ -95,8 +105,12 @@ def export(
             _say(progress, f"compiling it for {target} on {device} (about a minute) ...")
             options = ["--mode", "aotinductor", "--device", device, "--target", _TARGETS[target]]
             _run_script("compile", [str(package), str(made), *options])
+        content = made.read_bytes()
+        # The checksum comes first: a file without one is never there.
+        with atomic_path(out.with_name(out.name + CHECKSUM)) as temporary:
+            temporary.write_text(f"{digest(content)}  {out.name}\n")
         with atomic_path(out) as temporary:
-            temporary.write_bytes(made.read_bytes())
+            temporary.write_bytes(content)
     return out
 
 
@@ -209,6 +223,7 @@ def _run_script(name: str, arguments: list[str]) -> None:
         [sys.executable, "-m", f"nequip.scripts.{name}", *arguments],
         capture_output=True,
         text=True,
+        errors="replace",
         env=environment,
         check=False,
     )

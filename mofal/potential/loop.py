@@ -9,8 +9,10 @@ epoch, follows from the seed and the number of that epoch, so these two are the 
 
 from __future__ import annotations
 
+import io
 import math
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ import numpy as np
 import torch
 from nequip.train import EMALightningModule
 
-from mofal.data.store import atomic_path
+from mofal.data.sealed import read_sealed, starts_over, write_sealed
 from mofal.errors import PotentialError, StoreError
+from mofal.potential.devices import resolve_device
 from mofal.potential.metrics import loss_config
-from mofal.potential.network import Graph, collate, put_weights, weights_of
+from mofal.potential.network import Graph, allow_any_order, collate, put_weights, weights_of
 from mofal.potential.settings import TrainingSettings
 
 CHECKPOINT = "checkpoint.pt"
@@ -130,6 +133,8 @@ class Clock(lightning.Callback):
         Directory of the checkpoint.
     identity : str
         Hash of everything that decides the result; a checkpoint of another training is refused.
+    also : sequence of str
+        Identities that earlier versions gave the same training.
     warm : bool
         Whether this is a warm start.
     checkpoint_every : int
@@ -144,6 +149,7 @@ class Clock(lightning.Callback):
         *,
         work: Path,
         identity: str,
+        also: Sequence[str] = (),
         warm: bool,
         checkpoint_every: int,
         progress: Callable[[str], None] | None,
@@ -152,6 +158,7 @@ class Clock(lightning.Callback):
         self.batches = batches
         self.work = work
         self.identity = identity
+        self.known = (identity, *also)
         self.checkpoint_every = checkpoint_every
         self.progress = progress
         self.warm_epochs = settings.warm_up_epochs if warm else 0
@@ -174,8 +181,11 @@ class Clock(lightning.Callback):
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Resume from a checkpoint, if there is one."""
         path = self.work / CHECKPOINT
-        if path.exists():
-            self._restore(path, trainer, pl_module)
+        content, fault = read_checkpoint(path) if path.exists() else (None, "")
+        if fault:
+            self._say(starts_over(path, "training", fault))
+        if content is not None:
+            self._restore(path, content, trainer, pl_module)
             self._say(f"resumed at epoch {self.epoch}, step {self.step}")
         self._clock = (time.monotonic(), self._fraction())
 
@@ -346,19 +356,15 @@ class Clock(lightning.Callback):
             "history": self.history,
             "counters": {name: getattr(self, name) for name in _COUNTERS},
         }
-        with atomic_path(self.work / CHECKPOINT) as path:
-            torch.save(content, path)
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_sealed(buffer.getvalue(), self.work / CHECKPOINT)
         self._saved_step = self.step
 
-    def _restore(self, path: Path, trainer: lightning.Trainer, module: Any) -> None:
-        try:
-            content = torch.load(path, map_location=module.device, weights_only=True)
-        except (RuntimeError, EOFError, ValueError) as error:
-            raise StoreError(
-                f"{path} cannot be read ({str(error).splitlines()[0]}); delete it to train from "
-                f"the start: rm -r {path.parent}"
-            ) from error
-        if content["identity"] != self.identity:
+    def _restore(
+        self, path: Path, content: dict[str, Any], trainer: lightning.Trainer, module: Any
+    ) -> None:
+        if content["identity"] not in self.known:
             raise StoreError(
                 f"{path} is the checkpoint of another training (other data, settings, seed or "
                 f"start model); delete it if it is not wanted: rm -r {path.parent}"
@@ -371,6 +377,41 @@ class Clock(lightning.Callback):
         for name in _COUNTERS:
             setattr(self, name, content["counters"][name])
         self._saved_step = self.step
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any] | None, str]:
+    """Read the checkpoint of a training.
+
+    Returns
+    -------
+    content, fault
+        None where it is damaged, and what is wrong with it: nothing of it is used then.
+
+    Raises
+    ------
+    StoreError
+        The system does not give the file.
+    """
+    raw, fault = read_sealed(path)
+    if fault and not _sound_archive(raw):
+        return None, fault
+    try:
+        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        missing = {"identity", "module", "optimizer", "scheduler", "counters"} - set(content)
+    except Exception as error:
+        # It was written by another torch, or before there were checksums: what torch says of such
+        # a file is any exception, with the advice to load it by pickle.
+        return None, f"it cannot be loaded, {type(error).__name__}"
+    return (None, f"it lacks {sorted(missing)[0]}") if missing else (content, "")
+
+
+def _sound_archive(raw: bytes) -> bool:
+    """Whether bytes are a checkpoint of before there were seals, with all its CRCs right."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            return raw.startswith(b"PK") and archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError, EOFError):
+        return False
 
 
 _COUNTERS = (
@@ -392,9 +433,11 @@ def run(
     settings: TrainingSettings,
 ) -> None:
     """Train until the clock stops it."""
+    device = resolve_device(settings.device)
+    allow_any_order(device)
     trainer = lightning.Trainer(
-        accelerator="gpu" if settings.device == "cuda" else "cpu",
-        devices=1,
+        accelerator="cpu" if device == "cpu" else "gpu",
+        devices=1 if device == "cpu" else [int(device.partition(":")[2] or 0)],
         max_epochs=-1,
         callbacks=[clock],
         logger=False,

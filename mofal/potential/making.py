@@ -17,6 +17,7 @@ def create(
     seed: int,
     avg_num_neighbors: float = 20.0,
     scale: float = 1.0,
+    device: str = "cpu",
 ) -> NequIPPotential:
     """Make an untrained potential with random weights.
 
@@ -32,6 +33,8 @@ def create(
         Mean number of neighbours within `r_max` in the data to come.
     scale : float
         Start of the trainable energy scales, eV; the RMS of the forces is a good one.
+    device : str
+        ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
     """
     if isinstance(architecture, str):
         if architecture not in ARCHITECTURES:
@@ -44,7 +47,11 @@ def create(
         architecture, names, avg_num_neighbors=avg_num_neighbors, seed=seed, scales=scale
     )
     return NequIPPotential(
-        build_network(config), architecture, names, avg_num_neighbors=avg_num_neighbors
+        build_network(config),
+        architecture,
+        names,
+        avg_num_neighbors=avg_num_neighbors,
+        device=device,
     )
 
 
@@ -133,4 +140,5 @@ def grow(
         provenance={"grown_from": potential.model_hash, **potential.provenance},
         history=potential.history,
         batch_atoms=potential.batch_atoms,
+        device=potential.device,
     )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
+import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -14,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from mofal.data import hash_arrays, hash_json, read_json, validate, write_json
-from mofal.errors import StoreError
+from mofal.data import hash_arrays, hash_json, validate
 from mofal.potential.base import (
     Evaluation,
     carry,
@@ -25,8 +22,11 @@ from mofal.potential.base import (
     require_elements,
     symbols_of,
 )
+from mofal.potential.devices import resolve_device
+from mofal.potential.directory import WEIGHTS, damaged, read_directory, write_directory
 from mofal.potential.network import (
     Graph,
+    allow_any_order,
     build_network,
     builder_config,
     collate,
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from mofal.potential.calculator import PotentialCalculator
-
-FORMAT = 1
-"""Version of the directory of a model (`mofal_format` in model.json)."""
 
 RUN_BATCHES = 16
 """Batches in one task of a lazy evaluation: long enough that Dask's own time does not count."""
@@ -75,6 +72,13 @@ class NequIPPotential:
         Where it comes from; its losses epoch by epoch.
     batch_atoms : int
         Atoms that are evaluated at once.
+    device : str
+        Where it computes: ``cpu``, ``cuda``, ``cuda:1``, or ``auto`` (a GPU where there is one).
+
+    Raises
+    ------
+    PotentialError
+        This machine has no such device.
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class NequIPPotential:
         device: str = "cpu",
     ) -> None:
         prepare()
-        self.network = network.eval().to(device)
+        self.network = network.eval()
         for parameter in self.network.parameters():
             parameter.requires_grad_(False)
         self.architecture = architecture
@@ -98,9 +102,35 @@ class NequIPPotential:
         self.provenance: dict[str, Any] = dict(provenance or {})
         self.history: list[dict[str, Any]] = [dict(row) for row in history]
         self.batch_atoms = batch_atoms
-        self.device = device
+        self.to(device)
         self._elements = tuple(elements)
         self._types = type_table(elements)
+
+    # ------------------------------------------------------------------ device
+    @property
+    def device(self) -> str:
+        """Where it computes: ``cpu``, ``cuda`` or ``cuda:1``."""
+        return self._device
+
+    def to(self, device: str) -> NequIPPotential:
+        """Move it to a device, in place; evaluation, features and calculators compute there.
+
+        Parameters
+        ----------
+        device : str
+            ``cpu``, ``cuda``, ``cuda:1`` or ``auto``. It is pickled as it is given here: ``auto``
+            is looked up anew on the machine that unpickles.
+
+        Raises
+        ------
+        PotentialError
+            This machine has no such device.
+        """
+        self._device = resolve_device(device)
+        self._asked = device
+        allow_any_order(self._device)
+        self.network.to(self._device)
+        return self
 
     # ------------------------------------------------------------------ identity
     @property
@@ -158,6 +188,7 @@ class NequIPPotential:
             "provenance": self.provenance,
             "history": self.history,
             "batch_atoms": self.batch_atoms,
+            "device": self._asked,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -171,6 +202,7 @@ class NequIPPotential:
             provenance=state["provenance"],
             history=state["history"],
             batch_atoms=state["batch_atoms"],
+            device=state.get("device", "cpu"),
         )
 
     # ------------------------------------------------------------------ arrays
@@ -355,93 +387,80 @@ class NequIPPotential:
         names = ("numbers", "positions", "cell", "pbc", "n_atoms")
         return getattr(self, method)(*(np.asarray(ds[name].values) for name in names))
 
-    def calculator(self) -> PotentialCalculator:
-        """Return an ASE calculator: energy, forces, stress, energies of atoms."""
+    def calculator(self, *, features: bool = False) -> PotentialCalculator:
+        """Return an ASE calculator: energy, forces, stress, energies of atoms.
+
+        With ``features`` its results hold the features of every atom too, of the same pass.
+        """
         from mofal.potential.calculator import PotentialCalculator
 
-        return PotentialCalculator(self)
+        return PotentialCalculator(self, features=features)
 
     # ------------------------------------------------------------------ disk
     def save(self, path: str | Path) -> Path:
         """Write the model directory, whole or not at all.
 
-        It holds `model.json` (architecture, elements, hash), `weights.pt` (a state dict that loads
-        with ``weights_only=True``), `history.json` and `provenance.json`.
+        It holds `model.json` (architecture, elements, hash, checksums), `weights.pt` (a state dict
+        that loads with ``weights_only=True``), `history.json` and `provenance.json`.
 
         Raises
         ------
         StoreError
-            There is something at `path` already.
+            There is something at `path` already, or the disk refused.
         """
-        target = Path(path)
-        if target.exists():
-            raise StoreError(f"{target} exists; a model is never overwritten: give a new directory")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            torch.save(weights_of(self.network), work / "weights.pt")
-            write_json({"epochs": self.history}, work / "history.json")
-            write_json({**self.provenance, "versions": versions()}, work / "provenance.json")
-            described = {"mofal_format": FORMAT, "kind": "nequip", "model_hash": self.model_hash}
-            write_json({**described, **self._description()}, work / "model.json")
-            work.chmod(0o755)
-            _sync(work)
-            os.rename(work, target)
-        except BaseException:
-            shutil.rmtree(work, ignore_errors=True)
-            raise
-        return target
+        weights = io.BytesIO()
+        torch.save(weights_of(self.network), weights)
+        return write_directory(
+            path,
+            described={"kind": "nequip", "model_hash": self.model_hash, **self._description()},
+            weights=weights.getvalue(),
+            history=self.history,
+            provenance={**self.provenance, "versions": versions()},
+        )
 
 
 # ---------------------------------------------------------------------------------- disk
 def load(path: str | Path, *, device: str = "cpu") -> NequIPPotential:
     """Read a model directory that `save` or `train` wrote.
 
+    Parameters
+    ----------
+    path : path
+    device : str
+        ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
+
     Raises
     ------
     StoreError
-        No model there, one of a newer format, or one whose weights are not those that were saved.
+        No model there, one of a newer format, or one with a file that is damaged.
+    PotentialError
+        This machine has no such device.
     """
     where = Path(path)
-    if not (where / "model.json").is_file():
-        raise StoreError(
-            f"{where} is no model directory (no model.json in it); expected one that "
-            "mofal.potential.train or .save wrote"
-        )
-    described = read_json(where / "model.json")
-    found = described.get("mofal_format")
-    if not isinstance(found, int) or found > FORMAT:
-        raise StoreError(
-            f"{where} is of format {found}, this version of mofal reads up to {FORMAT}; "
-            "upgrade it: pip install --upgrade mofal"
-        )
+    resolve_device(device)  # before anything is read
+    stored = read_directory(where)
+    described = stored.described
     try:
-        weights = torch.load(where / "weights.pt", map_location="cpu", weights_only=True)
+        weights = torch.load(io.BytesIO(stored.weights), map_location="cpu", weights_only=True)
         network, architecture = _rebuild(described, weights)
         potential = NequIPPotential(
             network,
             architecture,
             described["elements"],
             avg_num_neighbors=described["avg_num_neighbors"],
-            provenance=_optional_json(where / "provenance.json"),
-            history=_optional_json(where / "history.json").get("epochs", []),
-            device=device,
+            provenance=stored.provenance,
+            history=stored.history,
         )
-    except FileNotFoundError as error:
-        raise StoreError(
-            f"{where} lacks {Path(str(error.filename)).name}: the model is incomplete"
-        ) from None
-    except (RuntimeError, KeyError, ValueError, EOFError) as error:
-        raise StoreError(
-            f"{where} cannot be read as a model: {str(error).splitlines()[0]}; "
-            "restore it from a copy"
+        found, expected = potential.model_hash, described["model_hash"]
+    except Exception as error:
+        # Only a model of before there were checksums gets here damaged, and torch may say anything;
+        # its advice, to load with pickle, is left out.
+        raise damaged(
+            where, WEIGHTS, f"it cannot be read as a model ({type(error).__name__})"
         ) from error
-    if potential.model_hash != described["model_hash"]:
-        raise StoreError(
-            f"{where} holds weights with hash {potential.model_hash}, but model.json says "
-            f"{described['model_hash']}: a file is damaged or was changed; restore it from a copy"
-        )
-    return potential
+    if found != expected:
+        raise damaged(where, WEIGHTS, f"its weights have hash {found}, model.json says {expected}")
+    return potential.to(device)
 
 
 def weights_hash(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> str:
@@ -472,14 +491,3 @@ def _rebuild(
     network = build_network(config)
     put_weights(network, weights)
     return network, architecture
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return dict(read_json(path)) if path.is_file() else {}
-
-
-def _sync(directory: Path) -> None:
-    """Push files to disk before the rename that makes them count."""
-    for path in directory.iterdir():
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())

@@ -108,6 +108,12 @@ def _prepare() -> None:
     _prepared = True
 
 
+def allow_any_order(device: str) -> None:
+    """Let operations that have no deterministic form run on a GPU, where bits are not promised."""
+    if device != "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 @contextlib.contextmanager
 def threads(n: int) -> Iterator[None]:
     """Run with so many CPU threads, and put the number back."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+DEVICE = r"cpu|cuda(:[0-9]{1,3})?|auto"
+"""Words for where a potential computes."""
+
+Device = Annotated[str, Field(pattern=f"^({DEVICE})$")]
+"""``cpu``, ``cuda`` (a worker's first GPU), ``cuda:1``, or ``auto``: a GPU where there is one."""
 
 
 class Architecture(BaseModel):
@@ -26,18 +32,18 @@ class Architecture(BaseModel):
         Precision inside the network; energies are summed in float64 whatever it is.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     r_max: float = Field(gt=0.5, le=12)
     n_layers: int = Field(ge=1, le=8)
-    n_features: int = Field(ge=1)
+    n_features: int = Field(ge=1, le=1024)
     l_max: int = Field(default=1, ge=0, le=4)
     parity: bool = True
-    radial_layers: int = Field(default=2, ge=1)
-    radial_neurons: int = Field(default=32, ge=1)
-    feature_dim: int = Field(default=8, ge=1)
-    n_bessel: int = Field(default=8, ge=1)
-    cutoff_exponent: int = Field(default=6, ge=2)
+    radial_layers: int = Field(default=2, ge=1, le=32)
+    radial_neurons: int = Field(default=32, ge=1, le=4096)
+    feature_dim: int = Field(default=8, ge=1, le=4096)
+    n_bessel: int = Field(default=8, ge=1, le=256)
+    cutoff_exponent: int = Field(default=6, ge=2, le=100)
     dtype: Literal["float32", "float64"] = "float32"
 
 
@@ -97,12 +103,13 @@ class TrainingSettings(BaseModel):
     threads : int
         CPU threads of this training. The same seed gives the same bits whatever it is.
     device : str
-        ``"cpu"`` or ``"cuda"``.
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``. It decides where a training runs and not
+        which one it is; the same bits are promised on CPUs only.
     allow_other_level : bool
         Let a warm start move to labels of another level of theory.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     architecture: Architecture = Field(default=ARCHITECTURES["base"])
     learning_rate: float = Field(default=0.004, gt=0, lt=1)
@@ -128,7 +135,7 @@ class TrainingSettings(BaseModel):
     termination_weight: float = Field(default=0.0, ge=0)
     validation_fraction: float = Field(default=0.2, gt=0, lt=1)
     threads: int = Field(default=1, ge=1)
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     allow_other_level: bool = False
 
     @field_validator("architecture", mode="before")

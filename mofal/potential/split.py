@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mofal.data.ragged import TEXT
 from mofal.errors import DataError
 
 if TYPE_CHECKING:
@@ -118,5 +119,4 @@ def split_structures(ds: xr.Dataset, *, fraction: float = 0.2, seed: int) -> xr.
         seed=seed,
         previous=previous,
     )
-    text = np.dtypes.StringDType()  # type: ignore[attr-defined]
-    return ds.assign(split=("structure", np.array(parts, text)))
+    return ds.assign(split=("structure", np.array(parts, TEXT)))

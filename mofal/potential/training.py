@@ -13,6 +13,7 @@ import numpy as np
 from mofal.data import hash_arrays, hash_json, relative_energy, select, validate
 from mofal.errors import DataError, StoreError
 from mofal.potential.base import isolated_energies, require_elements, symbols_of
+from mofal.potential.directory import is_model
 from mofal.potential.settings import TrainingSettings
 from mofal.potential.split import TRAIN, VALIDATION, split_structures
 
@@ -231,27 +232,35 @@ def train(
     DataError
         Nothing to train or to validate on, or labels without isolated-atom energies.
     PotentialError
-        An element without a type, or a training that diverges.
+        An element without a type, a device that is not there, or a training that diverges.
     StoreError
         `out`, or the checkpoint beside it, belongs to another training.
     """
     settings = settings or TrainingSettings()
+    if settings.device not in ("cpu", "auto"):
+        from mofal.potential.devices import resolve_device
+
+        resolve_device(settings.device)  # before the data is looked at
     data = split_structures(
         usable(dataset, progress), fraction=settings.validation_fraction, seed=seed
     )
     origin = _resolve_start(start, data, settings)
     types = _elements(data, elements, origin)
-    identity = hash_json(
-        {
-            "data": data_hash(data, settings),
-            "settings": settings.model_dump(exclude={"threads"}),
-            "seed": int(seed),
-            "elements": types,
-            "start": origin.model_hash if origin else "",
-        }
+    decisive = {
+        "data": data_hash(data, settings),
+        "seed": int(seed),
+        "elements": types,
+        "start": origin.model_hash if origin else "",
+    }
+    # Where it runs does not make it another training; before, cuda did.
+    identity, *also = (
+        hash_json(
+            {"settings": {**settings.model_dump(exclude={"threads"}), "device": d}, **decisive}
+        )
+        for d in ("cpu", "cuda")
     )
     target = Path(out)
-    finished = _finished(target, identity)
+    finished = _finished(target, (identity, *also), settings.device)
     if finished is not None:
         return finished
 
@@ -266,6 +275,7 @@ def train(
             settings,
             work=work,
             identity=identity,
+            also=also,
             seed=seed,
             elements=types,
             origin=origin,
@@ -283,6 +293,7 @@ def _fit(
     *,
     work: Path,
     identity: str,
+    also: Sequence[str],
     seed: int,
     elements: Sequence[str],
     origin: NequIPPotential | None,
@@ -327,6 +338,7 @@ def _fit(
         batches,
         work=work,
         identity=identity,
+        also=also,
         warm=origin is not None,
         checkpoint_every=checkpoint_every,
         progress=progress,
@@ -346,6 +358,7 @@ def _fit(
         elements,
         avg_num_neighbors=first["avg_num_neighbors"],
         history=clock.history,
+        device=settings.device,
         provenance={
             "training": identity,
             "seed": int(seed),
@@ -405,7 +418,7 @@ def _resolve_start(
     if isinstance(start, (str, Path)):
         from mofal.potential.model import load
 
-        start = load(start)
+        start = load(start, device=settings.device)
     before = start.provenance.get("level_hash", "")
     now = str(data.attrs.get("level_hash", ""))
     if before and now and before != now and not settings.allow_other_level:
@@ -432,13 +445,18 @@ def _elements(
     return types
 
 
-def _finished(target: Path, identity: str) -> NequIPPotential | None:
+def _finished(target: Path, known: Sequence[str], device: str) -> NequIPPotential | None:
     if not target.exists():
         return None
+    if not is_model(target):
+        raise StoreError(
+            f"{target} is in the way: there is no model in it (no model.json); move it away, or "
+            f"delete it: rm -r {target}"
+        )
     from mofal.potential.model import load
 
-    potential = load(target)
-    if potential.provenance.get("training") != identity:
+    potential = load(target, device=device)
+    if potential.provenance.get("training") not in known:
         raise StoreError(
             f"{target} holds a model of another training (other data, settings, seed or start "
             "model); give a new directory"

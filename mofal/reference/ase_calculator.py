@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import threading
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.data.electrons import electronic_state
 from mofal.errors import DependencyError, ReferenceError
 from mofal.reference.base import (
     Attempt,
@@ -30,6 +32,7 @@ from mofal.reference.base import (
     tail,
     why_not,
 )
+from mofal.reference.faults import is_machine
 from mofal.reference.options import energies, flag, number, whole_number
 
 if TYPE_CHECKING:
@@ -39,6 +42,10 @@ if TYPE_CHECKING:
 _blas_lock = threading.Lock()
 _blas_users = 0
 _blas_limits: Any = None
+
+ELECTRONS = ("parameters", "initial", "ignore")
+"""How an ASE calculator takes charge and unpaired electrons: by its parameters `charge` and
+`multiplicity`, from `initial_charges` and `initial_magmoms` of the structure, or not at all."""
 
 # What calculators say when their iterations end early; matched in the message of the exception.
 _NOT_CONVERGED = ("not converge", "did not reach convergence", "failed to converge")
@@ -67,12 +74,18 @@ class AseReference:
     isolated_atom_energies : mapping of str to float, optional
         Energies of isolated atoms in eV at this level, where they are known better than a
         calculation of one atom could tell.
+    fixed : mapping, optional
+        Charge and multiplicity that the level itself fixes, by the calculator's parameters.
     fresh : bool
         Make a new calculator for each structure: for those that start from what they found last,
         so that a label would depend on which one came before it.
     partly_periodic : bool
         Whether the calculator knows structures that are periodic along some directions only; they
         are refused otherwise.
+    electrons : str
+        How it takes charge and unpaired electrons, one of `ELECTRONS`. By default it is looked up
+        in the calculator: where it has no parameters for them, a structure that states them is
+        refused.
     """
 
     def __init__(
@@ -89,14 +102,22 @@ class AseReference:
         isolated_atom_energies: Mapping[str, float] | None = None,
         fresh: bool = False,
         partly_periodic: bool = True,
+        electrons: str = "parameters",
+        fixed: Mapping[str, Any] | None = None,
     ) -> None:
+        if electrons not in ELECTRONS:
+            raise ReferenceError(
+                f"{name}: electrons = {electrons!r}; expected one of {', '.join(ELECTRONS)}"
+            )
+        self._electrons = electrons
+        self._fixed = dict(fixed or {})
         self._fresh = fresh
         self._partly_periodic = partly_periodic
         if time_limit_s is not None:
             time_limit_s = number(name, "time_limit_s", time_limit_s)
         self._make = make_calculator
         self._packages = tuple(packages)
-        self._given_atoms = energies(name, "isolated_atom_energies", isolated_atom_energies or {})
+        self.stated_atoms = energies(name, "isolated_atom_energies", isolated_atom_energies or {})
         # One calculator per thread: the threads of a worker label side by side.
         self._local = threading.local()
         self.name = name
@@ -134,13 +155,18 @@ class AseReference:
         -------
         Attempt
             With a status and a reason where it failed.
+
+        Raises
+        ------
+        OSError, ImportError, ReferenceError
+            The machine failed (`mofal.reference.faults`): that is no result.
         """
         if self.time_limit_s is None and not self.isolated:
             return self.calculate_here(atoms)
         from mofal.reference.child import calculate_in_child
 
         attempt = begin(self, atoms)
-        reason = why_not(atoms, partly_periodic=self._partly_periodic)
+        reason = self._why_not(atoms)
         if reason:
             return fail(attempt, "inconsistent", reason)
         return calculate_in_child(
@@ -148,19 +174,33 @@ class AseReference:
         )
 
     def calculate_here(self, atoms: Atoms) -> Attempt:
-        """Label one structure in this process, without limits; see `calculate`."""
+        """Label one structure in this process, without limits; see `calculate`.
+
+        Raises
+        ------
+        OSError, ImportError, ReferenceError
+            The machine failed (`mofal.reference.faults`): that is no result.
+        """
         attempt = begin(self, atoms)
-        reason = why_not(atoms, partly_periodic=self._partly_periodic)
+        reason = self._why_not(atoms)
         if reason:
             return fail(attempt, "inconsistent", reason)
         start = time.perf_counter()
         work = bare(atoms)
+        state = (attempt.charge, attempt.n_unpaired)
         log = ""
         try:
             with limit_threads(self.threads):
-                if self._fresh or getattr(self._local, "calculator", None) is None:
-                    self._local.calculator = self._make()
-                work.calc = self._local.calculator
+                if any(state) and self._electrons != "ignore":
+                    # Of its own: what is set for an ion must not stay for the next structure.
+                    work.calc = self._made()
+                    reason = self._set_state(work, *state)
+                    if reason:
+                        return fail(attempt, "inconsistent", reason)
+                else:
+                    if self._fresh or getattr(self._local, "calculator", None) is None:
+                        self._local.calculator = self._made()
+                    work.calc = self._local.calculator
                 forces = np.array(work.get_forces())
                 energy = float(work.get_potential_energy())
                 stress = self._stress(work)
@@ -169,10 +209,72 @@ class AseReference:
             )
         except Exception as error:
             self._local.calculator = None  # one that failed may be left in any state
+            if is_machine(error):
+                raise
             status, reason = classify(error)
             log = tail(traceback.format_exc())
             done = fail(attempt, status, reason)
         return replace(done, wall_time_s=time.perf_counter() - start, log_tail=log)
+
+    def _made(self) -> Calculator:
+        """Make a calculator; what goes wrong here is no structure's fault."""
+        try:
+            return self._make()
+        except Exception as error:
+            if is_machine(error):
+                raise
+            raise ReferenceError(
+                f"{self.name}: the calculator cannot be made: {type(error).__name__}: {error}"
+            ) from error
+
+    def _why_not(self, atoms: Atoms) -> str:
+        return why_not(atoms, partly_periodic=self._partly_periodic, electrons=True)
+
+    def refusal(self, atoms: Atoms) -> str:
+        """Return why a structure would be refused before a calculation; "" where it would not."""
+        reason = self._why_not(atoms)
+        if reason:
+            return reason
+        state = electronic_state(atoms)
+        if not any(state) or self._electrons == "ignore":
+            return ""
+        work = bare(atoms)
+        try:
+            work.calc = self._make()
+        except Exception:  # its first label will say what is wrong with it
+            return ""
+        return self._set_state(work, *state)
+
+    def _set_state(self, work: Atoms, charge: int, n_unpaired: int) -> str:
+        """Give charge and spin to the calculator of a structure, or say why it takes none."""
+        if self._electrons == "initial":
+            n = len(work)
+            work.set_initial_charges(np.full(n, charge / n))
+            work.set_initial_magnetic_moments(np.full(n, n_unpaired / n))
+            return ""
+        known = {k.lower(): k for k in getattr(work.calc, "default_parameters", None) or {}}
+        spin = next((known[k] for k in ("multiplicity", "mult") if k in known), None)
+        takes = {"charge": known.get("charge"), "multiplicity": spin}
+        for what, value, asked in (
+            ("charge", charge, f"the charge {charge}"),
+            ("multiplicity", n_unpaired, f"{n_unpaired} unpaired electrons"),
+        ):
+            if value and takes[what] is None:
+                return (
+                    f"it has {asked}, and {type(work.calc).__name__} has no parameter for it that "
+                    f"mofal knows; where it reads initial_charges and initial_magmoms, write "
+                    f"{self.name}?electrons=initial"
+                )
+        # What a structure does not state is left to the calculator.
+        wanted = {str(takes["charge"]): charge} if charge else {}
+        wanted |= {str(spin): n_unpaired + 1} if n_unpaired else {}
+        for key, value in wanted.items():
+            if self._fixed.get(key, value) != value:
+                return (
+                    f"it asks for {key}={value}, and the reference fixes {key}={self._fixed[key]}"
+                )
+        work.calc.set(**wanted)
+        return ""
 
     @staticmethod
     def _stress(work: Atoms) -> np.ndarray | None:
@@ -212,8 +314,8 @@ class AseReference:
         from mofal.reference.isolated import isolated_energies
 
         def one(symbol: str) -> float:
-            if symbol in self._given_atoms:
-                return float(self._given_atoms[symbol])
+            if symbol in self.stated_atoms:
+                return float(self.stated_atoms[symbol])
             attempt = self.calculate_here(AseAtoms(symbol))
             if not attempt.converged:
                 raise ReferenceError(
@@ -227,15 +329,15 @@ class AseReference:
         return isolated_energies(elements, one, file=isolated_cache_file(self._atoms_key(), cache))
 
     def _atoms_key(self) -> str:
-        if not self._given_atoms:
+        if not self.stated_atoms:
             return self.level_hash
-        return f"{self.level_hash}-{hash_level(self._given_atoms)}"
+        return f"{self.level_hash}-{hash_level(self.stated_atoms)}"
 
 
 def classify(error: BaseException) -> tuple[str, str]:
     """Status and reason of an exception that a calculator raised."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return "out_of_memory", text
     lower = text.lower()
     if type(error).__name__ in ("SCFError", "KohnShamConvergenceError") or any(
@@ -276,6 +378,7 @@ def ase_reference(
     isolated: bool = False,
     isolated_atom_energies: Mapping[str, float] | None = None,
     packages: Iterable[str] = (),
+    electrons: str = "parameters",
     spec: str = "",
     **arguments: Any,
 ) -> AseReference:
@@ -288,6 +391,8 @@ def ase_reference(
         must be importable on every worker.
     packages : iterable of str
         Distributions whose versions are worth keeping; the factory's own one is kept anyhow.
+    electrons : str
+        How the calculator takes charge and spin of a structure, see `ELECTRONS`.
     **arguments
         Passed to the factory; together with its path they are the level of theory.
 
@@ -307,6 +412,11 @@ def ase_reference(
     except ModuleNotFoundError as error:
         raise DependencyError(
             f"ase:{target}: there is no module {error.name!r} on this machine"
+        ) from error
+    except Exception as error:
+        raise ReferenceError(
+            f"ase:{target}: module {module_name} cannot be imported "
+            f"({type(error).__name__}: {error})"
         ) from error
     factory = module
     for part in factory_name.split("."):
@@ -331,6 +441,8 @@ def ase_reference(
         time_limit_s=time_limit_s,
         isolated=isolated,
         isolated_atom_energies=isolated_atom_energies,
+        electrons=electrons,
+        fixed={k: v for k, v in arguments.items() if k in ("charge", "multiplicity", "mult")},
     )
 
 

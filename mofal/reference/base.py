@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from mofal.data.electrons import electronic_state, impossible
 from mofal.data.hashing import hash_json, structure_hash
+from mofal.errors import DataError
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -94,6 +96,9 @@ class Attempt:
         What was asked, at which level of theory.
     numbers, positions, cell, pbc : ndarray
         The structure itself, shapes (n,), (n, 3) Å, (3, 3) Å, (3,).
+    charge, n_unpaired : int
+        Total charge (e) and unpaired electrons that it was calculated with (0: as few as the number
+        of electrons allows).
     status : str
         One of `STATUSES`.
     energy : float
@@ -135,6 +140,8 @@ class Attempt:
     retries: tuple[Mapping[str, Any], ...] = ()
     memory_estimate: float = float("nan")
     memory_peak: float = float("nan")
+    charge: int = 0
+    n_unpaired: int = 0
 
     @property
     def converged(self) -> bool:
@@ -155,13 +162,20 @@ def hash_level(level_of_theory: Mapping[str, Any]) -> str:
 
 
 def structure_id_of(atoms: Atoms) -> str:
-    """Content hash of one structure (its charge included), as structures Datasets carry it."""
-    charge = atoms.info.get("charge") or 0
-    return structure_hash(atoms.numbers, atoms.positions, atoms.cell[:], atoms.pbc, charge)
+    """Content hash of one structure, charge and spin included, as structures Datasets carry it.
+
+    Raises
+    ------
+    DataError
+        Charge or spin is stated in two ways (`mofal.data.electrons`).
+    """
+    state = electronic_state(atoms)
+    return structure_hash(atoms.numbers, atoms.positions, atoms.cell[:], atoms.pbc, *state)
 
 
 def bare(atoms: Atoms) -> Atoms:
-    """Numbers, positions, cell and pbc alone: no charges, moments or results that would leak in."""
+    """Numbers, positions, cell and pbc alone: charges and moments are given as `electronic_state`
+    says, nothing leaks in beside it."""
     from ase import Atoms as AseAtoms
 
     return AseAtoms(
@@ -200,8 +214,17 @@ def now() -> str:
 
 def begin(reference: Reference, atoms: Atoms, *, structure_id: str | None = None) -> Attempt:
     """Return an attempt for this structure that has not been made yet (status "crashed")."""
+    try:
+        charge, n_unpaired = electronic_state(atoms)
+    except DataError:  # `why_not` says so
+        charge = n_unpaired = 0
     return Attempt(
-        structure_id=structure_id or structure_id_of(atoms),
+        structure_id=structure_id
+        or structure_hash(
+            atoms.numbers, atoms.positions, atoms.cell[:], atoms.pbc, charge, n_unpaired
+        ),
+        charge=charge,
+        n_unpaired=n_unpaired,
         level_hash=reference.level_hash,
         level_of_theory=reference.level_of_theory,
         numbers=np.asarray(atoms.numbers, np.int32),
@@ -287,10 +310,12 @@ def finish(
     )
 
 
-def why_not(atoms: Atoms, *, partly_periodic: bool = True) -> str:
+def why_not(atoms: Atoms, *, partly_periodic: bool = True, electrons: bool = False) -> str:
     """Return why no reference should start on this structure, or an empty string.
 
     Without `partly_periodic`, one that is periodic along some directions only is refused as well.
+    With `electrons` the reference takes charge and spin from `electronic_state`; without it, both
+    are refused where they are not zero.
     """
     if len(atoms) == 0:
         return "there are no atoms in it"
@@ -302,10 +327,30 @@ def why_not(atoms: Atoms, *, partly_periodic: bool = True) -> str:
         return "a periodic direction has no cell vector"
     if not partly_periodic and 0 < int(atoms.pbc.sum()) < 3:
         return "it is periodic along some directions only; expected all or none"
-    charge = atoms.info.get("charge", 0)
-    if charge:
-        return f"it carries the charge {charge}; references label neutral structures"
-    return _too_close(atoms)
+    try:
+        charge, n_unpaired = electronic_state(atoms)
+    except DataError as error:
+        return str(error)
+    if charge and not electrons:
+        return f"it carries the charge {charge}, and this reference takes none"
+    if n_unpaired and not electrons:
+        return f"it has {n_unpaired} unpaired electrons, and this reference takes no spin"
+    if charge and atoms.pbc.any():
+        return (
+            f"it is periodic and carries the charge {charge}: the energy of a charged lattice "
+            "depends on its background; label neutral cells, or clusters"
+        )
+    why = impossible(int(atoms.numbers.sum()) - charge, n_unpaired)
+    return why or _too_close(atoms)
+
+
+def refusal(reference: Reference, atoms: Atoms) -> str:
+    """Return why a reference would not even start on a structure; "" where it would.
+
+    Nothing is calculated. References without a method `refusal` are taken to start on anything.
+    """
+    ask = getattr(reference, "refusal", None)
+    return "" if ask is None else str(ask(atoms))
 
 
 def _too_close(atoms: Atoms) -> str:

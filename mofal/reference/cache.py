@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from mofal.data.files import is_being_written
 from mofal.data.hashing import hash_json
 from mofal.errors import DataError, StoreError
 from mofal.reference.base import (
@@ -34,6 +35,7 @@ from mofal.reference.base import (
     hash_level,
     structure_id_of,
 )
+from mofal.reference.faults import is_machine
 from mofal.reference.files import write_new
 
 if TYPE_CHECKING:
@@ -80,6 +82,8 @@ def encode(attempt: Attempt) -> bytes:
         "retries": [dict(r) for r in attempt.retries],
         "memory_estimate_GB": _number_or_none(attempt.memory_estimate),
         "memory_peak_GB": _number_or_none(attempt.memory_peak),
+        "charge": attempt.charge,
+        "n_unpaired": attempt.n_unpaired,
     }
     text = json.dumps(meta, sort_keys=True, allow_nan=False).encode()
     arrays["meta"] = np.frombuffer(text, np.uint8)
@@ -133,6 +137,8 @@ def decode(content: bytes) -> Attempt:
         retries=tuple(meta["retries"]),
         memory_estimate=_nan_or_number(meta["memory_estimate_GB"]),
         memory_peak=_nan_or_number(meta["memory_peak_GB"]),
+        charge=int(meta.get("charge", 0)),
+        n_unpaired=int(meta.get("n_unpaired", 0)),
     )
 
 
@@ -222,7 +228,13 @@ class LabelCache:
         return attempts[-1] if attempts else None
 
     def attempts(self, structure_id: str, level_hash: str) -> list[Attempt]:
-        """All attempts of its own in the order of their records, then labels of shared caches."""
+        """All attempts of its own in the order of their records, then labels of shared caches.
+
+        Raises
+        ------
+        OSError
+            A record of its own cannot be read now: it may be a label that was paid for.
+        """
         key = record_key(structure_id, level_hash)
         found = []
         for place in (self.path, *self.shared):
@@ -301,22 +313,35 @@ class LabelCache:
                         yield attempt
 
     def sweep(self, *, older_than_s: float = 3600.0) -> int:
-        """Remove temporary files that killed writers left behind; return how many."""
+        """Remove temporary files that killed writers left behind; return how many.
+
+        What a process that is still there began is not touched.
+        """
         if self.mode != "rw":
             return 0
         removed = 0
         for file in self.path.glob("[0-9a-f][0-9a-f]/.tmp-*"):
             try:
-                if time.time() - file.stat().st_mtime > older_than_s:
+                old = time.time() - file.stat().st_mtime > older_than_s
+                if old and not is_being_written(file):
                     file.unlink()
                     removed += 1
             except OSError:
                 continue
         return removed
 
-    @staticmethod
-    def _files_of(place: Path, key: str) -> list[Path]:
-        return sorted(place.glob(f"{key[:2]}/{key}-*.npz"))
+    def _files_of(self, place: Path, key: str) -> list[Path]:
+        try:
+            names = os.listdir(place / key[:2])
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            if place == self.path:
+                raise
+            self._warn(place / "*", str(error))
+            return []
+        ours = (n for n in sorted(names) if n.startswith(f"{key}-") and n.endswith(".npz"))
+        return [place / key[:2] / name for name in ours]
 
     @staticmethod
     def _number(file: Path) -> int:
@@ -328,9 +353,13 @@ class LabelCache:
             return decode(file.read_bytes())
         except FileNotFoundError:
             return None
-        except (StoreError, OSError) as error:
+        except StoreError as error:
             self._warn(file, str(error))
-            return None
+        except OSError as error:
+            if file.is_relative_to(self.path):
+                raise
+            self._warn(file, str(error))
+        return None
 
     def _warn(self, file: Path, what: str, *, missing: bool = True) -> None:
         with self._lock:
@@ -377,6 +406,8 @@ def label_one(
     ------
     OSError
         The record could not be written (a full disk): without a record there is no label.
+    OSError, ImportError, ReferenceError
+        The machine failed (`mofal.reference.faults`), not the calculation: nothing is recorded.
     """
     from mofal.reference.registry import get_reference
 
@@ -406,7 +437,10 @@ def _calculate(method: Reference, atoms: Atoms, scratch: str | os.PathLike[str])
     start = time.perf_counter()
     try:
         attempt = method.calculate(atoms, directory=scratch)
-    except Exception as error:  # a plug-in that breaks the protocol must not end a campaign
+    except Exception as error:
+        if is_machine(error):
+            raise
+        # A plug-in that breaks the protocol must not end a campaign.
         attempt = fail(
             begin(method, atoms),
             "crashed",

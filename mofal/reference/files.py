@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from pathlib import Path
@@ -14,7 +15,8 @@ def write_atomic(file: Path, content: bytes) -> None:
     try:
         os.replace(temporary, file)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
     sync_directory(file.parent)
 
@@ -33,7 +35,8 @@ def write_new(file: Path, content: bytes) -> bool:
             return False
         os.replace(temporary, file)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # `sweep` removes it later
+            temporary.unlink()
     sync_directory(file.parent)
     return True
 
@@ -49,7 +52,8 @@ def _write_temporary(file: Path, content: bytes) -> Path:
             out.flush()
             os.fsync(out.fileno())
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         if isinstance(error, OSError):  # a write that fails does not say where
             raise OSError(error.errno, error.strerror, str(file)) from error
         raise
@@ -57,10 +61,19 @@ def _write_temporary(file: Path, content: bytes) -> Path:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable, where the file system can."""
-    with contextlib.suppress(OSError):
+    """Make the names in a directory durable, where the file system can.
+
+    Raises
+    ------
+    OSError
+        The disk failed (EIO, ENOSPC); a file system that cannot do it is none of that.
+    """
+    try:
         handle = os.open(directory, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, error.strerror, str(directory)) from error

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.data.electrons import electronic_state
 from mofal.errors import DependencyError, ReferenceError
 from mofal.reference.base import (
     Attempt,
@@ -36,7 +37,15 @@ from mofal.reference.base import (
     tail,
     why_not,
 )
-from mofal.reference.child import Finished, describe_exit, read_tail, run_process
+from mofal.reference.child import (
+    Finished,
+    beyond_pool,
+    describe_exit,
+    last_line,
+    read_tail,
+    run_process,
+)
+from mofal.reference.faults import machine_error, machine_in, refuse_full
 from mofal.reference.gpaw_memory import (
     Box,
     Cost,
@@ -49,6 +58,7 @@ from mofal.reference.gpaw_memory import (
     read_paw_atom,
 )
 from mofal.reference.options import check_known, flag, number, whole_number
+from mofal.reference.processes import pool_memory_bytes
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -204,6 +214,7 @@ class GpawReference:
             "basis": p.basis,
             "interpolation": p.interpolation,
             "sampling": "gamma point",
+            # Where the structure states none; what it states is part of its own identity.
             "spin": "paired",
             "symmetry": "off",
             "occupations": {"name": "fermi-dirac", "width": 0.0},
@@ -280,12 +291,15 @@ class GpawReference:
         if missing:
             raise ReferenceError(f"no PAW data for {', '.join(missing)}")
         files = self.paw_data.files
+        charge, n_unpaired = electronic_state(atoms)
         return estimate_cost(
             self.box(atoms),
             [read_paw_atom(files[s]) for s in atoms.get_chemical_symbols()],
             mode=self.preset.mode,
             ranks=self.ranks,
             coarsenings=self.preset.coarsenings,
+            charge=charge,
+            spins=2 if n_unpaired else 1,
         )
 
     def _missing_elements(self, atoms: Atoms) -> list[str]:
@@ -300,19 +314,19 @@ class GpawReference:
         Parameters
         ----------
         atoms : ase.Atoms
-            A cluster (periodic nowhere) or a crystal (periodic everywhere), with an even number of
-            electrons.
+            A cluster (periodic nowhere) or a crystal (periodic everywhere). One that states
+            unpaired electrons is calculated spin-polarised, with its moment fixed; an odd number of
+            electrons must state them.
         directory : path
             Where the calculation makes its own directory, removed afterwards unless `keep`.
+
+        Raises
+        ------
+        OSError
+            The machine failed (`mofal.reference.faults`): that is no result.
         """
         attempt = begin(self, atoms)
-        reason = why_not(atoms, partly_periodic=False)
-        electrons = int(atoms.numbers.sum())
-        if not reason and electrons % 2:
-            reason = (
-                f"it has {electrons} electrons; an odd number needs spin polarisation, "
-                "which this level does not have"
-            )
+        reason = self._why_not(atoms)
         if reason:
             return fail(attempt, "inconsistent", reason)
         missing = self._missing_elements(atoms)
@@ -321,8 +335,8 @@ class GpawReference:
         cost = self.cost(atoms)
         attempt = replace(attempt, memory_estimate=cost.memory_GB)
         there = machine_memory_bytes() / 1e9
-        if self.memory_limit_GB is not None:
-            there = min(there, self.memory_limit_GB)
+        for limit in (self.memory_limit_GB, _in_GB(pool_memory_bytes())):
+            there = there if limit is None else min(there, limit)
         if cost.memory_GB > there:
             why = (
                 f"refused: it needs about {cost.memory_GB:.1f} GB, {there:.1f} GB are there "
@@ -330,11 +344,27 @@ class GpawReference:
             )
             return fail(attempt, "out_of_memory", why)
         start = time.perf_counter()
-        try:
-            done = self._calculate(attempt, atoms, Path(directory), start)
-        except OSError as error:
-            done = fail(attempt, "crashed", f"{type(error).__name__}: {error}")
+        done = self._calculate(attempt, atoms, Path(directory), start)
         return replace(done, wall_time_s=time.perf_counter() - start)
+
+    def refusal(self, atoms: Atoms) -> str:
+        """Return why a structure would be refused before a calculation; "" where it would not."""
+        missing = self._missing_elements(atoms)
+        return self._why_not(atoms) or (f"no PAW data for {', '.join(missing)}" if missing else "")
+
+    @staticmethod
+    def _why_not(atoms: Atoms) -> str:
+        reason = why_not(atoms, partly_periodic=False, electrons=True)
+        if reason:
+            return reason
+        charge, n_unpaired = electronic_state(atoms)
+        electrons = int(atoms.numbers.sum()) - charge
+        if electrons % 2 and not n_unpaired:
+            return (
+                f"it has {electrons} electrons; an odd number needs spin polarisation: state its "
+                "unpaired electrons, for example n_unpaired=1"
+            )
+        return ""
 
     def _calculate(self, attempt: Attempt, atoms: Atoms, directory: Path, start: float) -> Attempt:
         directory.mkdir(parents=True, exist_ok=True)
@@ -384,7 +414,7 @@ class GpawReference:
             return fail(attempt, "timed_out", f"not done after {self.time_limit_s:g} s")
         given = {
             "ranks": self.ranks,
-            "parameters": self._parameters(box, route),
+            "parameters": {**self._parameters(box, route), **electrons_of(attempt)},
             "dispersion": {"damping": "d3bj", "parameters": D3BJ_PBE},
         }
         (place / "input.json").write_text(json.dumps(given, indent=1))
@@ -396,7 +426,8 @@ class GpawReference:
                 cell=box.cell,
                 pbc=attempt.pbc,
             )
-        limit = None if self.memory_limit_GB is None else self.memory_limit_GB * 1e9
+        limits = (self.memory_limit_GB, _in_GB(pool_memory_bytes()))
+        limit = min((1e9 * x for x in limits if x is not None), default=None)
         ended = run_process(
             [*self._launcher(), self.python, "-m", "gpaw", "python", str(SCRIPT), str(place)],
             directory=place,
@@ -408,9 +439,11 @@ class GpawReference:
             },
             watch_memory=True,
         )
-        return self._judge(attempt, box, ended, place)
+        return self._judge(attempt, box, ended, place, limit)
 
-    def _judge(self, attempt: Attempt, box: Box, ended: Finished, place: Path) -> Attempt:
+    def _judge(
+        self, attempt: Attempt, box: Box, ended: Finished, place: Path, limit: float | None
+    ) -> Attempt:
         """Turn what a process left behind into an attempt."""
         log = tail("\n".join(t for t in (read_tail(place / "gpaw.txt"), ended.log) if t))
         more: dict[str, Any] = {"log_tail": log}
@@ -419,10 +452,24 @@ class GpawReference:
         if ended.timed_out:
             return fail(attempt, "timed_out", f"not done after {self.time_limit_s:g} s", **more)
         if ended.out_of_memory:
-            grown = f"it grew beyond {self.memory_limit_GB:g} GB and was ended"
+            assert limit is not None
+            own = self.memory_limit_GB
+            grown = (
+                f"it grew beyond {own:g} GB and was ended"
+                if own is not None and limit == 1e9 * own
+                else beyond_pool(limit)
+            )
             return fail(attempt, "out_of_memory", grown, **more)
         failures = sorted(place.glob("failure-*.json"))
         outcome = _read_json(place / "outcome.json")
+        if outcome is None:
+            said = [str((_read_json(f) or {}).get("reason", "")) for f in failures]
+            fault = machine_in("\n".join([*said, ended.log]))
+            begun = (place / "started").exists() or not 0 < ended.returncode < 128
+            if fault or not begun:
+                raise machine_error(fault or last_line("\n".join([ended.log, *said])))
+            if not failures:
+                refuse_full(place)
         if outcome is None and failures:
             found = _read_json(failures[0]) or {"status": "crashed", "reason": "no word left"}
             return fail(attempt, found["status"], found["reason"], **more)
@@ -483,6 +530,25 @@ class GpawReference:
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             command.append("--allow-run-as-root")
         return [*command, "-np", str(self.ranks)]
+
+
+def electrons_of(attempt: Attempt) -> dict[str, Any]:
+    """Parameters of GPAW for the charge and spin of a structure; none for a neutral closed shell.
+
+    The moment is fixed, so that what was asked for is what is calculated. It starts on the atoms
+    with d or f electrons, where there are such.
+    """
+    more: dict[str, Any] = {}
+    if attempt.charge:
+        more["charge"] = attempt.charge
+    if attempt.n_unpaired:
+        z = np.asarray(attempt.numbers)
+        metal = ((z > 20) & (z < 31)) | ((z > 38) & (z < 49)) | ((z > 56) & (z < 81)) | (z > 88)
+        where = metal if metal.any() else np.ones(len(z), bool)
+        more["spinpol"] = True
+        more["magmoms"] = (where * attempt.n_unpaired / where.sum()).tolist()
+        more["occupations"] = {"name": "fermi-dirac", "width": 0.0, "fixmagmom": True}
+    return more
 
 
 def gpaw_reference(
@@ -575,10 +641,16 @@ def setup_directories(python: str) -> tuple[Path, ...]:
             places.append(Path(spec.origin).parent / "setups")
     else:
         code = "import gpaw_data; print(gpaw_data.datapath())"
-        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [python, "-c", code], capture_output=True, text=True, errors="replace", check=False
+        )
         if done.returncode == 0:
             places.append(Path(done.stdout.strip()))
     return tuple(places)
+
+
+def _in_GB(amount: float | None) -> float | None:
+    return None if amount is None else amount / 1e9
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:

@@ -235,9 +235,9 @@ class Cost:
         return self.memory_bytes / 1e9
 
 
-def count_bands(atoms: Sequence[PawAtom]) -> int:
+def count_bands(atoms: Sequence[PawAtom], charge: int = 0) -> int:
     """Bands that GPAW takes by default: a fifth more than occupied, and four, if so many exist."""
-    valence = sum(a.valence for a in atoms)
+    valence = sum(a.valence for a in atoms) - charge
     return min(math.ceil(1.2 * valence / 2) + 4, sum(a.default_bands for a in atoms))
 
 
@@ -249,6 +249,8 @@ def estimate_cost(
     ranks: int,
     coarsenings: int,
     basis_factor: int = 4,
+    charge: int = 0,
+    spins: int = 1,
 ) -> Cost:
     """Estimate what a calculation needs, from its grid, bands and projectors.
 
@@ -266,12 +268,16 @@ def estimate_cost(
         Of the extended Poisson grid.
     basis_factor : int
         Functions per valence state of an LCAO basis set, generously.
+    charge : int
+        Of the structure, e.
+    spins : int
+        2 for a spin-polarised calculation: every array of bands and of the density twice.
     """
     points = math.prod(box.grid_points)
     fine = 8 * points
-    bands = count_bands(atoms)
+    bands = count_bands(atoms, charge)
     projectors = sum(a.projectors for a in atoms)
-    doubles = ARRAYS_FINE * fine
+    doubles = ARRAYS_FINE * fine * spins
     if box.poisson_points is not None:
         doubles += ARRAYS_LARGE * math.prod(n // 2**coarsenings for n in box.poisson_points)
         # The correction is refined on a grid with a margin for the stencils (range 3).
@@ -281,16 +287,16 @@ def estimate_cost(
         margin = -(-(margin + 3) // 2**coarsenings) * 2**coarsenings
         doubles += ARRAYS_AUXILIARY * math.prod(2 * n + 2 * margin for n in box.grid_points)
     if mode == "fd":
-        psi = float(bands * points)
+        psi = float(bands * points) * spins
         doubles += ARRAYS_BANDS * psi
         buffer = min(8.0 * psi, BAND_BUFFER * ranks)
-        matrices = 8.0 * (4 * (2 * bands) ** 2 + 6 * bands * projectors)
+        matrices = 8.0 * spins * (4 * (2 * bands) ** 2 + 6 * bands * projectors)
         work = psi * (bands + 100.0)
     else:
         functions = basis_factor * sum(a.default_bands for a in atoms)
         buffer = BASIS_VOLUME * len(atoms) * points / abs(np.linalg.det(box.cell))
-        matrices = 8.0 * (8 * functions**2 + 2 * functions * projectors)
-        work = float(points * functions) + float(functions) ** 3 / 10
+        matrices = 8.0 * spins * (8 * functions**2 + 2 * functions * projectors)
+        work = spins * (float(points * functions) + float(functions) ** 3 / 10)
     total = (
         LIBRARIES
         + ranks * (PER_RANK + PER_ATOM_AND_RANK * len(atoms))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.data.ragged import TEXT
 from mofal.errors import DataError
 from mofal.reference.base import Reference
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 FACTORS = ("shift", "rotation", "grid", "combined")
-TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------------------- arrays

@@ -15,7 +15,8 @@ from importlib.metadata import entry_points
 from typing import Any, cast
 from urllib.parse import quote, unquote
 
-from mofal.errors import ReferenceError
+from mofal.data.documents import parse_json
+from mofal.errors import ConfigError, ReferenceError
 from mofal.reference.base import Reference
 
 GROUP = "mofal.references"
@@ -114,12 +115,32 @@ def parse_spec(spec: str) -> tuple[str, str, dict[str, Any]]:
             raise ReferenceError(f"{spec!r}: {part!r} is no option; expected option=value")
         if key in options:
             raise ReferenceError(f"{spec!r} gives {key} twice")
-        text = unquote(value)
-        try:
-            options[key] = json.loads(text)
-        except ValueError:
-            options[key] = text
+        options[key] = _plain(unquote(value), where=f"reference {_short(spec)}: {key}")
     return name, variant, options
+
+
+def _plain(text: str, *, where: str) -> Any:
+    """An option: JSON where it is meant as such, text otherwise.
+
+    Raises
+    ------
+    ReferenceError
+        JSON that no calculator can be given: NaN, a number without end, keys twice.
+    """
+    try:
+        json.loads(text, parse_int=str, parse_float=str)
+    except ValueError:
+        return text
+    except RecursionError:
+        pass  # said below
+    try:
+        return parse_json(text, where=where)
+    except ConfigError as error:
+        raise ReferenceError(str(error)) from None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def format_spec(name: str, variant: str, options: Mapping[str, Any]) -> str:
@@ -138,7 +159,9 @@ def _value(value: Any) -> str:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     if isinstance(value, str):
         try:
-            json.loads(value)
+            json.loads(value, parse_int=str, parse_float=str)
         except ValueError:
             text = value  # reads back as text without its quotes
+        except RecursionError:
+            pass
     return quote(text, safe='/:.,-+_{}[]"()')

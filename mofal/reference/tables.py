@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.data.ragged import TEXT
 from mofal.errors import DataError
 from mofal.reference.base import Attempt, Reference, hash_level
 from mofal.reference.cache import LabelCache, warn_versions
 
 if TYPE_CHECKING:
     import xarray as xr
-
-TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 
 
 def gather(
@@ -260,8 +259,40 @@ def import_labels(
     DataError
         A structure without energy or without forces, or a level that is already stated otherwise.
     """
-    from mofal.data import read, validate
+    from mofal.data import read
 
+    return under_level(
+        read(path, system=system),
+        level=level,
+        place=Path(path),
+        isolated_atom_energies=isolated_atom_energies,
+    )
+
+
+def under_level(
+    ds: xr.Dataset,
+    *,
+    level: str | Mapping[str, Any] | Reference,
+    place: str | os.PathLike[str],
+    isolated_atom_energies: Mapping[str, float] | None = None,
+) -> xr.Dataset:
+    """Put labelled structures under a level the user states; see `import_labels`.
+
+    Parameters
+    ----------
+    ds : Dataset
+        As `mofal.data.read` gives it.
+    place : path
+        Where it comes from, for messages.
+
+    Raises
+    ------
+    DataError
+        See `import_labels`.
+    """
+    from mofal.data import validate
+
+    path = place
     atoms = dict(isolated_atom_energies) if isolated_atom_energies else None
     if not isinstance(level, str | Mapping | Reference):
         raise DataError(
@@ -277,7 +308,6 @@ def import_labels(
     if not theory.get("method"):
         raise DataError('the stated level of theory needs a "method"')
     level_hash = hash_level(theory)
-    ds = read(path, system=system)
     if "energy" not in ds or "forces" not in ds:
         raise DataError(f"{Path(path)} holds structures without energy and forces")
     energy = np.isfinite(ds["energy"].values)

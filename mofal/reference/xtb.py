@@ -99,6 +99,7 @@ def make_xtb(
             "program": "tblite",
             "accuracy": accuracy,
             "electronic_temperature_K": electronic_temperature_K,
+            # Where the structure states none; what it states is part of its own identity.
             "charge": 0,
             "unpaired_electrons": "electrons modulo two",
             "spin_polarization": None,

@@ -132,7 +132,7 @@ class ClusterBackend:
                 callback_timeout=REPORT,
             )
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(page)
+            path.write_text(page, encoding="utf-8")
         except Exception as error:  # a report is not worth a campaign
             self._say(f"no performance report: {one_line(error)} (it needs `pip install bokeh`)")
             return False

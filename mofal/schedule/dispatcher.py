@@ -585,7 +585,7 @@ class Dispatcher:
         folder = schedule_directory(self._directory) / "failures"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{task.name}.txt").write_text(trace)
+            (folder / f"{task.name}.txt").write_text(trace, encoding="utf-8", errors="replace")
         except OSError:
             pass  # a full disk: the reason is in the outcome
 

@@ -253,7 +253,7 @@ def probe_pool(
     ):
         base = Path(place).resolve()
         script = base / "probe.sh"
-        script.write_text(probe_script(pool, base, listener.address, token))
+        script.write_text(probe_script(pool, base, listener.address, token), encoding="utf-8")
         try:
             identity = commands.submit(script)
         except SlurmError as error:

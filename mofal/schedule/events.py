@@ -11,7 +11,9 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from mofal.schedule.files import LAST_TIME, between
 
 #: Version of the lines; a reader skips fields that it does not know.
 EVENTS_FORMAT = 1
@@ -59,6 +61,52 @@ class EventLog:
             self._fd = None
 
 
+#: Bytes of a line; a driver's are some hundred.
+MOST_LINE = 2**20
+_NUMBERS = {
+    **dict.fromkeys(("wall_time", "seconds", "cores", "slots"), (0.0, 1e15)),
+    "cost": (1e-6, 1e30),
+}
+_WORDS = frozenset(
+    ("kind", "key", "pool", "job", "worker", "status", "reason", "text", "slurm_id", "dashboard")
+)
+
+
+def read_line(line: bytes) -> dict[str, Any] | None:
+    """An event; None for what is none. What has another type than a driver writes is left out.
+
+    The file may have been cut, edited, or mixed up with another: it decides nothing, so that a
+    reader that stops at it would lose more than the line.
+    """
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+        return None
+    if not between(event.get("t"), 0.0, LAST_TIME):
+        return None
+    return {
+        key: value
+        for key, value in event.items()
+        if (key not in _NUMBERS or between(value, *_NUMBERS[key]))
+        and (key not in _WORDS or isinstance(value, str))
+    }
+
+
+def complete_lines(stream: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Lines that end, and the bytes they take; of one that is too long nothing but its length."""
+    while line := stream.readline(MOST_LINE):
+        length = len(line)
+        while not line.endswith(b"\n"):
+            rest = stream.readline(MOST_LINE)
+            if not rest:
+                return  # being written right now, or cut
+            length += len(rest)
+            line = rest[-1:]
+        yield line, length
+
+
 def read_events(directory: str | os.PathLike[str], *, start: int = 0) -> Iterator[dict[str, Any]]:
     """Events of a campaign in the order written; lines that cannot be read are skipped.
 
@@ -76,10 +124,7 @@ def read_events(directory: str | os.PathLike[str], *, start: int = 0) -> Iterato
         return
     with stream:
         stream.seek(start)
-        for line in stream:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and "event" in event:
+        for line, _ in complete_lines(stream):
+            event = read_line(line)
+            if event is not None:
                 yield event

@@ -20,6 +20,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +121,16 @@ def write_text(path: Path, text: str, *, mode: int = SHARED) -> None:
     except FileExistsError:  # of a process of this number that was killed
         temporary.unlink(missing_ok=True)
         fd = os.open(temporary, flags | os.O_EXCL, mode)
-    with os.fdopen(fd, "wb") as stream:
-        stream.write(text.encode())
+    content = text.encode()
+    try:
+        while content:  # a disk that is nearly full takes a part
+            content = content[os.write(fd, content) :]
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    finally:
+        os.close(fd)
     os.replace(temporary, path)
 
 
@@ -129,9 +138,42 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The facts in a small file, None if it is not there or cannot be read."""
     try:
         facts = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return facts if isinstance(facts, dict) else None
+
+
+#: Unix times beyond are no times (the year 5138; what `time.localtime` can say).
+LAST_TIME = 1e11
+
+
+def between(value: Any, least: float, most: float) -> bool:
+    """Whether a value is a number, and no boolean, within bounds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
+
+
+_BEAT: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("time", "started"), lambda value: between(value, 0.0, LAST_TIME)),
+    **dict.fromkeys(
+        ("beat", "pid", "cores", "slots", "generation"), lambda value: between(value, 0, 2**40)
+    ),
+    **dict.fromkeys(("host", "process", "slurm_id", "reason"), lambda v: isinstance(v, str)),
+    "workers": _words,
+    "losses": lambda value: isinstance(value, dict) and _words(list(value.values())),
+}
+"""What a job says of itself (`job.py`), as others rely on it."""
+
+
+def read_beat(path: Path) -> dict[str, Any] | None:
+    """What a job says of itself, None if it is not there; less what no job would write."""
+    facts = read_json(path)
+    if facts is None:
+        return None
+    return {key: value for key, value in facts.items() if key not in _BEAT or _BEAT[key](value)}
 
 
 def process_start(pid: int) -> str:
@@ -150,3 +192,9 @@ def end_with_parent(parent: int, *, number: int = signal.SIGKILL) -> None:
         ctypes.CDLL(None).prctl(1, int(number))  # PR_SET_PDEATHSIG
     if os.getppid() != parent:  # it died before the kernel was asked
         os.kill(os.getpid(), number)
+
+
+def adopt_orphans() -> None:
+    """Have the kernel give this process what its descendants leave behind (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER

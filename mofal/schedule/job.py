@@ -1,12 +1,14 @@
 """What runs in a job, on SLURM or on this machine: it keeps the job's workers alive.
 
-Standard library only, so that it is light and is never held up by what its workers compute. It
+Little more than the standard library, so that it is light and is never held up by what its workers
+compute. It
 
 - starts its workers, each in a process group of its own, with its threads and its GPUs set;
 - starts again a worker that died, and says in its beat how it died;
 - ends a worker that, with all it started, uses more memory than the pool allows;
 - waits for the next driver when the scheduler is gone, and ends when none comes;
-- ends its workers, and what they started, when it is told to, or when its driver dies (local).
+- keeps head and tail of what its workers write;
+- ends its workers, and all that they started, when it is told to, or when its driver dies (local).
 """
 
 from __future__ import annotations
@@ -19,26 +21,36 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
+from mofal.reference.keeper import BoundedLog
+from mofal.reference.processes import MEMORY_LIMIT, descendants, memory_bytes
 from mofal.schedule.files import (
     EXIT_LOST,
     SIGN_CONNECTED,
     SIGN_LOST,
     Layout,
+    adopt_orphans,
     end_with_parent,
     process_start,
+    read_beat,
     read_json,
     write_json,
 )
+from mofal.streams import forgive
 
 #: Seconds between two looks at the workers, on this machine and on a node.
 LOOK_LOCAL, LOOK_NODE = 0.1, 0.25
 #: Seconds between two beats, and between two looks at memory.
 BEAT, MEMORY = 5.0, 1.0
+#: Seconds between asking what a dead worker left behind to end, and ending it.
+ORPHAN = 2.0
 #: A worker that dies this often before it connects ends the job.
 CRASHES = 3
 #: Seconds for which a worker that was ended by SIGTERM may have been ended together with its job.
@@ -49,19 +61,42 @@ RETRY = 5.0
 START = 180.0
 
 
-def session_members(session: int) -> dict[int, int]:
-    """Processes of a session, a worker's and what it started: ``{pid: resident bytes}``."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    members = {}
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            with open(f"/proc/{entry.name}/stat") as stream:
-                fields = stream.read().rpartition(")")[2].split()
-            if int(fields[3]) == session:
-                members[int(entry.name)] = int(fields[21]) * page
-    return members
+def signal_all(processes: Iterable[psutil.Process], number: int) -> None:
+    """Signal processes that are still those that they were when they were found."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
+
+
+class _Output:
+    """Brings what workers write into their logs, of which head and tail are kept."""
+
+    def __init__(self) -> None:
+        self._logs: dict[Path, BoundedLog] = {}
+        self._threads: list[threading.Thread] = []
+
+    def stream(self, path: Path) -> int:
+        """Return where to write what shall go to this log."""
+        if path not in self._logs:
+            self._logs[path] = BoundedLog(path)
+        reader, writer = os.pipe()
+        thread = threading.Thread(target=self._copy, args=(reader, self._logs[path]), daemon=True)
+        thread.start()
+        self._threads = [t for t in self._threads if t.is_alive()] + [thread]
+        return writer
+
+    @staticmethod
+    def _copy(reader: int, log: BoundedLog) -> None:
+        with contextlib.suppress(OSError):
+            while content := os.read(reader, 1 << 18):
+                log.write(content)
+        os.close(reader)
+
+    def finish(self, patience: float) -> None:
+        """Wait until all is written."""
+        deadline = time.monotonic() + patience
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 @dataclass
@@ -74,6 +109,7 @@ class _Child:
     started: float = 0.0
     crashes: int = 0
     memory_reason: str = ""
+    beyond: int = 0  # looks in a row at which it used too much
     signs: int = -1  # end of a pipe on which it says that it is connected
     connected: bool = False
     lost: bool = False  # it said that it lost its scheduler
@@ -92,7 +128,7 @@ class Job:
         self.spec: dict[str, Any] = spec
         self.layout = Layout(spec["root"])
         # SLURM may have started this job before (a controller that lost its memory of it).
-        before = read_json(self.layout.beat(spec["name"])) or {}
+        before = read_beat(self.layout.beat(spec["name"])) or {}
         first = int(before.get("generation", 0))
         self.children = [_Child(index, generation=first) for index in range(spec["workers"])]
         self.losses: dict[str, str] = dict(before.get("losses", {}))
@@ -102,6 +138,8 @@ class Job:
         self.ends_at = self._planned_end()
         self.beats = 0
         self.stop_reason = ""
+        self.output = _Output()
+        self.orphans: dict[psutil.Process, float] = {}  # and since when they are asked to end
 
     def _planned_end(self) -> float | None:
         """When SLURM will end this job (unix time), less the pool's stagger; None: never."""
@@ -126,6 +164,8 @@ class Job:
             ]
             own = given[child.index * gpus : (child.index + 1) * gpus]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in own)
+        if self.spec["memory"] is not None:
+            environment[MEMORY_LIMIT] = str(self.spec["memory"])
         if self.ends_at is not None:
             environment["MOFAL_ENDS_AT"] = f"{self.ends_at:.0f}"
         return environment
@@ -135,33 +175,53 @@ class Job:
         child.name = f"{self.spec['name']}.{child.index}.{child.generation}"
         child.scheduler, child.started, child.memory_reason = scheduler, time.time(), ""
         child.connected = child.lost = False
-        child.terminated = 0.0
+        child.terminated, child.beyond = 0.0, 0
         child.signs, sign = os.pipe()
         os.set_blocking(child.signs, False)
         command = [sys.executable, "-m", "mofal.schedule.worker", str(self.path)]
         command += ["--name", child.name, "--parent", str(os.getpid()), "--sign", str(sign)]
         if self.ends_at is not None:
             command += ["--ends-at", str(self.ends_at)]
-        with self.layout.log(f"{self.spec['name']}.{child.index}").open("ab") as stream:
-            child.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                env=self._environment(child),
-                start_new_session=True,
-                pass_fds=(sign,),
-            )
+        stream = self.output.stream(self.layout.log(f"{self.spec['name']}.{child.index}"))
+        child.process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=self._environment(child),
+            start_new_session=True,
+            pass_fds=(sign,),
+        )
+        os.close(stream)
         os.close(sign)
 
     @staticmethod
     def _kill(child: _Child, number: int) -> None:
         """Signal a worker and everything that it started."""
-        if child.process is None:
+        if child.process is None or child.process.poll() is not None:
             return
-        for pid in {child.process.pid, *session_members(child.process.pid)}:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, number)
+        members = descendants(child.process.pid)
+        child.process.send_signal(number)
+        signal_all(members, number)
+
+    def _end_orphans(self, now: float) -> bool:
+        """End what workers left behind when they died, gently first; whether there is some."""
+        own = {child.process.pid for child in self.children if child.process is not None}
+        for orphan in psutil.Process().children():
+            if orphan.pid in own:
+                continue
+            with contextlib.suppress(psutil.Error, ChildProcessError):
+                if orphan.status() == psutil.STATUS_ZOMBIE:
+                    os.waitpid(orphan.pid, os.WNOHANG)
+                    continue
+            if orphan not in self.orphans:
+                self.orphans[orphan] = now
+                signal_all([orphan, *descendants(orphan.pid)], signal.SIGTERM)
+            elif now - self.orphans[orphan] > ORPHAN:
+                signal_all([orphan, *descendants(orphan.pid)], signal.SIGKILL)
+        there = set(psutil.Process().children())
+        self.orphans = {o: t for o, t in self.orphans.items() if o in there}
+        return bool(self.orphans)
 
     def _look(self, child: _Child, scheduler: str, now: float) -> bool:
         """Look after one worker; True when something changed."""
@@ -182,9 +242,6 @@ class Job:
             child.terminated = child.terminated or now
             if self.stop_reason or now - child.terminated < TOGETHER:
                 return False
-        for pid in session_members(child.process.pid):  # what it started does not outlive it
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
         os.close(child.signs)
         child.process = None
         if status == EXIT_LOST and child.lost:
@@ -206,10 +263,17 @@ class Job:
         for child in self.children:
             if child.process is None or child.process.poll() is not None:
                 continue
-            used = sum(session_members(child.process.pid).values())
-            if used > limit:
-                child.memory_reason = f"out of memory: {used / 1e9:.2f} GB of {limit / 1e9:.2f} GB"
-                self._kill(child, signal.SIGKILL)
+            with contextlib.suppress(psutil.Error):
+                worker = psutil.Process(child.process.pid)
+                members = descendants(worker.pid)
+                used = memory_bytes([worker, *members], limit=limit)
+                child.beyond = child.beyond + 1 if used > limit else 0
+                # Who keeps a label's own processes ends them and tells why, if it has the time.
+                if child.beyond > (1 if members and worker.memory_info().rss < limit else 0):
+                    child.memory_reason = (
+                        f"out of memory: {used / 1e9:.2f} GB of {limit / 1e9:.2f} GB"
+                    )
+                    self._kill(child, signal.SIGKILL)
 
     # -- what it says of itself
     def _beat(self, *, ended: bool = False) -> None:
@@ -240,7 +304,8 @@ class Job:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, self._stop)
-        next_beat = next_memory = next_file = 0.0
+        adopt_orphans()
+        next_beat = next_memory = next_file = next_orphans = 0.0
         scheduler = ""
         served = False
         waiting: float | None = None  # since when no worker of this job is connected
@@ -256,6 +321,8 @@ class Job:
                 next_file = now + (0.2 if self.spec["local"] else 1.0)
             for child in self.children:
                 changed |= self._look(child, scheduler, now)
+            if changed or now >= next_orphans:
+                next_orphans = now + (0.2 if self._end_orphans(now) else MEMORY)
             if self.spec["memory"] is not None and now >= next_memory:
                 self._look_at_memory()
                 next_memory = now + MEMORY
@@ -285,6 +352,10 @@ class Job:
             if child.process is not None:
                 child.process.wait()
                 self.losses.setdefault(child.name, f"its job ended: {self.stop_reason}")
+        deadline = time.time() + 2 * ORPHAN
+        while self._end_orphans(time.time()) and time.time() < deadline:
+            time.sleep(0.02)
+        self.output.finish(1.0)
         self._beat(ended=True)
         if not self.stop_reason.startswith(("SIG", "given back")):
             print(f"job {self.spec['name']} ended: {self.stop_reason}", flush=True)
@@ -301,6 +372,7 @@ def _watch_driver() -> None:
 
 def main(argv: list[str]) -> int:
     """``python -m mofal.schedule.job SPEC``."""
+    forgive()
     job = Job(Path(argv[0]))
     if job.spec["local"]:
         end_with_parent(job.spec["driver"], number=signal.SIGTERM)

@@ -22,7 +22,7 @@ from typing import Any
 from mofal.errors import ScheduleError
 from mofal.schedule.backend import Loss
 from mofal.schedule.events import EventLog
-from mofal.schedule.files import PRIVATE, Layout, process_start, read_json, write_json, write_text
+from mofal.schedule.files import PRIVATE, Layout, process_start, read_beat, write_json, write_text
 from mofal.schedule.policy import stagger
 from mofal.schedule.settings import PoolSettings, ScheduleSettings
 from mofal.schedule.slurm import (
@@ -107,9 +107,9 @@ class Jobs:
         for path in self._layout.jobs.glob("*.json"):
             name = path.name.split(".")[0]
             number = name.rpartition("-")[2]
-            if number.isdigit():
+            if number.isdecimal() and len(number) < 10:
                 self._number = max(self._number, int(number) + 1)
-            beat = read_json(self._layout.beat(name))
+            beat = read_beat(self._layout.beat(name))
             if beat is not None and (beat.get("ended") or self._local_and_dead(beat)):
                 self._put_away(name, "its driver was gone")
         if any(pool.backend == "slurm" for pool in self._pools.values()):
@@ -272,7 +272,7 @@ class Jobs:
     # -- what became of them
     def loss(self, job: str, worker: str) -> Loss | None:
         """How a worker came to its end, None as long as nobody says."""
-        beat = read_json(self._layout.beat(job)) or self._past.get(job, {})
+        beat = read_beat(self._layout.beat(job)) or self._past.get(job, {})
         record = self._records.get(job)
         text = beat.get("losses", {}).get(worker)
         if text is None and beat.get("ended"):
@@ -306,7 +306,7 @@ class Jobs:
 
     def alive(self, job: str, worker: str) -> bool:
         """Whether a worker can still be at work, whoever's driver started it."""
-        beat = read_json(self._layout.beat(job))
+        beat = read_beat(self._layout.beat(job))
         if beat is None or beat.get("ended") or worker not in beat.get("workers", ()):
             return False
         if self._local_and_dead(beat):
@@ -321,7 +321,7 @@ class Jobs:
 
     def _silence(self, job: str, beat: dict[str, Any] | None) -> float:
         """Seconds for which a job's beat has been the same (by this clock: theirs may differ)."""
-        now, number = time.monotonic(), -1 if beat is None else int(beat["beat"])
+        now, number = time.monotonic(), -1 if beat is None else int(beat.get("beat", -1))
         known, since = self._beats.get(job, (-2, 0.0))
         if number != known:
             self._beats[job] = (number, now)
@@ -344,7 +344,7 @@ class Jobs:
         record.next_look = now + LOOK
         if not self.runs(record):
             return
-        beat = read_json(self._layout.beat(record.name))
+        beat = read_beat(self._layout.beat(record.name))
         silence = self._silence(record.name, beat)
         if silence > (START_SILENCE if beat is None else SILENCE):
             text = f"job {record.slurm_id} ({record.name}) has not given a sign for {silence:.0f} s"
@@ -358,7 +358,7 @@ class Jobs:
         """Whether the job was a process of this machine that is no more."""
         if beat.get("slurm_id") or beat.get("host") != os.uname().nodename:
             return False
-        return not process_start(int(beat["pid"])) == beat["process"] != ""
+        return not process_start(int(beat.get("pid", 0))) == beat.get("process") != ""
 
     def verdict(self, pool: str) -> ScheduleError | None:
         """The error with which a pool is given up; None as long as there is hope."""
@@ -481,7 +481,7 @@ class Jobs:
     def _over(self, record: JobRecord, how: str) -> None:
         """A job is no more: count it if it died on arrival."""
         del self._records[record.name]
-        beat = read_json(self._layout.beat(record.name)) or {}
+        beat = read_beat(self._layout.beat(record.name)) or {}
         reason = str(beat.get("reason") or how)
         if record.process is not None and record.process.stdin is not None:
             with suppress(OSError):
@@ -505,7 +505,7 @@ class Jobs:
 
     def _put_away(self, name: str, how: str) -> None:
         """Enter a job that is over into the events, and remove its files."""
-        beat = read_json(self._layout.beat(name)) or {}
+        beat = read_beat(self._layout.beat(name)) or {}
         self._events.write(
             "job-end",
             job=name,

@@ -18,7 +18,15 @@ from types import TracebackType
 from typing import Any
 
 from mofal.errors import CampaignError
-from mofal.schedule.files import TAKEOVER, process_start, read_json, takeover_file, write_json
+from mofal.schedule.files import (
+    LAST_TIME,
+    TAKEOVER,
+    between,
+    process_start,
+    read_json,
+    takeover_file,
+    write_json,
+)
 
 #: Seconds between two heartbeats, and the age at which one from another host counts as stopped.
 BEAT_INTERVAL = 10.0
@@ -77,7 +85,14 @@ class CampaignLock:
 
     def holder(self) -> dict[str, Any]:
         """What the last driver wrote of itself, {} if none did."""
-        return read_json(self.beat) or {}
+        facts = read_json(self.beat) or {}
+        known = (
+            between(facts.get("pid"), 0, 2**31)
+            and between(facts.get("time"), 0.0, LAST_TIME)
+            and isinstance(facts.get("host"), str)
+            and isinstance(facts.get("started"), str)
+        )
+        return facts if known else {}
 
     def acquire(self) -> None:
         """Become the driver, or raise."""

@@ -25,6 +25,10 @@ FRESH = 0.8
 ESTIMATE_WINDOW = 200
 
 
+#: Exponent beyond which an estimate is no estimate, and no number would hold it.
+_LARGEST = 100.0
+
+
 class Estimator:
     """Lengths of tasks, learnt from those that ended: a log-normal in length per cost."""
 
@@ -66,7 +70,7 @@ class Estimator:
         if parameters is None:
             return None
         mean, spread = parameters
-        return math.exp(mean + spread**2 / 2) * (cost or 1.0)
+        return math.exp(min(mean + spread**2 / 2, _LARGEST)) * (cost or 1.0)
 
     def upper(self, kind: str, cost: float | None = None) -> float | None:
         """Length (s) that such a task exceeds in 1 of 100 cases."""
@@ -74,7 +78,7 @@ class Estimator:
         if parameters is None:
             return None
         mean, spread = parameters
-        return math.exp(mean + SAFETY_QUANTILE * spread) * (cost or 1.0)
+        return math.exp(min(mean + SAFETY_QUANTILE * spread, _LARGEST)) * (cost or 1.0)
 
     def largest_cost(self, kind: str, seconds: float) -> float:
         """Cost of the largest task that ends within so many seconds in 99 of 100 cases."""

@@ -6,7 +6,7 @@ import math
 import os
 import queue
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -44,6 +44,7 @@ class Completions:
         self._pools = pools
         self._done: queue.SimpleQueue[Outcome | MofalError] = queue.SimpleQueue()
         self._seen: set[int] = set()
+        self._handles: list[Handle] = []
         self.pending = 0
 
     def add(self, handle: Handle) -> None:
@@ -51,6 +52,7 @@ class Completions:
         entry = handle._entry
         if entry.number not in self._seen:
             self._seen.add(entry.number)
+            self._handles.append(handle)
             self._pools._dispatcher.listen(entry, self._done)
             self.pending += 1
 
@@ -70,6 +72,30 @@ class Completions:
         if outcome is not None:
             self.pending -= 1
         return outcome
+
+    def wind_down(self, kinds: Container[str]) -> Iterator[Outcome]:
+        """Forget what waits, and give the outcomes of what is in hand, of some kinds.
+
+        Whoever stops after a mistake keeps so what has run for hours. On SLURM nothing is waited
+        for: there workers bring what they have in hand to its end without a driver.
+        """
+        self._pools.cancel(self._handles)
+        settings = self._pools.settings
+        pools = settings.effective_pools()
+        left = [
+            handle._entry
+            for handle in self._handles
+            if handle.task.kind in kinds
+            and pools[settings.pool_of(handle.task.kind)].backend != "slurm"
+        ]
+        while any(entry.state != "ended" for entry in left):
+            outcome = self._pools._next(self._done, 1.0)
+            if outcome is not None and not isinstance(outcome, MofalError):
+                yield outcome
+        while not self._done.empty():
+            outcome = self._done.get()
+            if not isinstance(outcome, MofalError):
+                yield outcome
 
 
 class Pools:

@@ -23,6 +23,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 from mofal.schedule.attempt import TOPIC
 from mofal.schedule.files import PRIVATE, end_with_parent, write_json
 from mofal.schedule.security import load_security
+from mofal.streams import forgive
 
 
 class Watcher(SchedulerPlugin):
@@ -109,6 +110,7 @@ async def _serve(options: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run until SIGTERM or the driver's death."""
+    forgive()
     parser = argparse.ArgumentParser(prog="mofal.schedule.scheduler")
     parser.add_argument("--file", required=True)
     parser.add_argument("--host", required=True)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from mofal.errors import ConfigError
+from mofal.potential.settings import Device
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -81,14 +82,14 @@ Seconds = Annotated[int, BeforeValidator(parse_walltime)]
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class WorkerRange(_Settings):
     """How many workers a pool has at least and at most."""
 
     min: int = Field(0, ge=0)
-    max: int = Field(1, ge=1)
+    max: int = Field(1, ge=1, le=100_000)
 
     @model_validator(mode="before")
     @classmethod
@@ -126,6 +127,9 @@ class PoolSettings(_Settings):
         default (SLURM). On SLURM the job books this, and what its keeper needs comes off it.
     gpus
         GPUs of a worker, its own alone.
+    device
+        Where its tasks compute with a potential: "cpu", "cuda", "cuda:1" or "auto"; None: as
+        ``potential: device`` says.
     walltime
         Of a job (SLURM).
     partition, account, qos
@@ -152,6 +156,7 @@ class PoolSettings(_Settings):
     nodes: int = Field(1, ge=1)
     memory: Bytes | None = None
     gpus: int = Field(0, ge=0)
+    device: Device | None = None
     walltime: Seconds = 12 * 3600
     partition: str | None = None
     account: str | None = None
@@ -262,7 +267,7 @@ class ScheduleSettings(_Settings):
     """
 
     backend: Literal["inline", "threads", "local", "slurm"] = "local"
-    workers: int | None = Field(None, ge=1)
+    workers: int | None = Field(None, ge=1, le=100_000)
     pools: dict[str, PoolSettings] = Field(default_factory=dict)
     tls: bool | None = None
     interface: str | None = None

@@ -84,7 +84,8 @@ def run_command(command: Sequence[str], *, timeout: float = 60.0) -> str:
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=timeout,
             env=environment,
         )

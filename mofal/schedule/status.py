@@ -6,15 +6,14 @@ they did last, and SLURM's queue (where there is one) which of them still wait.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter, deque
 from pathlib import Path
 from typing import Any
 
-from mofal.schedule.events import schedule_directory
-from mofal.schedule.files import Layout, read_json
+from mofal.schedule.events import complete_lines, read_line, schedule_directory
+from mofal.schedule.files import LAST_TIME, Layout, read_beat
 from mofal.schedule.lock import CampaignLock
 from mofal.schedule.policy import Estimator
 
@@ -50,15 +49,10 @@ class StatusReader:
             return
         with stream:
             stream.seek(self._place)
-            for line in stream:
-                if not line.endswith(b"\n"):
-                    break  # being written right now
-                self._place += len(line)
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(event, dict) and "event" in event and "t" in event:
+            for line, length in complete_lines(stream):
+                self._place += length
+                event = read_line(line)
+                if event is not None:
                     self._take(event)
 
     def _take(self, event: dict[str, Any]) -> None:
@@ -70,7 +64,7 @@ class StatusReader:
                 del self._tasks[identity]
         elif name in ("queued", "start", "end", "found", "lost", "claimed"):
             self._take_task(name, event)
-        elif name in ("job", "adopted", "submitted", "job-end"):
+        elif name in ("job", "adopted", "submitted", "job-end") and "job" in event:
             facts = self._jobs.setdefault(event["job"], {})
             facts.update(event, state="ended" if name == "job-end" else "there")
         elif name in ("message", "error"):
@@ -164,7 +158,7 @@ class StatusReader:
             pool = pools[facts.get("pool", "?")]
             seconds, cores, slots = (facts.get(k, 0) for k in ("seconds", "cores", "slots"))
             if facts["state"] == "there":
-                beat = read_json(layout.beat(job)) or {}
+                beat = read_beat(layout.beat(job)) or {}
                 state, reason = states.get(job, (None, ""))
                 if not beat and state not in ("RUNNING", "COMPLETING"):
                     pool["jobs_pending"] += 1
@@ -210,7 +204,8 @@ class StatusReader:
             work[facts.get("pool", "?")] += max(expected - spent, 0.0)  # type: ignore[assignment]
         if not work or any(pools[pool]["slots"] == 0 for pool in work):
             return None
-        return now + max(seconds / pools[pool]["slots"] for pool, seconds in work.items())
+        end = now + max(seconds / pools[pool]["slots"] for pool, seconds in work.items())
+        return end if end < LAST_TIME else None
 
 
 def _beats(beat: dict[str, Any], state: str | None) -> bool:

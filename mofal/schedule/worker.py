@@ -27,10 +27,12 @@ from mofal.schedule.files import (
     SIGN_CONNECTED,
     SIGN_LOST,
     Layout,
+    adopt_orphans,
     end_with_parent,
     read_json,
 )
 from mofal.schedule.security import load_security
+from mofal.streams import forgive
 
 
 def own_address(peer: str) -> str:
@@ -105,6 +107,7 @@ async def _work(spec: dict[str, Any], options: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """Run one worker until it is asked to end or its scheduler is gone."""
+    forgive()
     parser = argparse.ArgumentParser(prog="mofal.schedule.worker")
     parser.add_argument("spec")
     parser.add_argument("--name", required=True)
@@ -113,6 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--parent", type=int, required=True)
     options = parser.parse_args(argv)
     end_with_parent(options.parent)
+    adopt_orphans()  # what a label starts counts as this worker's, whatever it does to hide
     spec = read_json(Path(options.spec))
     if spec is None:
         sys.exit(f"found no job at {options.spec}; expected the file that the driver wrote")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +34,40 @@ SMALL: dict[str, Any] = {
     "exploration": {"walks": 2, "length_fs": 30, "barostat_fs": 20, "ramp_cycles": 1},
     "selection": {"clusters": 2},
     "holdout": {"frames": 1},
+    "holding": {"runs": 2, "length_fs": 10},
     "control": True,
     "schedule": {"workers": 2},
 }
 """A whole campaign on real labels, as small as can be: it shows that it runs, not more."""
+
+
+BASE = """\
+name: a
+seed: 1
+systems:
+  p: {build: S_pr, cell: primitive}
+seed_data:
+  perturbed: {system: p, frames: 2}
+cycles: 1
+reference: {name: gfn1-xtb, max_force_eV_per_A: 100}
+"""
+"""A small campaign file as text, for tests of its text."""
+
+
+@contextlib.contextmanager
+def in_time(seconds: int = 30) -> Iterator[None]:
+    """End what hangs; the limit holds on a busy machine too."""
+
+    def late(*_: Any) -> None:
+        raise TimeoutError(f"more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def write_campaign(path: Path, **changes: Any) -> Path:

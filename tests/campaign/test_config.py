@@ -97,7 +97,7 @@ BAD = [
     ({"cycles": 1.5}, "cycles is 1.5"),
     ({"seed": "one"}, "seed is 'one'"),
     ({"seed": -1}, "seed is -1"),
-    ({"name": "a/b"}, "name is 'a/b'"),
+    ({"name": "a/b"}, "name: 'a/b' is no name"),
     ({"systems": {}}, "systems"),
     ({"systems": {"a": {}}}, "systems.a: give either `build: NAME` or `file: PATH`"),
     ({"systems": {"ld": {"build": "S_ld", "file": "x.cif"}}}, "and not both"),

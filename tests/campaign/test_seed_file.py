@@ -14,7 +14,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write as write_with_ase
 
 from mofal.campaign.config import CampaignConfig, dump_config, load_config, parse_config
-from mofal.campaign.seeding import read_seed_file, refuse_another
+from mofal.campaign.seed_file import check_seed_file, read_seed_file
+from mofal.campaign.seeding import refuse_another
 from mofal.campaign.site import Site
 from mofal.cli import main
 from mofal.data import structure_ids, write
@@ -192,9 +193,254 @@ def test_read_seed_file__forces_of_another_shape(columns: int, tmp_path: Path) -
 
 
 def test_read_seed_file__element_that_the_reference_cannot_do(tmp_path: Path) -> None:
-    atoms = Atoms("Og")
-    atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((1, 3)))
+    atoms = Atoms("OgH", [[0, 0, 0], [0, 0, 2]])
+    atoms.calc = SinglePointCalculator(atoms, energy=-1.0, forces=np.zeros((2, 3)))
     refused(foreign(tmp_path, [atoms]), "Og", "gfn1-xtb", labels="reference")
+
+
+# ---------------------------------------------------------------------------------- what they are
+ACID = molecule("HCOOH")
+HARTREE, BOHR, KCAL = 27.211386, 0.529177, 0.0433641
+
+
+@pytest.fixture(scope="module")
+def labelled() -> list[Atoms]:
+    """Real GFN1-xTB labels of rattled formic acid."""
+    out = []
+    for k in range(10):
+        atoms = ACID.copy()
+        atoms.rattle(0.05, seed=k)
+        made = get_reference("gfn1-xtb").calculate(atoms, directory=".")
+        atoms.calc = SinglePointCalculator(atoms, energy=made.energy, forces=made.forces)
+        out.append(atoms)
+    return out
+
+
+def spoilt(frames: list[Atoms], energy: Any = None, forces: Any = None) -> list[Atoms]:
+    """Copies whose labels went through functions of label and number."""
+    out = []
+    for k, atoms in enumerate(frames):
+        e, f = atoms.get_potential_energy(), atoms.get_forces()
+        new = atoms.copy()
+        new.calc = SinglePointCalculator(
+            new, energy=energy(e, k) if energy else e, forces=forces(f, k) if forces else f
+        )
+        out.append(new)
+    return out
+
+
+def checked(file: Path, reference: str = "gfn1-xtb", **seed: Any) -> tuple[Any, list[str]]:
+    content = yaml.safe_load(dump_config(config_of(file, reference=reference)))
+    content["seed_data"] = {"file": str(file), **seed}
+    return check_seed_file(parse_config(content), get_reference(reference))
+
+
+def unfit(file: Path, *words: str, reference: str = "gfn1-xtb", **seed: Any) -> None:
+    with pytest.raises(ConfigError) as error:
+        checked(file, reference, **seed)
+    text = str(error.value)
+    assert len(text.splitlines()) == 1
+    for word in (str(file), *words):
+        assert word in text, text
+
+
+WRONG = {
+    "relative": ({"energy": lambda e, k: e + 306.109}, "-36.", "relative to isolated atoms"),
+    "Hartree": ({"energy": lambda e, k: e / HARTREE}, "-12.5", "Hartree"),
+    "kcal/mol": ({"energy": lambda e, k: e / KCAL}, "-78", "kcal/mol"),
+    "per atom": ({"energy": lambda e, k: e / 5}, "-68.", "per atom"),
+    "gradients": ({"forces": lambda f, k: -f}, "a force on atom", "other sign"),
+    "atomic units": ({"forces": lambda f, k: f * BOHR / HARTREE}, "a force", "Hartree/Bohr"),
+    "order": ({"forces": lambda f, k: f[[1, 2, 3, 4, 0]]}, "a force on atom", "other atoms"),
+    "one energy": ({"energy": lambda e, k: e + (k == 7)}, "structure 7: its energy", ""),
+    "one force": ({"forces": lambda f, k: f * (1 + 0.2 * (k == 3))}, "structure 3: a force", ""),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_check_seed_file__label_made_again(
+    case: str, labelled: list[Atoms], tmp_path: Path
+) -> None:
+    how, *words = WRONG[case]
+    file = foreign(tmp_path, spoilt(labelled, **how))
+    unfit(file, *words, "gfn1-xtb gives", BOTH[1], labels="reference")
+    ds, _ = checked(file, labels="ignore")
+    assert "energy" not in ds
+
+
+def test_check_seed_file__what_is_as_stated(labelled: list[Atoms], tmp_path: Path) -> None:
+    file = foreign(tmp_path, labelled)
+    ds, notes = checked(file, labels="reference")
+    assert ds.energy.values.tolist() == [a.get_potential_energy() for a in labelled]
+    assert "10 of 10 labels made again" in notes[-1]
+
+
+# Where no label is made again (GPAW is dear), with energies on its scale.
+BOUNDED = {
+    "Hartree": ({"energy": lambda e, k: e / HARTREE}, "another unit"),
+    "kcal/mol": ({"energy": lambda e, k: e / KCAL}, "per atom of binding"),
+    "total": ({"energy": lambda e, k: e - 306.109}, "per atom of binding"),
+    "atomic units": (
+        {"energy": lambda e, k: e / HARTREE, "forces": lambda f, k: f * BOHR / HARTREE},
+        "another unit",
+    ),
+    "gradients": ({"forces": lambda f, k: -f}, "the other sign"),
+    "order": ({"forces": lambda f, k: f[[1, 2, 3, 4, 0]]}, "other atoms"),
+    "one energy": ({"energy": lambda e, k: e + 3 * (k == 7)}, "structure 7: its energy differs"),
+}
+
+
+@pytest.mark.parametrize("case", [*BOUNDED, "as they are"])
+def test_check_seed_file__bounds(case: str, labelled: list[Atoms], tmp_path: Path) -> None:
+    relative = spoilt(labelled, lambda e, k: e + 306.109)
+    how, *words = BOUNDED.get(case, ({},))
+    # Turned and moved: frames of a molecule need not lie on one another.
+    frames = spoilt(relative, **how)
+    for k, atoms in enumerate(frames):
+        turned = atoms.copy()
+        turned.rotate(37 * k, "xyz"[k % 3])
+        turn = np.linalg.lstsq(atoms.positions, turned.positions, rcond=None)[0]
+        if abs(atoms.positions[:, 2]).max() < 0.2:
+            turned, turn = atoms.copy(), np.eye(3)
+        turned.translate([k, 0, 0])
+        forces = atoms.get_forces() @ turn
+        turned.calc = SinglePointCalculator(
+            turned, energy=atoms.get_potential_energy(), forces=forces
+        )
+        frames[k] = turned
+    file = foreign(tmp_path, frames)
+    if case == "as they are":
+        _, notes = checked(file, "gpaw:lcao", labels="reference")
+        assert "no label was made again" in notes[-1]
+    else:
+        unfit(file, *words, BOTH[1], reference="gpaw:lcao", labels="reference")
+
+
+# ---------------------------------------------------------------------------------- foreign keys
+def renamed(tmp_path: Path, frames: list[Atoms], energy: str, forces: str) -> Path:
+    out = []
+    for atoms in frames:
+        new = atoms.copy()
+        if energy:
+            new.info[energy] = atoms.get_potential_energy()
+        if forces:
+            new.arrays[forces] = atoms.get_forces()
+        out.append(new)
+    return foreign(tmp_path, out)
+
+
+@pytest.mark.parametrize(
+    ("energy", "forces"),
+    [("REF_energy", "REF_forces"), ("dft_energy", "dft_forces"), ("energy_dft", "forces_dft"),
+     ("TotEnergy", "MACE_Forces"), ("E_energy", "force")],
+)  # fmt: skip
+def test_check_seed_file__foreign_keys(
+    energy: str, forces: str, labelled: list[Atoms], tmp_path: Path
+) -> None:
+    file = renamed(tmp_path, labelled, energy, forces)
+    keys = {"energy": energy, "forces": forces}
+    line = f"`keys: {{energy: {energy}, forces: {forces}}}` and {BOTH[0]}"
+    unfit(file, f"holds {energy} and {forces}; ", line, BOTH[1])
+    unfit(file, line, labels="reference")
+    unfit(file, "do not say their level", BOTH[0], keys=keys)
+    ds, notes = checked(file, keys=keys, labels="reference")
+    assert ds.energy.values.tolist() == [a.get_potential_energy() for a in labelled]
+    assert "10 of 10" in notes[-1]
+    ds, _ = checked(file, labels="ignore")
+    assert "energy" not in ds
+    unfit(file, "no energy called 'E'", f"it holds {energy} and {forces}", keys={"energy": "E"})
+
+
+def test_check_seed_file__foreign_keys_that_are_no_labels(
+    labelled: list[Atoms], tmp_path: Path
+) -> None:
+    unfit(
+        renamed(tmp_path, labelled, "dft_energy", ""), "holds dft_energy; labels also need forces"
+    )
+    unfit(renamed(tmp_path, labelled, "", "dft_forces"), "labels also need energy", BOTH[1])
+    # One of them under ASE's name.
+    frames = spoilt(labelled)
+    for atoms in frames:
+        atoms.arrays["REF_forces"] = atoms.calc.results.pop("forces")
+    file = foreign(tmp_path, frames)
+    unfit(file, "keys: {energy: energy, forces: REF_forces}")
+    ds, _ = checked(file, keys={"energy": "energy", "forces": "REF_forces"}, labels="reference")
+    assert ds.sizes["structure"] == 10
+    # Beside labels under their own names they are said and not taken.
+    frames = spoilt(labelled)
+    for atoms in frames:
+        atoms.info["MACE_energy"] = 0.0
+    _, notes = checked(foreign(tmp_path, frames), labels="reference")
+    assert "also holds MACE_energy" in notes[0]
+
+
+def test_parse_config__keys_beside_what_has_none(tmp_path: Path) -> None:
+    file = foreign(tmp_path)
+    with pytest.raises(ConfigError, match=r"keys.*labels: ignore"):
+        checked(file, labels="ignore", keys={"energy": "E"})
+    assert "keys" not in config_of(file).deciding()["seed_data"]
+
+
+# ---------------------------------------------------------------------------------- single atoms
+def lone(symbol: str, energy: float | None = None, **info: Any) -> Atoms:
+    atoms = Atoms(symbol)
+    atoms.info.update(info)
+    if energy is not None:
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((1, 3)))
+    return atoms
+
+
+def test_check_seed_file__single_atoms(labelled: list[Atoms], tmp_path: Path) -> None:
+    known = get_reference("gfn1-xtb").isolated_atom_energies(["H", "C"])
+    atoms = [lone("H", known["H"], config_type="IsolatedAtom"), lone("C", known["C"])]
+    file = foreign(tmp_path, [*atoms, *labelled])
+    ds, notes = checked(file, labels="reference")
+    assert ds.sizes["structure"] == 10
+    assert ds.n_atoms.values.min() == 5
+    assert "single atoms (H, C) are not trained on" in notes[0]
+    assert "isolated atoms at gfn1-xtb" in notes[0]
+    assert checked(file, labels="ignore")[0].sizes["structure"] == 10
+    # Places in messages are those of the file.
+    frames = spoilt(labelled, lambda e, k: e + (k == 4))
+    unfit(foreign(tmp_path, [*atoms, *frames]), "structure 6: its energy", labels="reference")
+
+
+@pytest.mark.parametrize(
+    ("atoms", "words"),
+    [
+        ([lone("H", -13.6)], ("structure 0: a single H of -13.6000 eV", "-10.9235 eV")),
+        ([lone("H", -10.92345), lone("H", -12.0)], ("structure 1: a single H of -12.0",)),
+        ([lone("H", -10.92345 / HARTREE)], ("Hartree",)),
+    ],
+)
+def test_check_seed_file__single_atoms_of_another_level(
+    atoms: list[Atoms], words: tuple[str, ...], labelled: list[Atoms], tmp_path: Path
+) -> None:
+    unfit(foreign(tmp_path, [*atoms, *labelled]), *words, BOTH[1], labels="reference")
+
+
+def test_check_seed_file__nothing_but_single_atoms(tmp_path: Path) -> None:
+    unfit(foreign(tmp_path, [lone("H"), lone("O")]), "nothing but single atoms (H and O)")
+    crystal = Atoms("Cu", cell=[[0, 1.8, 1.8], [1.8, 0, 1.8], [1.8, 1.8, 0]], pbc=True)
+    ds, _ = checked(foreign(tmp_path, [crystal]), "ase:ase.calculators.emt:EMT")
+    assert ds.sizes["structure"] == 1  # its images are its neighbours
+
+
+def test_check_seed_file__what_the_reference_does_not_label(tmp_path: Path) -> None:
+    ion = molecule("OH")
+    ion.set_initial_magnetic_moments(None)
+    ion.info["charge"] = -1
+    frames = [molecule("H2O"), ion]
+    ds, _ = checked(foreign(tmp_path, frames))
+    assert ds.charge.values.tolist() == [0, -1]
+    unfit(
+        foreign(tmp_path, frames),
+        "structure 1: ase:ase.calculators.emt:EMT does not label it: it has the charge -1",
+        reference="ase:ase.calculators.emt:EMT",
+    )
+    radical = ion.copy()
+    radical.info.clear()
+    unfit(foreign(tmp_path, [radical]), "9 electrons", "n_unpaired=1", reference="gpaw:lcao")
 
 
 # ---------------------------------------------------------------------------------- the campaign

@@ -83,7 +83,7 @@ ERRORS = {
         "2 different level_hash cannot be one Dataset",
     ),
     "status": (lambda a: [_info(a, status="good")], "structure 0 has status 'good'; expected one"),
-    "charge": (lambda a: [_info(a, charge="two")], "charge holds .*two"),
+    "charge": (lambda a: [_info(a, charge="two")], "charge=two is no whole number"),
     "widths": (
         lambda a: [_arrays(a, features=np.zeros((3, 2))), _arrays(a, features=np.zeros((3, 4)))],
         "features of structure 1 has shape",

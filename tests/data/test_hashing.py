@@ -38,7 +38,10 @@ def test_structure_hash__as_docs_format_specifies_it():
     # Without a charge, or with none, it is that; another charge comes after it.
     assert structure_hash(NUMBERS, POSITIONS, CELL, PBC, np.int32(0)) == digest.hexdigest()[:20]
     digest.update(b"<f8()" + struct.pack("<d", -1.0))
-    assert structure_hash(NUMBERS, POSITIONS, CELL, PBC, -1) == digest.hexdigest()[:20]
+    assert structure_hash(NUMBERS, POSITIONS, CELL, PBC, -1, 0) == digest.hexdigest()[:20]
+    # So do unpaired electrons after it.
+    digest.update(b"<i4()" + struct.pack("<i", 2))
+    assert structure_hash(NUMBERS, POSITIONS, CELL, PBC, -1, 2) == digest.hexdigest()[:20]
 
 
 def test_hash_json__same_in_another_process():

@@ -10,15 +10,18 @@ from hypothesis import strategies as st
 from mofal.data import (
     atom_slice,
     concat,
+    converged,
     count_elements,
     gather_index,
     make_structures,
     offsets,
+    open_group,
     relative_energy,
     select,
     structure_hash,
     structure_ids,
     validate,
+    write_group,
 )
 from mofal.errors import DataError
 from tests.data.common import datasets, features, labelled
@@ -173,12 +176,55 @@ def test_concat__fills_lazily():
     assert_same_bits(joined.compute(), concat([make_structures(**WATER), labelled(4)]))
 
 
+def some_failed(n=5):
+    ds = labelled(n)
+    status = ["crashed" if k % 2 else "converged" for k in range(n)]
+    energy = np.where(np.array(status) == "converged", ds["energy"].values, np.nan)
+    return ds.assign(
+        status=("structure", np.array(status)), energy=("structure", energy)
+    ), np.flatnonzero(np.array(status) == "converged")
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_where__xarray_finds_the_converged_rows(tmp_path, stored):
+    ds, good = some_failed()
+    if stored:
+        write_group(ds, tmp_path / "labels.zarr", kind="labels")
+        ds = open_group(tmp_path / "labels.zarr")
+    else:
+        ds = concat([ds])
+    rows = ds.where(ds.status == "converged", drop=True)
+    assert rows.sizes["structure"] == len(good)
+    assert set(rows["status"].values) == {"converged"}
+    assert rows["structure_id"].values.tolist() == ds["structure_id"].values[good].tolist()
+    assert rows["energy"].values.tolist() == ds["energy"].values[good].tolist()
+    # What else people do with text, each of which puts a missing value beside it or sorts it.
+    per_structure = ds[["status", "energy"]]
+    assert per_structure.where(ds.status == "converged").status.isnull().values.sum() == 2
+    assert per_structure.shift(structure=1).status.isnull().values.tolist()[:2] == [True, False]
+    counted = per_structure.set_coords("status").groupby("status").count()
+    assert counted["energy"].values.tolist() == [3, 0]
+    assert len(per_structure.to_dataframe().query("status == 'converged'")) == len(good)
+    assert per_structure.sortby("status").status.values[0] == "converged"
+
+
+def test_converged__rows_with_their_atoms_and_nothing_computed():
+    ds, good = some_failed()
+    lazy = chunked(ds, 3)
+    with raise_if_dask_computes():
+        found = converged(lazy)
+    assert_same_bits(found.compute(), select(ds, good))
+    validate(found.compute(), "labels")
+    with pytest.raises(DataError, match="carry no status"):
+        converged(ds.drop_vars("status"))
+
+
 def test_concat__text_of_any_type():
     a, b = labelled(2), labelled(2, seed=1)
     b["system"] = ("structure", b["system"].values.astype(object))
     a["parent"] = ("structure", np.array(["a", "bc"]))
     joined = concat([a, b])
-    assert joined["system"].dtype.kind == joined["parent"].dtype.kind == "T"
+    assert joined["system"].dtype.kind == joined["parent"].dtype == object
     assert joined["parent"].values.tolist()[:2] == ["a", "bc"]
 
 

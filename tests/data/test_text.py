@@ -202,7 +202,7 @@ BROKEN = {
     "unknown element": ("1\n\nX 0 0 0\n", "atom 0 is of an unknown element"),
     "cell": (FRAME.format('Lattice="1 0 0 0 nan 0 0 0 1"'), "the cell holds a value"),
     "status": (FRAME.format("energy=1.0 status=fine"), "status 'fine'; expected one of"),
-    "charge": (FRAME.format("charge=0.5"), "charge holds 0.5, expected int32"),
+    "charge": (FRAME.format("charge=0.5"), "charge=0.5 is no whole number"),
     "region": (
         "1\nProperties=species:S:1:pos:R:3:region:I:1\nH 0 0 0 7\n",
         "region of atom 0 is 7; expected 0 to 2",

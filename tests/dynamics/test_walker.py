@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -16,7 +17,9 @@ from ase.calculators.calculator import all_changes
 from ase.calculators.emt import EMT
 
 from mofal.data import atom_slice, concat, from_atoms, to_atoms, validate
+from mofal.data.sealed import read_sealed, write_sealed
 from mofal.dynamics import WalkSettings, walk
+from mofal.dynamics.checkpoint import load_checkpoint, save_checkpoint
 from mofal.errors import ConfigError, StoreError, StructureError
 
 NPT = WalkSettings(
@@ -164,7 +167,9 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import time
 from conftest import PairPotential
 from mofal.data import read
+from mofal.data.sealed import read_sealed, write_sealed
 from mofal.dynamics import WalkSettings, walk
+from mofal.dynamics.checkpoint import load_checkpoint, save_checkpoint
 
 class Slow(PairPotential):
     def calculate(self, *args, **kwargs):
@@ -191,6 +196,12 @@ walk(read({str(tmp_path / "start.xyz")!r}), calculator=Slow, seed=4, out={str(ou
     resumed = walk(argon, calculator=potential, settings=NPT, seed=4, out=out)
     assert potential.n_calls < 35
     same(resumed, walk(argon, calculator=make_potential, settings=NPT, seed=4))
+
+
+def unsealed(path):
+    content, fault = read_sealed(path)
+    assert not fault
+    return content
 
 
 def test_walk__ended_walk_is_not_walked_again(argon, make_potential, tmp_path):
@@ -223,10 +234,12 @@ def test_walk__checkpoint_of_another_walk(change, word, argon, make_potential, t
 def test_walk__checkpoint_of_a_newer_version(argon, make_potential, tmp_path):
     out = tmp_path / "walk.npz"
     walk(argon, calculator=make_potential, settings=NPT, seed=9, out=out)
-    with np.load(out) as stored:
+    with np.load(io.BytesIO(unsealed(out))) as stored:
         entries = dict(stored)
     entries["format"] = np.int64(99)
-    np.savez(out, **entries)
+    buffer = io.BytesIO()
+    np.savez(buffer, **entries)
+    write_sealed(buffer.getvalue(), out)
     with pytest.raises(StoreError, match="format 99"):
         walk(argon, calculator=make_potential, settings=NPT, seed=9, out=out)
 
@@ -238,14 +251,49 @@ def test_walk__damaged_checkpoint_starts_over(keep, argon, make_potential, tmp_p
     content = out.read_bytes()
     out.write_bytes(content[: int(keep * len(content))])
     potential = make_potential()
-    same(walk(argon, calculator=potential, settings=NPT, seed=9, out=out), first)
+    lines: list[str] = []
+    again = walk(argon, calculator=potential, settings=NPT, seed=9, out=out, progress=lines.append)
+    same(again, first)
     assert potential.n_calls > 0
+    assert [line for line in lines if "damaged" in line] == [
+        line for line in lines if line.endswith("the walk starts over")
+    ]
+    assert sum("damaged" in line for line in lines) == 1
+
+
+def test_load_checkpoint__a_flipped_bit_anywhere_is_met(argon, make_potential, tmp_path):
+    """Every byte of the file once, a seeded bit in it: none is taken for the walk's own."""
+    out = tmp_path / "walk.npz"
+    identity = '{"model": "m", "seed": 1}'
+    save_checkpoint(out, identity, {"positions": np.arange(6.0)}, {"step": 3, "status": ""})
+    content = out.read_bytes()
+    assert load_checkpoint(out, identity) is not None
+    rng = np.random.default_rng(0)
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        out.write_bytes(bytes(damaged))
+        lines: list[str] = []
+        assert load_checkpoint(out, identity, say=lines.append) is None, place
+        assert len(lines) == 1
+
+
+def test_load_checkpoint__of_the_version_before_goes_on(tmp_path):
+    """Without a checksum, and without the name of the potential."""
+    out = tmp_path / "walk.npz"
+    old = {"format": np.int64(1), "meta": '{"step": 3}', "array_positions": np.arange(6.0)}
+    np.savez(out, identity=np.array('{"model": "", "seed": 1}'), **old)
+    arrays, meta = load_checkpoint(out, '{"model": "m", "seed": 1}')
+    assert arrays["positions"].tolist() == list(range(6))
+    assert meta == {"step": 3}
+    with pytest.raises(StoreError, match=r"another walk.*model, seed"):
+        load_checkpoint(out, '{"model": "m", "seed": 2}')
 
 
 def test_walk__checkpoint_holds_no_pickle(argon, make_potential, tmp_path):
     out = tmp_path / "walk.npz"
     walk(argon, calculator=make_potential, settings=NPT, seed=9, out=out)
-    with np.load(out, allow_pickle=False) as stored:
+    with np.load(io.BytesIO(unsealed(out)), allow_pickle=False) as stored:
         for name in stored.files:
             assert stored[name].dtype.kind in "fiuUb"
 

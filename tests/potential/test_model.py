@@ -300,18 +300,18 @@ DAMAGES = {
     "no weights": (lambda d: (d / "weights.pt").unlink(), r"lacks weights\.pt"),
     "cut off": (
         lambda d: (d / "weights.pt").write_bytes((d / "weights.pt").read_bytes()[:500]),
-        "cannot be read as a model",
+        "it has 500 bytes, expected",
     ),
-    "flipped bit": (lambda d: flip(d / "weights.pt"), "damaged|cannot be read"),
+    "flipped bit": (lambda d: flip(d / "weights.pt"), r"weights\.pt is damaged: it was changed"),
     "newer format": (lambda d: edit_json(d / "model.json", mofal_format=99), "upgrade it"),
     "no format": (lambda d: edit_json(d / "model.json", mofal_format="x"), "of format x"),
     "other architecture": (
         lambda d: edit_json(d / "model.json", elements=["H", "C", "O"]),
-        "cannot be read as a model",
+        "it was changed after it was written",
     ),
     "other elements": (
         lambda d: edit_json(d / "model.json", elements=["H", "C", "O", "Ti"]),
-        "damaged or was changed",
+        "it was changed after it was written",
     ),
     "not json": (lambda d: (d / "model.json").write_text("{"), "damaged"),
 }

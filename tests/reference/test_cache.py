@@ -239,11 +239,13 @@ def test_label_one__an_ion_and_the_neutral_share_no_record(tmp_path, first):
         assert again.started == found[i].started
         assert found[i].structure_id == str(ds.structure_id.values[i])
     assert found[0].converged
-    assert found[1].status == "inconsistent"
-    assert "charge 1" in found[1].reason
-    assert len(list(LabelCache(tmp_path).records())) == 2
+    assert found[1].converged
+    assert found[1].energy > found[0].energy + 5  # an electron is gone
+    records = list(LabelCache(tmp_path).records())
+    assert sorted(a.charge for a in records) == [0, 1]
     table = gather(ds, LabelCache(tmp_path), level_hash=found[0].level_hash)
-    assert table.status.values.tolist() == ["converged", "inconsistent"]
+    assert table.energy.values.tolist() == [found[0].energy, found[1].energy]
+    assert table.charge.values.tolist() == [0, 1]
 
 
 def test_label_one__charged_clusters_keep_their_identity(tmp_path):
@@ -262,7 +264,8 @@ def test_label_one__charged_clusters_keep_their_identity(tmp_path):
         assert structure_id_of(to_atoms(last, 0)) == name
     attempt = label_one(select(group, 0).load(), "gfn1-xtb", directory=tmp_path / "labels")
     assert attempt.structure_id == name
-    assert LabelCache(tmp_path / "labels").get(name, attempt.level_hash).status == "inconsistent"
+    kept = LabelCache(tmp_path / "labels").get(name, attempt.level_hash)
+    assert (kept.status, kept.charge) == ("converged", 1)
 
 
 def test_label_one__failure_is_kept_until_more_attempts_are_asked_for(faulty, tmp_path):

@@ -17,8 +17,8 @@ from mofal.data import from_atoms
 from mofal.errors import DependencyError, ReferenceError
 from mofal.reference import LabelCache, get_reference, label_one
 from mofal.reference import gpaw as gpaw_module
-from mofal.reference.child import session_pids
 from mofal.reference.gpaw import PRESETS
+from mofal.reference.processes import descendants
 
 pytestmark = [pytest.mark.gpaw, pytest.mark.usefixtures("gpaw")]
 
@@ -344,22 +344,32 @@ def test_calculate__killed_rank(tmp_path):
     assert attempt.status == "crashed"
     assert "SIGKILL" in attempt.reason or "status" in attempt.reason
     assert "signal 9" in attempt.log_tail
-    assert not session_pids(killed[0])
+    assert not [p for p in descendants(os.getpid()) if "gpaw" in " ".join(p.cmdline())]
     assert len(list(LabelCache(tmp_path).records())) == 1
 
 
 @pytest.mark.slow
 def test_calculate__filled_disk(tmp_path):
-    """No file of a rank may grow beyond half a kilobyte: the log of GPAW does, and it fails."""
+    """No file of a rank may grow beyond half a kilobyte: the log of GPAW does, and it fails.
+
+    That says nothing about the structure, so it is no result.
+    """
     launcher = "mpirun --oversubscribe --bind-to none -np {ranks}"
     if os.geteuid() == 0:
         launcher += " --allow-run-as-root"
     launcher += " sh -c 'ulimit -f 1; exec \"$@\"' sh"
     reference = get_reference(f"{CHEAP}&time_limit_s=60", launcher=launcher)
-    attempt = label_one(h2(), reference, directory=tmp_path)
-    assert attempt.status == "crashed"
-    assert attempt.reason
-    assert len(list(LabelCache(tmp_path).records())) == 1
+    with pytest.raises(OSError, match="File too large"):
+        label_one(h2(), reference, directory=tmp_path)
+    assert list(LabelCache(tmp_path).records()) == []
+
+
+@pytest.mark.slow
+def test_calculate__launcher_that_starts_nothing(tmp_path):
+    reference = get_reference(f"{CHEAP}&time_limit_s=60", launcher="false {ranks}")
+    with pytest.raises(ReferenceError):
+        label_one(h2(), reference, directory=tmp_path)
+    assert list(LabelCache(tmp_path).records()) == []
 
 
 def test_calculate__unknown_element_in_the_paw_data(tmp_path):

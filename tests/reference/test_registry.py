@@ -48,7 +48,7 @@ def test_parse_spec__refuses(spec):
         ("gfn1-xtb?accuracy=-1", "accuracy = -1; expected a number above zero"),
         ("gfn1-xtb?accuracy=abc", "accuracy = 'abc'; expected a number above zero"),
         ("gfn1-xtb?accuracy=true", "accuracy = True; expected a number"),
-        ("gfn1-xtb?accuracy=NaN", "accuracy = nan; expected a number"),
+        ("gfn1-xtb?accuracy=NaN", "accuracy: NaN is no number"),
         ("gfn1-xtb?electronic_temperature_K=-3", "expected a number from zero up"),
         ("gfn1-xtb?max_iterations=1.5", "max_iterations = 1.5; expected a whole number"),
         ("gfn1-xtb?time_limit_s=abc", "time_limit_s = 'abc'; expected a number"),

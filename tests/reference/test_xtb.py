@@ -86,7 +86,7 @@ def test_calculate__same_with_and_without_its_own_process(tmp_path):
 
 def test_calculate__leaves_the_structure_alone(xtb, tmp_path):
     atoms = molecule("H2O")
-    atoms.set_initial_charges([1.0, 0.0, 0.0])
+    atoms.set_initial_charges([-0.8, 0.4, 0.4])  # partial charges of a neutral molecule
     before = atoms.positions.copy()
     attempt = xtb.calculate(atoms, directory=tmp_path)
     np.testing.assert_array_equal(atoms.positions, before)
@@ -99,7 +99,7 @@ def test_calculate__leaves_the_structure_alone(xtb, tmp_path):
     ("break_it", "words"),
     [
         (lambda a: a.positions.__setitem__((0, 0), np.nan), "not finite"),
-        (lambda a: a.info.update(charge=1), "charge 1"),
+        (lambda a: a.info.update(charge=10), "0 electrons"),
         (lambda a: a.__delitem__(slice(None)), "no atoms"),
         (lambda a: a.set_pbc(True), "no cell vector"),
         (lambda a: a.positions.__setitem__(1, a.positions[0] + 0.01), "atoms 0 and 1 are 0.02 Å"),

@@ -122,3 +122,33 @@ def dask_pid() -> dict[str, Any]:
 
     (pid,) = dask.compute(dask.delayed(os.getpid)())
     return {"task": os.getpid(), "computed": pid, "scheduler": dask.config.get("scheduler")}
+
+
+def leave_behind(*, folder: str, megabytes: int, number: int, seconds: float) -> dict[str, Any]:
+    """Start programs that hide: each forks twice into a session of its own and takes memory."""
+    code = (
+        "import os, sys, time\n"
+        "if os.fork(): os._exit(0)\n"
+        "os.setsid()\n"
+        "if os.fork(): os._exit(0)\n"
+        "data = bytearray(int(sys.argv[1]) * 1_000_000); data[::4096] = b'x' * len(data[::4096])\n"
+        "open(sys.argv[2], 'w').write(str(os.getpid()))\n"
+        "time.sleep(300)\n"
+    )
+    for index in range(number):
+        path = Path(folder, f"{index}.hidden")
+        subprocess.run([sys.executable, "-c", code, str(megabytes), str(path)], check=True)
+        while not path.exists() or not path.read_text():
+            time.sleep(0.02)
+    time.sleep(seconds)
+    return {}
+
+
+def chatter(*, megabytes: int) -> dict[str, Any]:
+    """Print a lot, from Python and from below it."""
+    line = b"x" * 999 + b"\n"
+    for _ in range(500 * megabytes):
+        os.write(1, line)
+        sys.stderr.write(line.decode())
+    print("the end", flush=True)
+    return {}

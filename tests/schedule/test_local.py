@@ -14,8 +14,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
+from mofal.reference.keeper import HEAD, TAIL
 from mofal.schedule import Pools, ScheduleSettings, Task, cluster, link, read_events
 from mofal.schedule.files import EXIT_LOST, Layout, read_json
 
@@ -240,6 +242,51 @@ def test_local__memory_of_a_pool_is_a_limit(tmp_path):
     assert outcome.status == "quarantined"
     assert "out of memory" in outcome.reason
     assert "of 0.40 GB" in outcome.reason
+
+
+def _hidden(folder):
+    """Programs that `tasks.leave_behind` started and that still run."""
+    pids = [int(path.read_text()) for path in folder.glob("*.hidden") if path.read_text()]
+    return [
+        pid
+        for pid in pids
+        if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    ]
+
+
+@pytest.mark.slow
+def test_local__memory_of_what_a_label_leaves_behind_counts(tmp_path):
+    """None of them is the worker's child or in its session, and each alone is small."""
+    arguments = {"folder": str(tmp_path), "megabytes": 150, "number": 3, "seconds": 60}
+    with Pools.from_settings(_settings(memory="400MB", workers=1), directory=tmp_path) as pools:
+        (outcome,) = pools.run([Task("label", "big", tasks.leave_behind, arguments)])
+        assert outcome.status == "quarantined"
+        assert "out of memory" in outcome.reason
+    assert len(list(tmp_path.glob("*.hidden"))) == 3
+    assert _hidden(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_local__nothing_outlives_the_pools(tmp_path):
+    arguments = {"folder": str(tmp_path), "megabytes": 0, "number": 2, "seconds": 0}
+    with Pools.from_settings(_settings(workers=1), directory=tmp_path) as pools:
+        (outcome,) = pools.run([Task("label", "quick", tasks.leave_behind, arguments)])
+        assert outcome.ok
+        assert len(_hidden(tmp_path)) == 2  # a calculator may keep a server for its next label
+    assert _hidden(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_local__logs_of_workers_stay_within_bounds(tmp_path):
+    with Pools.from_settings(_settings(workers=1), directory=tmp_path) as pools:
+        (outcome,) = pools.run([Task("label", "loud", tasks.chatter, {"megabytes": 20})])
+    assert outcome.ok
+    (log,) = (tmp_path / "schedule" / "logs").glob("*.0.log")
+    content = log.read_bytes()
+    assert HEAD + TAIL <= len(content) <= HEAD + 2 * TAIL + 1000
+    assert b"the end\n" in content[-5000:]
+    everything = sum(f.stat().st_size for f in (tmp_path / "schedule").rglob("*") if f.is_file())
+    assert everything < 2_000_000
 
 
 def test_local__killed_workers_cost_nothing_but_what_they_had_in_hand(tmp_path):

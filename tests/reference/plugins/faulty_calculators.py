@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import subprocess
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
 
@@ -43,6 +46,17 @@ class Springs(Calculator):
             raise MemoryError("2 TB, please")
         elif self.fault == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif self.fault == "kill-twice":
+            if len(os.listdir(self.count_in)) < 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+        elif self.fault == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "density.tmp")
+        elif self.fault == "forbidden":
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), "density.tmp")
+        elif self.fault == "program":
+            subprocess.run(["no-such-program"], check=True)
+        elif self.fault == "import":
+            import_module("no_such_module")
         elif self.fault == "exit":
             os._exit(0)
         elif self.fault == "sleep":
@@ -59,6 +73,14 @@ class Springs(Calculator):
 
         name = f"{structure_id_of(self.atoms)}-{os.getpid()}-{time.monotonic_ns()}"
         Path(self.count_in, name).touch()
+
+
+class NeedsFile(Springs):
+    """Springs that cannot be made without a file."""
+
+    def __init__(self, path=""):
+        super().__init__()
+        Path(path).read_text()
 
 
 class NoStress(Springs):
@@ -103,6 +125,7 @@ class Unlucky(LennardJones):
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         if self.unlucky is None and len(atoms) > 1 and not atoms.pbc.any():
+            self.atoms = atoms.copy()
             self.unlucky = self._draw()
         if self.unlucky:
             self.unlucky.calculate(atoms, properties, system_changes)
@@ -111,11 +134,16 @@ class Unlucky(LennardJones):
             super().calculate(atoms, properties, system_changes)
 
     def _draw(self):
+        from mofal.reference import structure_id_of
+
+        mine = structure_id_of(self.atoms)
         for fault in self.faults:
             try:
                 Path(self.count_in, fault).mkdir()
+                Path(self.count_in, fault, mine).touch()
             except FileExistsError:
-                continue
+                if not Path(self.count_in, fault, mine).exists():
+                    continue
             return Springs(fault=fault)
         return False
 
