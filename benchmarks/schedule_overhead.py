@@ -111,7 +111,7 @@ class Bench:
         return self._measure(run, number)
 
     def _measure(self, run: Any, number: int) -> tuple[float, float, float]:
-        scheduler = self.pools._dispatcher._backend._process.pid
+        scheduler = self.pools._dispatcher._backend._link._process.pid
         start, driver, other = time.perf_counter(), time.process_time(), _cpu(scheduler)
         if run() != number:
             raise RuntimeError("tasks are missing")

@@ -14,8 +14,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -367,10 +367,8 @@ class GpawReference:
         return ""
 
     def _calculate(self, attempt: Attempt, atoms: Atoms, directory: Path, start: float) -> Attempt:
-        directory.mkdir(parents=True, exist_ok=True)
-        place = Path(
-            tempfile.mkdtemp(prefix=f"{attempt.structure_id[:12]}-", dir=directory)
-        ).absolute()
+        place = (directory / f"{attempt.structure_id[:12]}-{uuid.uuid4().hex[:8]}").absolute()
+        place.mkdir(parents=True)
         box = self.box(atoms)
         retries: list[Mapping[str, Any]] = []
         try:

@@ -65,6 +65,7 @@ class ClusterBackend:
         self._post: Post = lambda message: None
         self._futures: dict[str, Future] = {}
         self._workers: dict[str, WorkerInfo] = {}
+        self._seen: set[str] = set()  # all that ever came
         self._names: dict[str, str] = {}  # address -> worker
         self._addresses: dict[str, str] = {}  # worker -> address
         self._leaving: dict[str, float] = {}  # worker -> when its connection broke
@@ -162,8 +163,9 @@ class ClusterBackend:
             job=facts["job"],
             ends_at=None if remaining is None else now + remaining,
         )
-        if info.pool not in self._pools or info.name in self._workers:
-            return
+        if info.pool not in self._pools or info.name in self._seen:
+            return  # names are unique: one that has gone meanwhile does not come again
+        self._seen.add(info.name)
         self._workers[info.name] = info
         self._names[facts["address"]] = info.name
         self._addresses[info.name] = facts["address"]
@@ -236,7 +238,9 @@ class ClusterBackend:
             return
         now = time.monotonic()
         for record in self._jobs.of(pool):
-            if not busy.get(record.name):
+            if busy.get(record.name):
+                self._orphaned.pop(record.name, None)
+            else:
                 self._jobs.give_up_on_silent(record)
                 self._end_orphaned(record, now)
         records = self._jobs.of(pool)

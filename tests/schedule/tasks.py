@@ -72,9 +72,10 @@ def unprintable() -> dict[str, Any]:
     return {"data": object()}
 
 
-def die(*, number: int = signal.SIGKILL, trace: str = "") -> None:
-    """End the worker."""
+def die(*, number: int = signal.SIGKILL, trace: str = "", seconds: float = 0.0) -> None:
+    """End the worker, after a while."""
     note(trace, f"die {os.getpid()}")
+    time.sleep(seconds)
     os.kill(os.getpid(), number)
     time.sleep(60)
 

@@ -9,6 +9,7 @@ import pytest
 
 from mofal.errors import ConfigError, ScheduleError
 from mofal.schedule import EventLog, HandedOver, ScheduleSettings, submit_driver
+from mofal.schedule.backend import WorkerInfo
 from mofal.schedule.cluster import ClusterBackend
 from mofal.schedule.files import Layout, write_json
 from mofal.schedule.handover import COMMAND, Handover, takeover_file
@@ -418,6 +419,35 @@ def test_view__a_job_that_runs_is_there_before_its_worker(bench, state, busy, pe
     assert view.pending is pending
     assert view.idle_since == (None if busy or pending else 100.0)
     assert backend._view(record, busy, 120.0).idle_since == view.idle_since
+
+
+def test_scale__job_whose_workers_are_not_connected_is_replaced(bench):
+    """Its beat goes on, and nobody but it can tell: after a while it is given back."""
+    backend = ClusterBackend(
+        bench.settings,
+        directory=bench.layout.root.parent,
+        events=EventLog(bench.layout.root.parent),
+        say=bench.said.append,
+    )
+    backend._jobs = bench.jobs
+    bench.start()
+    bench.jobs.submit("dft")
+    (record,) = bench.jobs.of("dft")
+    bench.until(lambda: record.slurm_id)
+    backend._end_orphaned(record, 0.0)
+    backend._end_orphaned(record, 1000.0)  # none of them has come yet: it may wait for its start
+    bench.jobs.connected(record.name, ends_at=None)
+    backend._workers["w"] = WorkerInfo(name="w", pool="dft", job=record.name)
+    backend._end_orphaned(record, 1000.0)
+    backend._end_orphaned(record, 2000.0)
+    backend._workers.clear()
+    for now in (2000.0, 2100.0, 2179.0):
+        backend._end_orphaned(record, now)
+        assert bench.jobs.of("dft") == [record]
+    backend._end_orphaned(record, 2181.0)
+    assert bench.jobs.of("dft") == []
+    assert bench.layout.end(record.name).exists()
+    assert "has been connected for 180 s" in bench.said[-1]
 
 
 @pytest.mark.parametrize(("beats", "after"), [(True, 70.0), (False, 310.0)])

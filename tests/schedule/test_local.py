@@ -579,6 +579,25 @@ def test_local__connection_that_breaks_under_a_long_task_is_not_held_against_it(
 
 
 @pytest.mark.slow
+def test_local__task_that_ends_a_worker_without_a_connection_is_held_to_account(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(cluster, "REASON_TIMEOUT", 0.5)
+    trace = tmp_path / "trace"
+    pool = {"kinds": ["*"], "workers": 1}
+    settings = ScheduleSettings.model_validate({"kills": 1, "pools": {"local": pool}})
+    with Pools.from_settings(settings, directory=tmp_path) as pools:
+        killer = Task("label", "x", tasks.die, {"trace": str(trace), "seconds": 5.0})
+        handle = pools.submit(killer)
+        _until(trace.exists)
+        assert _cut(_workers(tmp_path)[0]) >= 1
+        (outcome,) = pools.as_completed([handle], timeout=60)
+    assert outcome.status == "quarantined"
+    assert outcome.reason == "it ended 1 workers (killed by SIGKILL)"
+    assert "claimed" in [event["event"] for event in read_events(tmp_path)]
+
+
+@pytest.mark.slow
 def test_local__messages_that_are_lost_and_a_scheduler_that_is_stuck(tmp_path, monkeypatch):
     """What is known of workers and attempts is compared, and no message is relied on."""
     monkeypatch.setattr(cluster, "COMPARISON", 0.2)
