@@ -66,6 +66,7 @@ def main() -> None:
     file, place, stride = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     examine(Site(place / "nowhere", driver.Campaign(file).config))  # imports, nothing else
     found = place / "found"
+    shutil.rmtree(place / "whole", ignore_errors=True)
     assert child(file, place / "whole", 0, found) == 0
     moments = found.read_text().splitlines()
     expected = contents(place / "whole")
