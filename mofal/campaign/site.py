@@ -12,7 +12,7 @@ import numpy as np
 
 from mofal.campaign import plan
 from mofal.campaign.config import CampaignConfig, dump_config, load_config
-from mofal.errors import CampaignError, DataError
+from mofal.errors import CampaignError, DataError, StoreError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -24,6 +24,7 @@ FACTS = "campaign.json"
 RECORDS = "label-records"
 WORK = "work"
 ISOLATED = "isolated-atoms"
+_FACTS = ("name", "identity", "elements", "level_hash")
 
 
 COMMON = (
@@ -119,7 +120,11 @@ class Site:
                 f"{self.root} holds a campaign file and nothing of a campaign (it has no {FACTS}); "
                 f"start it, or go on with it: mofal run {self.root / CONFIG} --directory DIR"
             )
-        content = read_json(self.root / FACTS)
+        mend = "restore it from a copy, or start anew: mofal run campaign.yaml --directory NEW"
+        content = read_json(self.root / FACTS, needs=_FACTS, mend=mend)
+        elements = content["elements"]
+        if not isinstance(elements, list) or not all(isinstance(e, str) for e in elements):
+            raise StoreError(f"{self.root / FACTS} is damaged (its elements are none); {mend}")
         return dict(content)
 
     @property
@@ -216,7 +221,7 @@ class Site:
         """What a training left about itself: steps, atoms seen, losses."""
         from mofal.data import read_json
 
-        content = read_json(self.path(relative) / "provenance.json")
+        content = read_json(self.path(relative) / "provenance.json", needs=())
         return dict(content)
 
     def proposal_error_meV(self, cycle: int) -> float | None:

@@ -95,7 +95,8 @@ def model_hash(site: Site, cycle: int) -> str:
     """Hash of the model of a cycle, as its directory says."""
     from mofal.data import read_json
 
-    return str(read_json(site.path(plan.model(cycle)) / "model.json").get("model_hash", "-"))[:12]
+    described = read_json(site.path(plan.model(cycle)) / "model.json", needs=())
+    return str(described.get("model_hash", "-"))[:12]
 
 
 def watch(

@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.data.atoms import IDENTITY_ATTRS, from_atoms, to_atoms
+from mofal.data.documents import parse_json
 from mofal.data.files import atomic_path, not_written
 from mofal.data.ragged import offsets, select
 from mofal.data.variables import VARIABLES
-from mofal.errors import DataError, StructureError
+from mofal.errors import ConfigError, DataError, StructureError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -86,6 +87,23 @@ def read_atoms(path: str | os.PathLike[str]) -> list[Atoms]:
     return frames
 
 
+def _object(value: Any, *, where: str) -> str:
+    """JSON text of an object that a file states, as JSON or as text of it.
+
+    Raises
+    ------
+    StructureError
+        It is something else, or holds what is no number.
+    """
+    try:
+        content = parse_json(value, where=where) if isinstance(value, str) else value
+        if isinstance(content, dict):
+            return value if isinstance(value, str) else json.dumps(content, sort_keys=True)
+    except (ConfigError, TypeError) as error:
+        raise StructureError(str(error)) from None
+    raise StructureError(f'{where} is no JSON object; expected e.g. {{"H": -10.9}}')
+
+
 def _check_counts(file: Path) -> None:
     """Refuse an XYZ file whose numbers of atoms its lines cannot hold: ASE would count to them."""
     size = file.stat().st_size
@@ -143,8 +161,8 @@ def read(path: str | os.PathLike[str], *, system: str | None = None) -> xr.Datas
         name = [str(f.info.get("system", Path(path).stem)) for f in frames]
     for f in frames:
         for key in ("level_of_theory", "isolated_atom_energies"):
-            if isinstance(f.info.get(key), dict):
-                f.info[key] = json.dumps(f.info[key], sort_keys=True)
+            if key in f.info:
+                f.info[key] = _object(f.info[key], where=f"{path}: {key}")
     try:
         return from_atoms(frames, system=name, labels=labelled)
     except DataError as error:
