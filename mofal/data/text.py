@@ -87,21 +87,22 @@ def read_atoms(path: str | os.PathLike[str]) -> list[Atoms]:
     return frames
 
 
-def _object(value: Any, *, where: str) -> str:
-    """JSON text of an object that a file states, as JSON or as text of it.
+def _energies(value: Any, path: str | os.PathLike[str]) -> str:
+    """JSON text of energies by element that a file states, as an object or as text of one.
 
     Raises
     ------
     StructureError
         It is something else, or holds what is no number.
     """
+    where = f"{path}: isolated_atom_energies"
     try:
         content = parse_json(value, where=where) if isinstance(value, str) else value
-        if isinstance(content, dict):
-            return value if isinstance(value, str) else json.dumps(content, sort_keys=True)
-    except (ConfigError, TypeError) as error:
+    except ConfigError as error:
         raise StructureError(str(error)) from None
-    raise StructureError(f'{where} is no JSON object; expected e.g. {{"H": -10.9}}')
+    if not isinstance(content, dict) or not all(type(v) in (int, float) for v in content.values()):
+        raise StructureError(f'{where} are none; expected eV by element, e.g. {{"H": -10.9}}')
+    return value if isinstance(value, str) else json.dumps(content, sort_keys=True)
 
 
 def _check_counts(file: Path) -> None:
@@ -160,9 +161,10 @@ def read(path: str | os.PathLike[str], *, system: str | None = None) -> xr.Datas
     else:
         name = [str(f.info.get("system", Path(path).stem)) for f in frames]
     for f in frames:
-        for key in ("level_of_theory", "isolated_atom_energies"):
-            if key in f.info:
-                f.info[key] = _object(f.info[key], where=f"{path}: {key}")
+        if isinstance(f.info.get("level_of_theory"), dict):
+            f.info["level_of_theory"] = json.dumps(f.info["level_of_theory"], sort_keys=True)
+        if "isolated_atom_energies" in f.info:
+            f.info["isolated_atom_energies"] = _energies(f.info["isolated_atom_energies"], path)
     try:
         return from_atoms(frames, system=name, labels=labelled)
     except DataError as error:
