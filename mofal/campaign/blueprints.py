@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mofal.errors import ConfigError, StoreError
+from mofal.data.documents import parse_json, read_text
+from mofal.errors import ConfigError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mofal.campaign.site import Site
 
 MOST_SHELLS = 4
+MOST_TABLE = 2**26
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,12 @@ def read_blueprints(path: str | os.PathLike[str]) -> dict[str, Entry]:
     ConfigError
         It is no table of `mofal match`.
     """
-    from mofal.data import read_json
-
     expected = "expected the blueprints.json of mofal match"
     try:
-        content = read_json(path)
-    except StoreError as error:
+        content = parse_json(read_text(path, most=MOST_TABLE), where=str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); {expected}") from None
+    except ConfigError as error:
         raise ConfigError(f"{error}; {expected}") from None
     table = content.get("blueprints") if isinstance(content, dict) else None
     if not isinstance(table, dict):
@@ -74,7 +76,9 @@ def read_blueprints(path: str | os.PathLike[str]) -> dict[str, Entry]:
         distance, rmse = given.get("distance_A", []), given.get("rmse_meV_per_A", [])
         tolerance = given.get("tolerance_meV_per_A", 100.0)
         numbers = [*distance, *rmse, tolerance] if _lists(distance, rmse) else [None]
-        if not all(isinstance(v, int | float) for v in numbers) or len(distance) != len(rmse):
+        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in numbers) or len(
+            distance
+        ) != len(rmse):
             raise ConfigError(
                 f"{path}: distance_A, rmse_meV_per_A and tolerance_meV_per_A of kind {kind} are no "
                 f"table of numbers; {expected}"

@@ -96,14 +96,13 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     MofalError
         Anything in the campaign file that cannot work.
     """
-    from mofal.data import read_json
     from mofal.reference.code import check_unimported, is_foreign
 
     config = site.config
     check_devices(config)
     facts_file = site.root / FACTS
     if facts_file.exists():
-        known = read_json(facts_file)
+        known = site.facts
         if known.get("identity") != config.identity():
             refuse_another(site, known)
         return None

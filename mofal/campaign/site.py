@@ -20,7 +20,7 @@ from mofal.campaign.config import (
     load_config,
 )
 from mofal.campaign.devices import device_of
-from mofal.errors import CampaignError, ConfigError, DataError
+from mofal.errors import CampaignError, ConfigError, DataError, StoreError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,6 +32,7 @@ FACTS = "campaign.json"
 RECORDS = "label-records"
 WORK = "work"
 ISOLATED = "isolated-atoms"
+_FACTS = ("name", "identity", "elements", "level_hash")
 
 
 COMMON = (
@@ -151,7 +152,11 @@ class Site:
                 f"{self.root} holds a campaign file and nothing of a campaign (it has no {FACTS}); "
                 f"start it, or go on with it: mofal run {self.root / CONFIG} --directory DIR"
             )
-        content = read_json(self.root / FACTS)
+        mend = "restore it from a copy, or start anew: mofal run campaign.yaml --directory NEW"
+        content = read_json(self.root / FACTS, needs=_FACTS, mend=mend)
+        elements = content["elements"]
+        if not isinstance(elements, list) or not all(isinstance(e, str) for e in elements):
+            raise StoreError(f"{self.root / FACTS} is damaged (its elements are none); {mend}")
         return dict(content)
 
     @property

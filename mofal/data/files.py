@@ -9,7 +9,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,23 +38,40 @@ def write_json(content: Any, path: str | os.PathLike[str]) -> None:
         raise not_written(path, error) from error
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(
+    path: str | os.PathLike[str], *, needs: Iterable[str] | None = None, mend: str = ""
+) -> Any:
     """Read a JSON file.
+
+    Parameters
+    ----------
+    path : path
+    needs : iterable of str, optional
+        It must be an object with these keys.
+    mend : str
+        What to do about a damaged one; default: delete it.
 
     Raises
     ------
     StoreError
-        It is missing, cannot be read, or is no JSON.
+        It is missing, cannot be read, is no JSON, or lacks what it needs.
     """
+    mend = mend or "delete it to have it made again"
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StoreError(f"{path} does not exist") from None
     except OSError as error:
         raise StoreError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise StoreError(f"{path} is damaged ({reason}); delete it to have it made again") from None
+        raise StoreError(f"{path} is damaged ({reason}); {mend}") from None
+    if needs is not None:
+        lacking = [k for k in needs if not (isinstance(content, dict) and k in content)]
+        if lacking or not isinstance(content, dict):
+            what = f"it lacks {', '.join(lacking)}" if lacking else "it is no object"
+            raise StoreError(f"{path} is damaged ({what}); {mend}")
+    return content
 
 
 def not_written(path: str | os.PathLike[str], error: OSError) -> StoreError:

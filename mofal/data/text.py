@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.data.atoms import IDENTITY_ATTRS, from_atoms, to_atoms
+from mofal.data.documents import parse_json
 from mofal.data.files import atomic_path, not_written
 from mofal.data.ragged import offsets, select
 from mofal.data.variables import VARIABLES
-from mofal.errors import DataError, StructureError
+from mofal.errors import ConfigError, DataError, StructureError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -84,6 +85,24 @@ def read_atoms(path: str | os.PathLike[str]) -> list[Atoms]:
             k = int(np.flatnonzero(frame.numbers == 0)[0])
             raise StructureError(f"{place}: atom {k} is of an unknown element")
     return frames
+
+
+def _energies(value: Any, path: str | os.PathLike[str]) -> str:
+    """JSON text of energies by element that a file states, as an object or as text of one.
+
+    Raises
+    ------
+    StructureError
+        It is something else, or holds what is no number.
+    """
+    where = f"{path}: isolated_atom_energies"
+    try:
+        content = parse_json(value, where=where) if isinstance(value, str) else value
+    except ConfigError as error:
+        raise StructureError(str(error)) from None
+    if not isinstance(content, dict) or not all(type(v) in (int, float) for v in content.values()):
+        raise StructureError(f'{where} are none; expected eV by element, e.g. {{"H": -10.9}}')
+    return value if isinstance(value, str) else json.dumps(content, sort_keys=True)
 
 
 def _check_counts(file: Path) -> None:
@@ -153,9 +172,10 @@ def of_frames(
     else:
         name = [str(f.info.get("system", Path(path).stem)) for f in frames]
     for f in frames:
-        for key in ("level_of_theory", "isolated_atom_energies"):
-            if isinstance(f.info.get(key), dict):
-                f.info[key] = json.dumps(f.info[key], sort_keys=True)
+        if isinstance(f.info.get("level_of_theory"), dict):
+            f.info["level_of_theory"] = json.dumps(f.info["level_of_theory"], sort_keys=True)
+        if "isolated_atom_energies" in f.info:
+            f.info["isolated_atom_energies"] = _energies(f.info["isolated_atom_energies"], path)
     try:
         return from_atoms(frames, system=name, labels=labelled)
     except DataError as error:

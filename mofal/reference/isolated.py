@@ -51,11 +51,11 @@ def isolated_energies(
 
 def _read(file: Path) -> dict[str, float]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         energies = {str(k): float(v) for k, v in content.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         warnings.warn(f"{file} is damaged and is made anew", stacklevel=4)
         return {}
     return {k: v for k, v in energies.items() if math.isfinite(v)}

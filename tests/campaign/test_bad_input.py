@@ -15,7 +15,7 @@ from mofal.campaign.driver import Campaign
 from mofal.campaign.dryrun import describe_run
 from mofal.cli import main
 from mofal.data.documents import dump_yaml, parse_json, parse_yaml
-from mofal.errors import ConfigError, MofalError
+from mofal.errors import ConfigError, MofalError, StructureError
 from tests.campaign.conftest import BASE, in_time
 
 
@@ -197,6 +197,16 @@ def test_extended_xyz__one_line(
         file = tmp_path / f"x.{suffix}"
         file.write_text(text)
         assert message in refused(["blocks", str(file)], capsys)
+
+
+def test_extended_xyz__energies_of_atoms_that_are_none(tmp_path: Path) -> None:
+    from mofal.data.text import read
+
+    file = tmp_path / "x.extxyz"
+    for value in ('"[1]"', "3", '"{\\"H\\": NaN}"', '"{\\"H\\": true}"', "abc"):
+        file.write_text(f"1\nisolated_atom_energies={value} energy=1\nH 0 0 0\n")
+        with pytest.raises(StructureError, match="isolated_atom_energies"):
+            read(file)
 
 
 # ---------------------------------------------------------------------------------- the terminal

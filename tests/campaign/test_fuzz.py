@@ -306,3 +306,51 @@ def test_fuzz__a_group(prepared: Path, tmp_path: Path) -> None:
         for check in (True, False):
             survive(partial(load, root, check), f"{name} {bad[:500]!r}")
     assert np.isfinite(open_group(group)["positions"].values).all()
+
+
+CRAFTED = [
+    "[]",
+    '{"event": 1, "t": 1}',
+    '{"event": "job", "t": 1.0}',
+    '{"event": "job", "t": "x", "job": "a"}',
+    '{"event": "queued", "t": 1e300, "kind": "label", "key": "k"}',
+    '{"event": "queued", "t": 1, "kind": ["x"], "key": {}, "pool": []}',
+    '{"event": "end", "t": 1, "kind": "a", "key": "b", "status": "done"}',
+    '{"event": "end", "t": 1, "kind": "a", "key": "b", "status": [], "wall_time": "x"}',
+    '{"event": "end", "t": 1, "kind": "a", "key": "c", "status": "done", "wall_time": 1e300}',
+    '{"event": "end", "t": 1, "kind": "a", "key": "d", "status": "done", "wall_time": NaN}',
+    '{"event": "job-end", "t": 1, "job": "a", "seconds": null, "cores": "x", "slots": []}',
+    '{"event": "message", "t": 1, "text": "\\ud800"}',
+    '{"event": "scheduler", "t": 1, "dashboard": 3}',
+    '{"event": "queued", "t": 1, "kind": "a", "key": "e", "cost": ' + "9" * 5000 + "}",
+    '{"event": ' * 20_000,
+    "[" * 100_000,
+]
+
+
+def test_status__crafted_events_cost_a_line_and_no_more(tmp_path: Path) -> None:
+    from mofal.schedule import StatusReader, format_status, read_events
+
+    log = EventLog(tmp_path)
+    log.write("queued", kind="label", key="good", pool="local")
+    log.close()
+    with log.path.open("a") as stream:
+        stream.write("\n".join(CRAFTED) + "\n" + "x" * 3_000_000 + "\n")
+    log = EventLog(tmp_path)
+    log.write("end", kind="label", key="good", pool="local", status="done", wall_time=2.0)
+    log.close()
+    status = StatusReader(tmp_path).read()
+    assert status["kinds"]["label"] == {"done": 1, "seconds": 2.0}
+    assert "label" in format_status(status)
+    assert [e["event"] for e in read_events(tmp_path) if e.get("kind") == "label"] == [
+        "queued",
+        "end",
+    ]
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"name": "x"}', "[" * 100_000, '{"a": 1'])
+def test_facts__of_another_shape_are_damage(content: str, tmp_path: Path) -> None:
+    campaign = Campaign(SMALL, directory=tmp_path)
+    (tmp_path / "campaign.json").write_text(content)
+    with pytest.raises(MofalError, match="is damaged"):
+        describe_run(campaign)

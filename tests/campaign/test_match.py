@@ -296,7 +296,8 @@ def test_blueprints__wrong_files_are_refused(
             '{"blueprints": {"k": {"shells": 1, "distance_A": null}}}',
             "of kind k are no table of numbers",
         ),
-        ("{", "is damaged"),
+        ("{", "expected JSON; expected the blueprints.json of mofal match"),
+        ('{"blueprints": {}, "blueprints": {}}', "blueprints stands twice"),
     ):
         table.write_text(text)
         refuse(["run", str(file), "--dry-run"], message, capsys)
