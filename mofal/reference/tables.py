@@ -155,7 +155,8 @@ def attempts_table(attempts: LabelCache | Iterable[Attempt]) -> xr.Dataset:
     -------
     Dataset
         Dim `attempt`; `structure_id`, `level_hash`, `status`, `reason`, `n_atoms`, `wall_time` (s),
-        `started`, `host`, `reference`, `n_retries`, `memory_peak` and `memory_estimate` (GB).
+        `started`, `host`, `reference`, `charge` (e), `n_unpaired`,
+        `n_retries`, `memory_peak` and `memory_estimate` (GB).
     """
     import xarray as xr
 
@@ -178,6 +179,8 @@ def attempts_table(attempts: LabelCache | Iterable[Attempt]) -> xr.Dataset:
             "started": text(a.started for a in rows),
             "host": text(a.host for a in rows),
             "reference": text(a.reference for a in rows),
+            "charge": number((a.charge for a in rows), np.int32, "e"),
+            "n_unpaired": number((a.n_unpaired for a in rows), np.int32, "1"),
             "n_retries": number((len(a.retries) for a in rows), np.int64, "1"),
             "memory_estimate": number((a.memory_estimate for a in rows), np.float64, "GB"),
             "memory_peak": number((a.memory_peak for a in rows), np.float64, "GB"),
