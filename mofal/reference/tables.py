@@ -265,12 +265,31 @@ def import_labels(
     """
     from mofal.data import read
 
+    _theory(level)  # what cannot be meant is said before anything is read
     return under_level(
         read(path, system=system),
         level=level,
         place=Path(path),
         isolated_atom_energies=isolated_atom_energies,
     )
+
+
+def _theory(level: str | Mapping[str, Any] | Reference) -> dict[str, Any]:
+    """Level of theory of what a user states."""
+    if not isinstance(level, str | Mapping | Reference):
+        raise DataError(
+            f"level = {level!r}; expected the name of the method (level='PBE'), a whole level of "
+            "theory as a mapping, or a reference (get_reference('gfn1-xtb'))"
+        )
+    if isinstance(level, str):
+        theory: dict[str, Any] = {"method": level}
+    elif isinstance(level, Mapping):
+        theory = dict(level)
+    else:
+        theory = dict(level.level_of_theory)
+    if not theory.get("method"):
+        raise DataError('the stated level of theory needs a "method"')
+    return theory
 
 
 def under_level(
@@ -298,19 +317,7 @@ def under_level(
 
     path = place
     atoms = dict(isolated_atom_energies) if isolated_atom_energies else None
-    if not isinstance(level, str | Mapping | Reference):
-        raise DataError(
-            f"level = {level!r}; expected the name of the method (level='PBE'), a whole level of "
-            "theory as a mapping, or a reference (get_reference('gfn1-xtb'))"
-        )
-    if isinstance(level, str):
-        theory: dict[str, Any] = {"method": level}
-    elif isinstance(level, Mapping):
-        theory = dict(level)
-    else:
-        theory = dict(level.level_of_theory)
-    if not theory.get("method"):
-        raise DataError('the stated level of theory needs a "method"')
+    theory = _theory(level)
     level_hash = hash_level(theory)
     if "energy" not in ds or "forces" not in ds:
         raise DataError(f"{Path(path)} holds structures without energy and forces")
