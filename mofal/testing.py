@@ -92,6 +92,14 @@ def check_reference(spec: str, *, structures: xr.Dataset | None = None) -> None:
                 assert np.isfinite(attempt.forces).all(), "converged with forces that are NaN"
                 net = np.abs(attempt.forces.sum(axis=0)).max()
                 assert net < 0.05 * len(atoms), f"the forces add up to {net:.3f} eV/Å"
+        ion = to_atoms(ds, 0)
+        neutral = reference.calculate(ion, directory=directory)
+        ion.info["charge"] = 2
+        attempt = reference.calculate(ion, directory=directory)
+        assert not attempt.converged or abs(attempt.energy - neutral.energy) > 1e-3, (
+            "an ion got the label of the neutral structure; refuse what has a charge "
+            "(mofal.reference.base.why_not) or take it (mofal.data.electrons)"
+        )
         broken = to_atoms(ds, 0)
         broken.positions[0] = np.nan
         attempt = reference.calculate(broken, directory=directory)

@@ -325,13 +325,17 @@ def label_file(
         0 where every label converged, 1 where some failed (they are listed).
     """
     from mofal.campaign.config import load_config
-    from mofal.data import read, write
+    from mofal.campaign.seed_file import open_without_spin
+    from mofal.data import read, to_atoms, write
     from mofal.reference import gather, get_reference
 
     method = get_reference(reference)
     if Path(path).is_dir():
         raise ConfigError(f"{path} is a directory; expected a file of structures")
     structures = unlabelled(read(path))
+    silent = open_without_spin(to_atoms(structures))
+    if silent:
+        say(f"note: {silent}")
     target = Path(output) if output else Path(f"{path}.labelled.extxyz")
     if not target.parent.is_dir():
         raise ConfigError(f"{target.parent} is no directory; make it first: mkdir {target.parent}")

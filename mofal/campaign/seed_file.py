@@ -111,6 +111,9 @@ def check_seed_file(
             notes.append(f"{found.file} also holds {_and(others)}, which are not looked at")
         notes += check_labels(found, config, reference)
         return taken, notes
+    silent = open_without_spin(found.frames)
+    if silent:
+        notes.append(f"{found.file}: {silent}")
     for k, frame in zip(found.index, found.frames):
         reason = refusal(reference, frame)
         if reason:
@@ -118,6 +121,24 @@ def check_seed_file(
                 f"{found.file}, structure {k}: {config.reference.name} does not label it: {reason}"
             )
     return taken, notes
+
+
+def open_without_spin(frames: list[Atoms]) -> str:
+    """Say that metals that are often open-shell stand in structures that state no spin, or ""."""
+    from ase.data import chemical_symbols
+
+    from mofal.clusters.electrons import OFTEN_OPEN
+    from mofal.data.electrons import electronic_state
+
+    silent = [f for f in frames if set(f.numbers.tolist()) & OFTEN_OPEN]
+    silent = [f for f in silent if not electronic_state(f)[1]]
+    metals = sorted({z for f in silent for z in f.numbers.tolist()} & OFTEN_OPEN)
+    if not metals:
+        return ""
+    return (
+        f"{len(silent)} structures with {_and([chemical_symbols[z] for z in metals])}, often "
+        "open-shell, state no unpaired electrons (n_unpaired=...): labelled with as few as can be"
+    )
 
 
 def load_seed_file(config: CampaignConfig) -> SeedFrames:

@@ -263,7 +263,7 @@ class AseReference:
                 return (
                     f"it has {asked}, and {type(work.calc).__name__} has no parameter for it that "
                     f"mofal knows; where it reads initial_charges and initial_magmoms, write "
-                    f"{self.name}?electrons=initial"
+                    f"{self.spec}{'&' if '?' in self.spec else '?'}electrons=initial"
                 )
         # What a structure does not state is left to the calculator.
         wanted = {str(takes["charge"]): charge} if charge else {}

@@ -154,7 +154,8 @@ def attempts_table(attempts: LabelCache | Iterable[Attempt]) -> xr.Dataset:
     -------
     Dataset
         Dim `attempt`; `structure_id`, `level_hash`, `status`, `reason`, `n_atoms`, `wall_time` (s),
-        `started`, `host`, `reference`, `n_retries`, `memory_peak` and `memory_estimate` (GB).
+        `started`, `host`, `reference`, `charge` (e), `n_unpaired`,
+        `n_retries`, `memory_peak` and `memory_estimate` (GB).
     """
     import xarray as xr
 
@@ -177,6 +178,8 @@ def attempts_table(attempts: LabelCache | Iterable[Attempt]) -> xr.Dataset:
             "started": text(a.started for a in rows),
             "host": text(a.host for a in rows),
             "reference": text(a.reference for a in rows),
+            "charge": number((a.charge for a in rows), np.int32, "e"),
+            "n_unpaired": number((a.n_unpaired for a in rows), np.int32, "1"),
             "n_retries": number((len(a.retries) for a in rows), np.int64, "1"),
             "memory_estimate": number((a.memory_estimate for a in rows), np.float64, "GB"),
             "memory_peak": number((a.memory_peak for a in rows), np.float64, "GB"),
@@ -261,12 +264,31 @@ def import_labels(
     """
     from mofal.data import read
 
+    _theory(level)  # what cannot be meant is said before anything is read
     return under_level(
         read(path, system=system),
         level=level,
         place=Path(path),
         isolated_atom_energies=isolated_atom_energies,
     )
+
+
+def _theory(level: str | Mapping[str, Any] | Reference) -> dict[str, Any]:
+    """Level of theory of what a user states."""
+    if not isinstance(level, str | Mapping | Reference):
+        raise DataError(
+            f"level = {level!r}; expected the name of the method (level='PBE'), a whole level of "
+            "theory as a mapping, or a reference (get_reference('gfn1-xtb'))"
+        )
+    if isinstance(level, str):
+        theory: dict[str, Any] = {"method": level}
+    elif isinstance(level, Mapping):
+        theory = dict(level)
+    else:
+        theory = dict(level.level_of_theory)
+    if not theory.get("method"):
+        raise DataError('the stated level of theory needs a "method"')
+    return theory
 
 
 def under_level(
@@ -294,19 +316,7 @@ def under_level(
 
     path = place
     atoms = dict(isolated_atom_energies) if isolated_atom_energies else None
-    if not isinstance(level, str | Mapping | Reference):
-        raise DataError(
-            f"level = {level!r}; expected the name of the method (level='PBE'), a whole level of "
-            "theory as a mapping, or a reference (get_reference('gfn1-xtb'))"
-        )
-    if isinstance(level, str):
-        theory: dict[str, Any] = {"method": level}
-    elif isinstance(level, Mapping):
-        theory = dict(level)
-    else:
-        theory = dict(level.level_of_theory)
-    if not theory.get("method"):
-        raise DataError('the stated level of theory needs a "method"')
+    theory = _theory(level)
     level_hash = hash_level(theory)
     if "energy" not in ds or "forces" not in ds:
         raise DataError(f"{Path(path)} holds structures without energy and forces")

@@ -28,8 +28,9 @@ BOTH = ("`labels: reference`", "`labels: ignore`")
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Isolated atoms of these tests, once for all of them.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "seed-cache"))
 
 
 def water(n: int = 4, *, labelled: bool = True) -> list[Atoms]:
@@ -332,7 +333,7 @@ def renamed(tmp_path: Path, frames: list[Atoms], energy: str, forces: str) -> Pa
 @pytest.mark.parametrize(
     ("energy", "forces"),
     [("REF_energy", "REF_forces"), ("dft_energy", "dft_forces"), ("energy_dft", "forces_dft"),
-     ("TotEnergy", "MACE_Forces"), ("E_energy", "force")],
+     ("TotEnergy", "MACE_Force")],
 )  # fmt: skip
 def test_check_seed_file__foreign_keys(
     energy: str, forces: str, labelled: list[Atoms], tmp_path: Path
@@ -438,6 +439,11 @@ def test_check_seed_file__what_the_reference_does_not_label(tmp_path: Path) -> N
         "structure 1: ase:ase.calculators.emt:EMT does not label it: it has the charge -1",
         reference="ase:ase.calculators.emt:EMT",
     )
+    copper = Atoms("CuCl2", [[0, 0, 0], [2.1, 0, 0], [-2.1, 0, 0]])
+    _, notes = checked(foreign(tmp_path, [copper]))
+    assert "1 structures with Cu, often open-shell, state no unpaired electrons" in notes[0]
+    copper.info["n_unpaired"] = 1
+    assert checked(foreign(tmp_path, [copper]))[1] == []
     radical = ion.copy()
     radical.info.clear()
     unfit(foreign(tmp_path, [radical]), "9 electrons", "n_unpaired=1", reference="gpaw:lcao")
