@@ -316,7 +316,7 @@ def changed_file(site: Site) -> str:
         there = load_config(site.root / CONFIG)
         changed = differences(there.deciding(), site.config.deciding())
     except (ConfigError, OSError) as error:
-        return f"{CONFIG} was not as the campaign left it and is written anew ({error})"
+        return f"the campaign's own {CONFIG} cannot be used as it is and is written anew ({error})"
     if not changed:
         return ""
     return (

@@ -322,7 +322,7 @@ class _Runner:
         try:
             with np.errstate(all="ignore"):
                 integrator.step()
-        except MemoryError:
+        except (MemoryError, OSError, ImportError):  # the machine, not the walk
             raise
         except Exception as error:
             # A calculator refuses NaN and flown-away atoms in its own way: that is an explosion.

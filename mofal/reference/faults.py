@@ -68,7 +68,7 @@ def machine_error(reason: str) -> OSError | ReferenceError:
     number = re.search(r"\[Errno (\d+)\] (.*)", reason)
     if number is not None and int(number[1]) in MACHINE:
         return OSError(int(number[1]), number[2])
-    return ReferenceError(reason)
+    return ReferenceError(reason or "its process could not start and left no word")
 
 
 def refuse_full(directory: Path) -> None:

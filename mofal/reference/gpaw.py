@@ -40,6 +40,7 @@ from mofal.reference.child import (
     Finished,
     beyond_pool,
     describe_exit,
+    last_line,
     read_tail,
     run_process,
 )
@@ -445,8 +446,9 @@ class GpawReference:
         if outcome is None:
             said = [str((_read_json(f) or {}).get("reason", "")) for f in failures]
             fault = machine_in("\n".join([*said, ended.log]))
-            if fault:
-                raise machine_error(fault)
+            begun = (place / "started").exists() or not 0 < ended.returncode < 128
+            if fault or not begun:
+                raise machine_error(fault or last_line("\n".join([ended.log, *said])))
             if not failures:
                 refuse_full(place)
         if outcome is None and failures:

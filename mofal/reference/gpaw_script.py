@@ -25,6 +25,7 @@ def run(place: Path) -> None:
     from gpaw.dft import GPAW
     from gpaw.mpi import world
 
+    (place / "started").touch()  # what fails from here on is the calculation's own failure
     given = json.loads((place / "input.json").read_text())
     with np.load(place / "input.npz", allow_pickle=False) as structure:
         atoms = Atoms(

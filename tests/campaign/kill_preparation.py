@@ -7,6 +7,7 @@ those at which a file of the directory's own top level is touched.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -68,9 +69,12 @@ def main() -> None:
     assert child(file, place / "whole", 0, found) == 0
     moments = found.read_text().splitlines()
     expected = contents(place / "whole")
+    tried = set()
     for n, what in enumerate(moments, start=1):
-        if n % stride and what.count("/"):
+        plain = re.sub(r"[0-9a-f]{4,}", "N", what)
+        if n % stride and ("/" in what or plain in tried):
             continue
+        tried.add(plain)
         directory = place / "killed"
         shutil.rmtree(directory, ignore_errors=True)
         status = child(file, directory, n, found)

@@ -234,7 +234,7 @@ def test_sample_seed__workers_know_what_was_asked(tmp_path: Path) -> None:
         root = tmp_path / labels
         root.mkdir()
         write_config(root, config)
-        assert sample_seed(str(root)) == {"structures": 4}
+        assert sample_seed(str(root), config.identity()) == {"structures": 4}
         samples = Site(root).group("cycle-000/samples.zarr")
         assert ("energy" in samples) == (labels == "reference")
 

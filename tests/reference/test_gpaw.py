@@ -350,16 +350,26 @@ def test_calculate__killed_rank(tmp_path):
 
 @pytest.mark.slow
 def test_calculate__filled_disk(tmp_path):
-    """No file of a rank may grow beyond half a kilobyte: the log of GPAW does, and it fails."""
+    """No file of a rank may grow beyond half a kilobyte: the log of GPAW does, and it fails.
+
+    That says nothing about the structure, so it is no result.
+    """
     launcher = "mpirun --oversubscribe --bind-to none -np {ranks}"
     if os.geteuid() == 0:
         launcher += " --allow-run-as-root"
     launcher += " sh -c 'ulimit -f 1; exec \"$@\"' sh"
     reference = get_reference(f"{CHEAP}&time_limit_s=60", launcher=launcher)
-    attempt = label_one(h2(), reference, directory=tmp_path)
-    assert attempt.status == "crashed"
-    assert attempt.reason
-    assert len(list(LabelCache(tmp_path).records())) == 1
+    with pytest.raises(OSError, match="File too large"):
+        label_one(h2(), reference, directory=tmp_path)
+    assert list(LabelCache(tmp_path).records()) == []
+
+
+@pytest.mark.slow
+def test_calculate__launcher_that_starts_nothing(tmp_path):
+    reference = get_reference(f"{CHEAP}&time_limit_s=60", launcher="false {ranks}")
+    with pytest.raises(ReferenceError):
+        label_one(h2(), reference, directory=tmp_path)
+    assert list(LabelCache(tmp_path).records()) == []
 
 
 def test_calculate__unknown_element_in_the_paw_data(tmp_path):

@@ -125,6 +125,7 @@ class Unlucky(LennardJones):
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         if self.unlucky is None and len(atoms) > 1 and not atoms.pbc.any():
+            self.atoms = atoms.copy()
             self.unlucky = self._draw()
         if self.unlucky:
             self.unlucky.calculate(atoms, properties, system_changes)
@@ -133,11 +134,16 @@ class Unlucky(LennardJones):
             super().calculate(atoms, properties, system_changes)
 
     def _draw(self):
+        from mofal.reference import structure_id_of
+
+        mine = structure_id_of(self.atoms)
         for fault in self.faults:
             try:
                 Path(self.count_in, fault).mkdir()
+                Path(self.count_in, fault, mine).touch()
             except FileExistsError:
-                continue
+                if not Path(self.count_in, fault, mine).exists():
+                    continue
             return Springs(fault=fault)
         return False
 
