@@ -1,13 +1,15 @@
 """Faults by the hundred at the level of system calls: is anything lost, is anything different?
 
-    python benchmarks/attacks.py [--size tiny|full] [--what labels|campaign] [--seeds 0-199]
+    python benchmarks/attacks.py [--size tiny|full] [--seeds 0-199]
+                                 [--what labels|labels-local|campaign|campaign-local]
                                  [--kinds ENOSPC,KILL,...] [--folder DIR]
 
 Each seed is one fault (an error of the operating system, a kill, a file that vanishes, a flipped
 bit) at one moment of a command: `mofal label` of three molecules, or `mofal run` of a small
-campaign with eight labels. The same command is then given again until it ends well, and what it
-made is compared, bit for bit, with what an undisturbed one made. A fault that stops a command must
-leave one line that says why, and no traceback.
+campaign with eight labels, each in one process or (`-local`) with a scheduler, a job and a worker.
+The same command is then given again until it ends well, and what it made is compared, bit for bit,
+with what an undisturbed one made. A fault that stops a command must leave one line that says why,
+and no traceback.
 
 Prints a table by kind, and for each broken promise its seed, with which it can be made again. With
 `--folder` what was tried is kept there, and the same command goes on where it was.
@@ -28,9 +30,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.attacks.attacks import DONE_TO_FILES, KINDS, Range  # noqa: E402
-from tests.attacks.campaigns import CAMPAIGN, LABELS  # noqa: E402
+from tests.attacks.campaigns import (  # noqa: E402
+    CAMPAIGN,
+    CAMPAIGN_LOCAL,
+    LABELS,
+    LABELS_LOCAL,
+)
 
-TARGETS = {"labels": LABELS, "campaign": CAMPAIGN}
+TARGETS = {
+    "labels": LABELS,
+    "labels-local": LABELS_LOCAL,
+    "campaign": CAMPAIGN,
+    "campaign-local": CAMPAIGN_LOCAL,
+}
 #: What is attacked, and how often.
 SIZES = {"tiny": ("labels", "0-2"), "full": ("campaign", "0-199")}
 

@@ -14,6 +14,8 @@ from mofal.errors import ScheduleError
 from mofal.schedule.task import MAX_KWARGS_BYTES, Task, function_reference, resolve
 
 Result = dict[str, Any]
+LONGEST = 100_000
+"""Characters of a traceback that are kept, from its end: an exception may hold a whole array."""
 
 
 def make_payload(task: Task) -> dict[str, Any]:
@@ -70,7 +72,8 @@ def _execute(call: Callable[[], Any], *, output: str | Path | None) -> Result:
                 raise ScheduleError(f"the task returned, but its output {path} is not there")
     except (Exception, SystemExit) as error:
         result.update(status="failed", summary={}, reason=one_line(error))
-        result["traceback"] = traceback.format_exc()
+        text = traceback.format_exc()
+        result["traceback"] = text if len(text) < LONGEST else text[-LONGEST:]
     result["wall_time"] = time.perf_counter() - start
     return result
 
@@ -91,6 +94,8 @@ def one_line(error: BaseException) -> str:
     """``Class: first line`` of an error, the class left out for errors that mofal words itself."""
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else ""
+    if len(text) > 1000:
+        text = text[:1000] + " ..."
     kind = type(error).__name__
     if type(error).__module__.startswith("mofal.") and text:
         return text

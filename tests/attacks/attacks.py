@@ -234,11 +234,14 @@ class Range:
         wanted = set(KINDS.get(kind, CHANGES).split(","))
         sorts: dict[str, list[tuple[str, int]]] = defaultdict(list)
         counts: dict[tuple[str, str], int] = defaultdict(int)
-        for call, path in self.calls:
+        # Before there are files, nothing can be done to them.
+        begin = len(self.calls) // 5 if kind in DONE_TO_FILES else 0
+        for position, (call, path) in enumerate(self.calls):
             if call in wanted:
                 sort = sort_of(path)
                 counts[call, sort] += 1
-                sorts[sort].append((call, counts[call, sort]))
+                if position >= begin:
+                    sorts[sort].append((call, counts[call, sort]))
         match = dice.choice(sorted(sorts))
         call, at = dice.choice(sorts[match])
         lasts = kind not in ("SHORT", "KILL", "KILLED", *DONE_TO_FILES) and dice.random() < 0.4

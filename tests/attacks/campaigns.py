@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,12 @@ def compare(one: str, other: str) -> list[str]:
     return wrong
 
 
-def write_structures(folder: Path) -> None:
+def write_structures(folder: Path, **schedule: Any) -> None:
     """Write three small molecules, and the schedule of their labels."""
     from ase.build import molecule
     from ase.io import write
 
-    write_campaign(folder)
+    write_campaign(folder, schedule=schedule or {"backend": "inline"})
     write(folder / "molecules.xyz", [molecule(name) for name in ("H2O", "CH4", "HCOOH")])
 
 
@@ -193,3 +193,8 @@ CAMPAIGN = Target(
         "nequip.model",
     ),
 )
+
+# The same with processes for the scheduler, a job and a worker, each of which may meet the fault.
+ONE_WORKER = {"backend": "local", "workers": 1}
+LABELS_LOCAL = replace(LABELS, write=lambda folder: write_structures(folder, **ONE_WORKER))
+CAMPAIGN_LOCAL = replace(CAMPAIGN, write=lambda folder: write_campaign(folder, schedule=ONE_WORKER))

@@ -6,6 +6,7 @@ Hundreds more, drawn from seeds, are made by benchmarks/attacks.py.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,24 @@ def kept(place: Range, attack: Attack) -> None:
 
 
 RECORD = ".npz"
+
+
+@pytest.mark.slow
+def test_range__sees_what_is_different(labels):
+    """A comparison that sees nothing would keep every promise."""
+    folder = labels.folder / "other"
+    shutil.copytree(labels.quiet, folder)
+    assert labels.differences(folder) == []
+    file = folder / "campaign" / "out.extxyz"
+    whole = file.read_text()
+    atoms = whole.rstrip().split("\n")
+    words = atoms[-1].split()
+    atoms[-1] = " ".join([words[0], str(float(words[1]) + 1e-7), *words[2:]])
+    file.write_text("\n".join(atoms) + "\n")
+    assert labels.differences(folder)
+    file.write_text(whole)
+    next(iter((folder / "campaign" / "records").glob("*/*.npz"))).unlink()
+    assert any("records differ" in line for line in labels.differences(folder))
 
 
 @pytest.mark.slow

@@ -171,6 +171,33 @@ def test_label_one__beyond_the_memory_of_its_pool(faulty, tmp_path, monkeypatch)
     assert not [p for p in descendants(os.getpid()) if "mofal.reference.child" in p.cmdline()]
 
 
+def label_there(*, spec, directory):
+    """Run by a worker."""
+    attempt = label_one(molecule("H2O"), spec, directory=directory)
+    return {"status": attempt.status, "reason": attempt.reason, "pid": os.getpid()}
+
+
+@pytest.mark.slow
+def test_label_one__the_pools_limit_holds_for_a_process_that_hides(faulty, tmp_path):
+    """The label is refused, and its worker goes on."""
+    from mofal.schedule import Pools, ScheduleSettings, Task
+
+    pool = {"kinds": ["*"], "workers": 1, "memory": "900MB"}
+    settings = ScheduleSettings.model_validate({"backend": "local", "pools": {"local": pool}})
+    found = {}
+    with Pools.from_settings(settings, directory=tmp_path / "place") as pools:
+        for fault in ("hoard", ""):
+            spec = f"{faulty}?isolated=true" + (f"&fault={fault}" if fault else "")
+            arguments = {"spec": spec, "directory": str(tmp_path / "records")}
+            task = Task("label", fault or "good", label_there, arguments)
+            (outcome,) = pools.run([task])
+            found[fault] = outcome.summary
+    assert found["hoard"]["status"] == "out_of_memory"
+    assert "what its pool's memory leaves it" in found["hoard"]["reason"]
+    assert found[""]["status"] == "converged"
+    assert found[""]["pid"] == found["hoard"]["pid"]
+
+
 def test_run_process__command_that_is_not_there(tmp_path):
     ended = run_process(["no-such-program"], directory=tmp_path, time_limit_s=10)
     assert ended.returncode == 127

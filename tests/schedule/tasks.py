@@ -72,6 +72,11 @@ def unprintable() -> dict[str, Any]:
     return {"data": object()}
 
 
+def complain(*, megabytes: int) -> None:
+    """Raise an exception that has a lot to say."""
+    raise ValueError("x" * megabytes * 1_000_000)
+
+
 def die(*, number: int = signal.SIGKILL, trace: str = "", seconds: float = 0.0) -> None:
     """End the worker, after a while."""
     note(trace, f"die {os.getpid()}")
@@ -111,7 +116,9 @@ def hoard(*, megabytes: int) -> None:
 
 def start_program(*, output: str) -> None:
     """Start a program that would outlive this process, say which, and wait for it."""
-    program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    program = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True
+    )
     write(output, str(program.pid))
     program.wait()
 

@@ -280,7 +280,10 @@ def test_local__nothing_outlives_the_pools(tmp_path):
 def test_local__logs_of_workers_stay_within_bounds(tmp_path):
     with Pools.from_settings(_settings(workers=1), directory=tmp_path) as pools:
         (outcome,) = pools.run([Task("label", "loud", tasks.chatter, {"megabytes": 20})])
+        (other,) = pools.run([Task("label", "cross", tasks.complain, {"megabytes": 20})])
     assert outcome.ok
+    assert other.status == "failed"
+    assert len(other.reason) < 2000
     (log,) = (tmp_path / "schedule" / "logs").glob("*.0.log")
     content = log.read_bytes()
     assert HEAD + TAIL <= len(content) <= HEAD + 2 * TAIL + 1000

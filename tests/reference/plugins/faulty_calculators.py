@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import time
 from importlib import import_module
 from pathlib import Path
@@ -60,6 +61,10 @@ class Springs(Calculator):
         elif self.fault == "exit":
             os._exit(0)
         elif self.fault == "sleep":
+            time.sleep(60)
+        elif self.fault == "hoard":
+            code = "import time; x = bytearray(b'x') * 10**9; time.sleep(99)"
+            subprocess.run(["setsid", "-f", sys.executable, "-c", code], check=True)
             time.sleep(60)
         elif self.fault == "move":
             atoms.positions += 0.1
