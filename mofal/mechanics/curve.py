@@ -386,7 +386,8 @@ class Record:
 def _save(path: Path, arrays: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **{k: np.asarray(v) for k, v in arrays.items()})
+        entries: dict[str, Any] = {k: np.asarray(v) for k, v in arrays.items()}
+        np.savez(stream, **entries)
         stream.flush()
         os.fsync(stream.fileno())
 

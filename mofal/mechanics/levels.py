@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,9 +161,8 @@ def check_level(level: Level, atoms: Atoms) -> None:
     trial.calc = level.calculator()
     try:
         with limit_threads(1):
-            stress = np.asarray(trial.get_stress())
-    except (PropertyNotImplementedError, NotImplementedError):
-        stress = np.full(6, np.nan)
+            trial.get_forces()
+            stress = _stress(trial)
     except MemoryError:
         raise
     except Exception as error:
@@ -181,7 +179,8 @@ def check_level(level: Level, atoms: Atoms) -> None:
         )
 
 
-def as_factory(calculator: Calculator | Callable[[], Calculator]) -> Calculator:
-    """A calculator, from one or from a function that makes one."""
-    made = not isinstance(calculator, type) and hasattr(calculator, "get_potential_energy")
-    return calculator if made else calculator()  # type: ignore[return-value, operator]
+def _stress(atoms: Atoms) -> np.ndarray:
+    try:
+        return np.asarray(atoms.get_stress())
+    except (PropertyNotImplementedError, NotImplementedError):
+        return np.full(6, np.nan)

@@ -6,6 +6,7 @@ that only reorients coordination bonds.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,7 @@ def _linker(frame: _Frame, blocks: xr.Dataset, block: int) -> tuple[float, float
     if length < 1e-9:
         return np.nan, buckling
     cosine = abs(float(axis @ line)) / length
-    return float(np.degrees(np.arccos(min(1.0, cosine)))), buckling
+    return math.degrees(math.acos(min(1.0, cosine))), buckling
 
 
 def block_motion(curve: xr.Dataset, rows: NDArray, blocks: xr.Dataset) -> xr.Dataset:

@@ -151,7 +151,7 @@ def relax(
     calls = 0
     status, reason = "not_converged", f"not done after {criteria.max_steps} steps"
     try:
-        optimizer = LBFGS(target, logfile=None)
+        optimizer = LBFGS(target, logfile=None)  # type: ignore[arg-type]
         for _ in optimizer.irun(fmax=0.0, steps=criteria.max_steps):
             calls += 1
             forces, stress = work.get_forces(), work.get_stress()
