@@ -31,6 +31,7 @@ pieces of the method:
   mofal match S_ld ...                   is this cluster good enough? force matching
   mofal noise x.extxyz ...               the noise floor of a reference
   mofal hold S_ld --potential DIR        how long a potential holds a structure
+  mofal mechanics S_pr --potential DIR   E(V) and bulk modulus
   mofal doctor                           what works on this machine, and how to mend the rest
 
 Killed at any moment, every command goes on where it stopped when it is typed again.
@@ -202,7 +203,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--rule", default="carboxylate", help="how to cut it (default: carboxylate)")
     p.add_argument("--index", type=int, help="which structure, where the file holds several")
     p.add_argument("--charge", type=int, default=0, help="formal charge of the cell (default: 0)")
-    for add in (add_label, add_match, add_noise, add_hold):
+    for add in (add_label, add_match, add_noise, add_hold, add_mechanics):
         add(commands)
     p = _command(commands, "doctor", run_doctor, "what works on this machine")
     p.add_argument("--slurm", metavar="FILE", nargs="?", const="", help="check SLURM too")
@@ -313,6 +314,30 @@ def add_noise(commands: Any) -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--retry-failed", action="store_true", help="try failed labels once more")
     add_cache(p)
+
+
+def add_mechanics(commands: Any) -> None:
+    p = _command(commands, "mechanics", run_mechanics, "E(V), bulk modulus, and what moves")
+    p.add_argument("systems", nargs="+", metavar="SYSTEM", help="names (S_pr), or structure files")
+    p.add_argument("--potential", metavar="MODEL", help="a model directory, or a campaign")
+    p.add_argument("--reference", help="a reference in its place, e.g. gfn1-xtb")
+    p.add_argument("--what", nargs="+", default=["eos"], help="(default: eos)")
+    p.add_argument("--cell", choices=["primitive", "conventional"], default="conventional")
+    p.add_argument("--rule", default="carboxylate", help="how to cut blocks; none: no blocks")
+    p.add_argument("--volumes", type=int, default=9, help="of E(V), an odd number (default: 9)")
+    p.add_argument("--spacing", type=float, default=0.005, help="relative (default: 0.005)")
+    p.add_argument("--grid", type=float, nargs="+", default=[], help="volumes in Å³ instead")
+    p.add_argument("--one-way", action="store_true", help="no way back, no hysteresis")
+    p.add_argument("--max-force", type=float, default=1.0, help="meV/Å per component (default: 1)")
+    p.add_argument("--max-stress", type=float, default=1.0, help="MPa (default: 1)")
+    p.add_argument("--max-steps", type=int, default=2000, help="of a relaxation")
+    p.add_argument("--displacement", type=float, default=0.01, help="that breaks symmetry, Å")
+    p.add_argument("--realisations", type=int, default=1, help="draws of a disordered system")
+    p.add_argument("--directory", default="mechanics", help="results (default: mechanics)")
+    p.add_argument("--workers", type=int, help="processes (default: one per core)")
+    p.add_argument("--schedule", help="a campaign file whose `schedule` section is used")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--retry-failed", action="store_true", help="try failed points once more")
 
 
 def say(line: str) -> None:
@@ -551,6 +576,40 @@ def run_noise(args: argparse.Namespace) -> int:
         seed=args.seed,
         retry_failed=args.retry_failed,
         caches=args.cache,
+        say=say,
+    )
+
+
+def run_mechanics(args: argparse.Namespace) -> int:
+    """`mofal mechanics`."""
+    from mofal.campaign.mechanics import mechanics
+    from mofal.mechanics import Criteria, CurveSettings
+
+    return mechanics(
+        args.systems,
+        potential=args.potential,
+        reference=args.reference,
+        what=args.what,
+        cell=args.cell,
+        rule=args.rule,
+        curve=CurveSettings(
+            volumes=args.volumes,
+            spacing=args.spacing,
+            grid=tuple(args.grid),
+            both_ways=not args.one_way,
+            displacement=args.displacement,
+            seed=args.seed,
+            criteria=Criteria(
+                max_force=args.max_force / 1000.0,
+                max_stress_MPa=args.max_stress,
+                max_steps=args.max_steps,
+            ),
+        ),
+        realisations=args.realisations,
+        directory=args.directory,
+        workers=args.workers,
+        schedule=args.schedule,
+        retry_failed=args.retry_failed,
         say=say,
     )
 

@@ -130,6 +130,59 @@ VARIABLES: dict[str, Variable] = {
         ("atom",), "float64", "1", "under the density of the atom's element, -inf if unseen",
         finite=False,
     ),
+    # mechanics: along structures of a curve, and along its tables
+    "relaxed_volume": Variable(("structure",), "float64", "Å³", "volume of the cell", finite=False),
+    "target_volume": Variable(
+        ("structure",), "float64", "Å³", "volume asked for, NaN for a free cell", finite=False
+    ),
+    "relaxed_pressure": Variable(
+        ("structure",), "float64", "GPa", "minus a third of the stress's trace", finite=False
+    ),
+    "deviatoric_stress": Variable(
+        ("structure",), "float64", "GPa", "largest component of the traceless stress",
+        finite=False,
+    ),
+    "largest_force": Variable(
+        ("structure",), "float64", "eV/Å", "largest component of a force", finite=False
+    ),
+    "force_calls": Variable(("structure",), "int64", "1", "force calls of the relaxation"),
+    "curve_point": Variable(("structure",), "str", "", "point of the curve: way and step from V0"),
+    "point_status": Variable(("structure",), "str", "", "relaxed, or what became of it"),
+    "point_reason": Variable(("structure",), "str", "", "why, where it is not relaxed"),
+    "curve_structure": Variable(
+        ("volume_point",), "int64", "1", "structure of the curve that counts at this volume"
+    ),
+    "point_volume": Variable(("volume_point",), "float64", "Å³", "volume"),
+    "point_energy": Variable(("volume_point",), "float64", "eV", "lower energy of both ways"),
+    "point_pressure": Variable(("volume_point",), "float64", "GPa", "pressure there"),
+    "hysteresis": Variable(
+        ("volume_point",), "float64", "eV", "energy of the way out less that of the way back",
+        finite=False,
+    ),
+    "lattice_length": Variable(("volume_point", "cell_vector"), "float64", "Å", "lengths a, b, c"),
+    "lattice_angle": Variable(
+        ("volume_point", "cell_vector"), "float64", "degree", "angles alpha, beta, gamma"
+    ),
+    "block_rotation": Variable(
+        ("volume_point", "block"), "float64", "degree", "rotation of the block against the minimum"
+    ),
+    "block_tilt": Variable(
+        ("volume_point", "block"), "float64", "degree",
+        "angle of a linker's axis to the line between its two nodes; NaN for others", finite=False,
+    ),
+    "block_buckling": Variable(
+        ("volume_point", "block"), "float64", "Å",
+        "root mean square distance of a linker from its best plane; NaN for others", finite=False,
+    ),
+    "equation_of_state": Variable(("equation",), "str", "", "name of the equation of state"),
+    "bulk_modulus": Variable(("equation",), "float64", "GPa", "K = -V dP/dV at V0"),
+    "equilibrium_volume": Variable(("equation",), "float64", "Å³", "V0, of the cell given"),
+    "equilibrium_energy": Variable(("equation",), "float64", "eV", "E0"),
+    "bulk_modulus_derivative": Variable(("equation",), "float64", "1", "dK/dP at V0"),
+    "energy_residual": Variable(("equation",), "float64", "eV", "root mean square"),
+    "pressure_residual": Variable(
+        ("equation",), "float64", "GPa", "root mean square", finite=False
+    ),
     # cores
     "core_structure": Variable(("core",), "int64", "1", "structure that holds the core"),
     "core_block": Variable(("core",), "int64", "1", "block that is the core"),

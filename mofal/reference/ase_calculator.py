@@ -173,6 +173,13 @@ class AseReference:
             self, attempt, directory=Path(directory), time_limit_s=self.time_limit_s
         )
 
+    def make_calculator(self) -> Calculator:
+        """Return a new ASE calculator of this level, for work that is no label (a relaxation, say).
+
+        Its threads are not limited: `limit_threads` does that, once for all of the calls.
+        """
+        return self._make()
+
     def calculate_here(self, atoms: Atoms) -> Attempt:
         """Label one structure in this process, without limits; see `calculate`.
 

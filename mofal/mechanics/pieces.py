@@ -1,0 +1,83 @@
+"""Pieces of work: each writes one group, complete and once; those it needs come before.
+
+The room knows what is to be done and in which order, never where: `run_serial` does it here, the
+campaign room hands the same pieces to its pools.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One durable piece of work.
+
+    Attributes
+    ----------
+    kind : str
+        ``"relax"``, ``"strain"`` or ``"walk"``; a schedule maps it to a pool.
+    name : str
+        What a person calls it.
+    function : callable
+        Importable; called with `kwargs`, writes `output` and returns a small summary.
+    kwargs : mapping
+        Plain values.
+    output : Path
+        It exists if and only if the piece is done.
+    needs : tuple of Path
+        Outputs of others that must exist before.
+    cost : float
+        Relative length.
+    """
+
+    kind: str
+    name: str
+    function: Callable[..., dict[str, Any]]
+    kwargs: Mapping[str, Any]
+    output: Path
+    needs: tuple[Path, ...] = ()
+    cost: float = 1.0
+    key: str = field(default="")
+
+    @property
+    def done(self) -> bool:
+        """Whether its output is there."""
+        return self.output.exists()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can begin."""
+        return not self.done and all(need.exists() for need in self.needs)
+
+
+class Plan(Protocol):
+    """Something made of pieces, some of which are known only when others are done."""
+
+    def prepare(self) -> None:
+        """Write what the pieces start from."""
+
+    def pieces(self) -> list[Piece]:
+        """All pieces that are known now, done or not, in an order in which they can be done."""
+
+
+def run_serial(plan: Plan, say: Callable[[str], None] | None = None) -> None:
+    """Do what is not done yet, one piece after another, in this process."""
+    plan.prepare()
+    while True:
+        ready = next((piece for piece in plan.pieces() if piece.ready), None)
+        if ready is None:
+            return
+        summary = ready.function(**ready.kwargs)
+        if say is not None:
+            say(describe_outcome(ready.name, summary))
+
+
+def describe_outcome(name: str, summary: Mapping[str, Any]) -> str:
+    """One line on a piece that is done."""
+    status, reason = summary.get("status", ""), summary.get("reason", "")
+    line = f"{name}: {summary.get('text', status)}"
+    return line + (f" ({status}: {reason})" if reason else "")

@@ -1,0 +1,141 @@
+"""`mofal mechanics` as a user meets it: a bulk modulus, an interruption, clear refusals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.io import write
+
+from mofal.campaign.mechanics import load_systems, uio_cells
+from mofal.cli import main
+from mofal.data import read_json
+from mofal.errors import ConfigError
+from mofal.frameworks import build, find_blocks, supercell
+
+EMT = "ase:ase.calculators.emt:EMT"
+
+
+@pytest.fixture
+def copper(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("copper.extxyz", bulk("Cu", a=3.6))
+    return "copper.extxyz"
+
+
+def command(file, *more):
+    return ["mechanics", file, "--reference", EMT, "--rule", "none", "--volumes", "5", *more]
+
+
+@pytest.mark.slow
+def test_mechanics__killed_and_typed_again_gives_the_same_numbers(copper, capsys):
+    assert main(command(copper, "--directory", "whole", "--workers", "1")) == 0
+    out = capsys.readouterr().out
+    assert "copper: K 13" in out
+    assert "hysteresis" in out
+    args = [sys.executable, "-m", "mofal", *command(copper, "--directory", "cut", "--workers", "1")]
+    process = subprocess.Popen(args, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        points = [p for p in _points("cut") if p.startswith("out")]
+        if points:
+            break
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 0 < len(_points("cut")) < len(_points("whole"))
+    assert main(command(copper, "--directory", "cut", "--workers", "1")) == 0
+    one, other = read_json("whole/eos.json"), read_json("cut/eos.json")
+    assert one == other
+    assert one["copper"]["bulk_modulus_GPa"] == pytest.approx(134, rel=0.02)
+    assert os.path.getsize("whole/copper-eos.png") > 5000
+    assert main(command(copper, "--directory", "cut")) == 0
+    assert "every point is there already" in capsys.readouterr().out
+
+
+def _points(directory):
+    from pathlib import Path
+
+    found = Path(directory).glob("copper/eos-*/points/*.npz")
+    return [p.stem for p in found if p.stem not in ("start", "bonds")]
+
+
+def refusal(capsys, *args):
+    assert main(list(args)) != 0
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.strip()]
+    assert len(lines) == 1
+    assert not os.path.exists("mechanics")
+    return lines[0]
+
+
+def test_mechanics__refuses_what_cannot_work(copper, capsys):
+    assert "give either --potential" in refusal(capsys, "mechanics", copper)
+    assert "--rule none" in refusal(capsys, "mechanics", copper, "--reference", EMT)
+    assert "odd number" in refusal(capsys, *command(copper), "--volumes", "6")
+    assert "--what nonsense" in refusal(capsys, *command(copper), "--what", "nonsense")
+    assert "does not exist" in refusal(capsys, *command("no.cif"))
+    assert "expected at least 1" in refusal(capsys, *command(copper), "--realisations", "0")
+    assert "above zero" in refusal(capsys, *command(copper), "--grid", "1", "2", "3", "4", "-5")
+    write("cluster.extxyz", Atoms("Cu2", [[0, 0, 0], [2.5, 0, 0]]))
+    assert "needs a crystal" in refusal(capsys, *command("cluster.extxyz"))
+    write("salt.extxyz", bulk("NaCl", "rocksalt", a=5.6))
+    assert "fails on the structure given" in refusal(capsys, *command("salt.extxyz"))
+
+
+def test_mechanics__refuses_a_level_without_stress(copper, capsys):
+    args = ["mechanics", copper, "--rule", "none", "--reference"]
+    error = refusal(capsys, *args, "ase:tests.campaign.test_mechanics:no_stress")
+    assert "gives no stress" in error
+
+
+def no_stress():
+    from ase.calculators.calculator import PropertyNotImplementedError
+    from ase.calculators.emt import EMT as Calculator
+
+    class Flat(Calculator):
+        implemented_properties = ["energy", "forces"]  # noqa: RUF012
+
+        def get_stress(self, atoms=None, voigt=True):
+            raise PropertyNotImplementedError("stress")
+
+        def get_property(self, name, atoms=None, allow_calculation=True):
+            if name == "stress":
+                raise PropertyNotImplementedError(name)
+            return super().get_property(name, atoms, allow_calculation)
+
+    return Flat()
+
+
+def test_load_systems__realisations_are_draws():
+    with pytest.raises(ConfigError, match="not drawn at random"):
+        load_systems(["S_pr"], cell="primitive", rule="carboxylate", n=2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "cell", "repeat", "expected"),
+    [
+        ("S_pr", "primitive", None, 0.25),
+        ("S_pr", "conventional", None, 1.0),
+        ("S_reo", "conventional", None, 1.0),
+        ("S_pr", "primitive", (2, 1, 1), 0.5),
+        ("S_pr", "conventional", (2, 1, 1), 2.0),
+    ],
+)
+def test_uio_cells__counts_conventional_cells(name, cell, repeat, expected):
+    structure = build(name, cell=cell)
+    if repeat is not None:
+        structure = supercell(structure, repeat)
+    assert uio_cells(structure, find_blocks(structure)) == expected
+
+
+def test_uio_cells__other_frameworks_have_none():
+    structure = build("UiO-67")
+    assert uio_cells(structure, find_blocks(structure)) is None
+    assert np.isfinite(structure["cell"].values).all()
