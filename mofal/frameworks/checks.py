@@ -6,6 +6,7 @@ is refused by name, because quantum mechanics would give a number for it all the
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -102,18 +103,7 @@ def check_overlaps(
     StructureError
         The closest such pair is named, and what usually is behind it.
     """
-    lattice = complete_cell(positions, cell, pbc)
-    limit = _OVERLAP * (covalent_radii[:119][:, None] + covalent_radii[:119][None])
-    present = np.unique(numbers)
-    cut = {(int(a), int(b)): float(limit[a, b]) for k, a in enumerate(present) for b in present[k:]}
-    i, j, d = neighbour_list(
-        "ijd",
-        positions=positions - free_origin(positions, lattice, pbc),
-        cell=lattice,
-        pbc=pbc,
-        numbers=numbers,
-        cutoff=cut,
-    )
+    d, i, j = _overlapping(numbers, positions, cell, pbc)
     if not len(d):
         return
     worst = int(np.argmin(d))
@@ -126,7 +116,55 @@ def check_overlaps(
         why = "the atom is there twice: remove one"
     else:
         why = "two alternatives of a disordered site, perhaps: keep one of them"
+        # Who would keep one only to be told then that hydrogens are missing is told both at once.
+        lacking = _lacking_with_one_of_each(numbers, positions, cell, pbc, np.column_stack([i, j]))
+        if lacking:
+            raise StructureError(f"{lacking}; besides, {where} ({count} such pairs): {why}")
     raise StructureError(f"{where} ({count} such pairs); {why}")
+
+
+def _lacking_with_one_of_each(
+    numbers: NDArray[np.integer],
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+    pairs: NDArray[np.integer],
+) -> str:
+    """What `check_valences` says of missing hydrogens when one atom of each pair is left."""
+    keep = np.ones(len(numbers), bool)
+    for first, second in pairs[pairs[:, 0] < pairs[:, 1]].tolist():
+        keep[second] &= not keep[first]
+    left, x = numbers[keep], positions[keep]
+    try:
+        check_valences(left, x, cell, pbc, bonds_of(left, x, cell, pbc))
+    except StructureError as error:
+        said = re.sub(
+            r"\(atom (\d+)\)", lambda m: f"(atom {np.flatnonzero(keep)[int(m[1])]})", str(error)
+        )
+        return said if "hydrogens are missing" in said else ""
+    return ""
+
+
+def _overlapping(
+    numbers: NDArray[np.integer],
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+) -> tuple[NDArray[np.float64], NDArray[np.integer], NDArray[np.integer]]:
+    """Pairs that cannot both be there, in both directions: distance (Å), first atom, second."""
+    lattice = complete_cell(positions, cell, pbc)
+    limit = _OVERLAP * (covalent_radii[:119][:, None] + covalent_radii[:119][None])
+    present = np.unique(numbers)
+    cut = {(int(a), int(b)): float(limit[a, b]) for k, a in enumerate(present) for b in present[k:]}
+    i, j, d = neighbour_list(
+        "ijd",
+        positions=positions - free_origin(positions, lattice, pbc),
+        cell=lattice,
+        pbc=pbc,
+        numbers=numbers,
+        cutoff=cut,
+    )
+    return d, i, j
 
 
 def check_valences(
