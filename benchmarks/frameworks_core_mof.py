@@ -7,9 +7,9 @@ The files come from the package `core-mof` (Chung et al., J. Chem. Eng. Data 64,
 4.0; `pip install --no-deps core-mof`): its archives are read as they lie in the package, or in a
 wheel given by `--wheel`, without importing it. Nothing of them is kept.
 
-Prints the share of files that hold all their atoms (`missing_atoms`: geometry alone, so that a file
-is not called incomplete because mofal cannot read it), how many of these and of all files give
-finite blocks with an explainable charge, why the others are refused, and the time that a file takes.
+Prints the share of files that hold all their atoms (`missing_atoms`: geometry alone, so that a
+file is not called incomplete because mofal cannot read it), how many of these and of all files give
+finite blocks with an explainable charge, why the others are refused, and the time a file takes.
 """
 
 from __future__ import annotations

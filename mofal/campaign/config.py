@@ -61,7 +61,7 @@ class SystemSettings(Section):
     repeat: tuple[Count, Count, Count] | None = None
     seed: Annotated[int, Field(ge=0)] = Field(0, description="of the disorder")
     disorder: DisorderSettings | None = None
-    rule: str = Field("carboxylate", description="rule that cuts the framework into blocks")
+    rule: str = Field("auto", description="rule that cuts the framework into blocks")
     explore: bool = Field(True, description="false: serves seed data and hold-out only")
 
     @model_validator(mode="after")

@@ -26,6 +26,8 @@ from mofal.frameworks.spacegroups import symmetry_of
 SPECIAL = 0.05
 
 _FAR = 1e4
+# A tag, and behind it words that begin like a value without quotes; then perhaps a comment.
+_UNQUOTED = re.compile(r"(\s*_\S+\s+)([^'\"#;_$\[\]\s][^'\"#]*?)\s*(?:\s#.*)?")
 _USED = ("_cell", "_atom_site_", "_atom_site.", "_symmetry", "_space_group")
 
 
@@ -51,10 +53,14 @@ def _parse(file: Path) -> list[dict[str, list[str]]]:
     """Values of each tag (lower case) of each data block."""
     from gemmi import cif
 
+    text = _text(file)
     try:
         # Level 0: a tag without a value (a stray _end) and what is there twice are no reason to
         # refuse what is never looked at.
-        document = cif.read_string(_text(file), 0)
+        try:
+            document = cif.read_string(text, 0)
+        except ValueError:
+            document = cif.read_string(_quoted(text), 0)
     except (RuntimeError, ValueError) as error:
         said = str(error).strip().splitlines()[0].removeprefix("string:")
         if said.startswith("1:") and "block header" in said:
@@ -65,6 +71,21 @@ def _parse(file: Path) -> list[dict[str, list[str]]]:
             f"{file} cannot be read as CIF: {said}; check it with a CIF validator"
         ) from None
     return [_values(file, block) for block in document]
+
+
+def _quoted(text: str) -> str:
+    """The text with quotes around values of several words that have none (``..._H-M P 1``).
+
+    Many programs write such files; within the format a tag's line can mean nothing else.
+    """
+    out, in_text = [], False
+    for line in text.splitlines():
+        in_text ^= line.startswith(";")
+        match = None if in_text else _UNQUOTED.fullmatch(line)
+        if match and len(match[2].split()) > 1 and " _" not in match[2]:
+            line = f"{match[1]}'{match[2]}'"
+        out.append(line)
+    return "\n".join(out) + "\n"
 
 
 def _plain(value: str) -> str:

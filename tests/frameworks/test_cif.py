@@ -288,3 +288,9 @@ def test_find_bonds__of_a_case():
     zinc = to_atoms(ds, 0).numbers == 30
     pair = find_bonds(ds)["bond_atom"].values
     assert np.bincount(pair[zinc[pair]].ravel(), minlength=len(zinc))[zinc].tolist() == [4] * 8
+
+
+@pytest.mark.parametrize("said", ["P 1 21/n 1", "P 1 21/n 1  # a comment", "'P 1 21/n 1'"])
+def test_read_cif__symbols_without_quotes(tmp_path, said):
+    path = written(tmp_path / "x.cif", MONOCLINIC, f"_symmetry_space_group_name_H-M   {said}")
+    assert len(read_cif(path)[0]) == 4
