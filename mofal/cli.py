@@ -200,7 +200,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     p = _command(commands, "blocks", run_blocks, "the building blocks of a structure file")
     p.add_argument("file", help="CIF, extxyz, anything ASE reads")
-    p.add_argument("--rule", default="carboxylate", help="how to cut it (default: carboxylate)")
+    p.add_argument("--rule", default="auto", help="how to cut it (default: auto)")
     p.add_argument("--index", type=int, help="which structure, where the file holds several")
     p.add_argument("--charge", type=int, default=0, help="formal charge of the cell (default: 0)")
     for add in (add_label, add_match, add_noise, add_hold, add_mechanics):
@@ -245,7 +245,7 @@ def add_match(commands: Any) -> None:
     p.add_argument("--reference", action="append", help="a level; may be given several times")
     p.add_argument("--potential", action="append", help="a model directory, as a further level")
     p.add_argument("--device", default="cpu", help="of potentials: cpu, cuda, cuda:1, auto")
-    p.add_argument("--rule", default="carboxylate", help="how to cut it (default: carboxylate)")
+    p.add_argument("--rule", default="auto", help="how to cut it (default: auto)")
     p.add_argument(
         "--frames",
         type=int,
@@ -475,7 +475,7 @@ def run_blocks(args: argparse.Namespace) -> int:
     return 0
 
 
-def describe_structure(ds: Any, *, rule: str = "carboxylate") -> str:
+def describe_structure(ds: Any, *, rule: str = "auto") -> str:
     """Say what a framework is made of."""
     import numpy as np
     from ase.formula import Formula
@@ -483,24 +483,25 @@ def describe_structure(ds: Any, *, rule: str = "carboxylate") -> str:
     from mofal.campaign.electrons import describe_electrons
     from mofal.data import to_atoms
     from mofal.frameworks import find_blocks
+    from mofal.frameworks.auto import explain
 
     atoms = to_atoms(ds, 0)
     blocks = find_blocks(ds, rule=rule)
     name = str(ds["system"].values[0]) or "structure"
     formula = Formula(atoms.get_chemical_formula()).format("hill")
     lines = [f"{name}: {len(atoms)} atoms, {formula}, {atoms.cell.volume:.1f} Å³"]
-    rows = [
-        (str(r), str(f), int(c))
-        for r, f, c in zip(
-            blocks["role"].values, blocks["formula"].values, blocks["coordination"].values
-        )
-    ]
-    for role, text, coordination in sorted(set(rows)):
-        n = rows.count((role, text, coordination))
-        lines.append(f"  {n:6d} x {role:8s} {text:24s} {coordination}-connected")
+    names = ("role", "formula", "coordination", "charge")
+    rows = list(zip(*(blocks[n].values.tolist() for n in names)))
+    for row in sorted(set(rows)):
+        role, text, coordination, charge = row
+        said = f"{coordination}-connected" + (f", charge {charge:+d}" if charge else "")
+        lines.append(f"  {rows.count(row):6d} x {role:8s} {text:24s} {said}")
     lines += [f"    {line}" for line in describe_electrons(ds, blocks)]
     n_links = int(blocks.sizes["link"])
     lines.append(f"  {len(np.unique(blocks['kind'].values))} kinds of blocks, {n_links} links")
+    lines += [f"  {line}" for line in explain(ds, rule=rule)]
+    notes = str(ds.attrs.get("notes", ""))
+    lines += [f"  notes: {notes}"] if notes else []
     return "\n".join(lines)
 
 

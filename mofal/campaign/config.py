@@ -99,7 +99,7 @@ class SystemSettings(Section):
     repeat: tuple[Count, Count, Count] | None = None
     seed: Seed = Field(0, description="of the disorder")
     disorder: DisorderSettings | None = None
-    rule: str = Field("carboxylate", description="rule that cuts the framework into blocks")
+    rule: str = Field("auto", description="rule that cuts the framework into blocks")
     explore: bool = Field(True, description="false: serves seed data and hold-out only")
 
     @model_validator(mode="after")
@@ -495,9 +495,13 @@ def completed(deciding: dict[str, Any]) -> dict[str, Any]:
     except ValidationError:
         return deciding  # a setting that this version does not know any more
     out = _without_free(config.model_dump(mode="json", exclude=set(_FREE)))
-    walks = out["exploration"]
-    if "bond_z" not in deciding.get("exploration", {}) and walks["max_bond_strain"] == 0.3:
-        walks["max_bond_strain"] = None  # the default before limits went by kind of bond
+    if "bond_z" not in deciding.get("exploration", {}):
+        # Of a version whose defaults were others; what they decided is on the disk.
+        if out["exploration"]["max_bond_strain"] == 0.3:
+            out["exploration"]["max_bond_strain"] = None
+        for system in out["systems"].values():
+            if system.get("rule") == "carboxylate":
+                system["rule"] = "auto"
     return _without_devices(out)
 
 

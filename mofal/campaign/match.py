@@ -33,7 +33,7 @@ def match(
     system: str,
     *,
     cell: str = "conventional",
-    rule: str = "carboxylate",
+    rule: str = "auto",
     references: Sequence[str],
     potentials: Sequence[str] = (),
     frames: int = 3,

@@ -15,12 +15,16 @@ import xarray as xr
 
 from mofal.clusters.graph import BlockGraph, BoolArray, FloatArray, IntArray, ragged_take
 from mofal.clusters.graph import block_graph as _block_graph
+from mofal.clusters.heads import choose_ends
+from mofal.clusters.links import HeadTable, Mates
 from mofal.errors import DataError
 
 Shells = int | Mapping[str, npt.ArrayLike]
 """Shells of neighbouring blocks: one number, or for each system one number per block."""
 CORE, MANTLE, TERMINATION = 0, 1, 2
 LARGEST_KEY = 2**62
+LARGE = 150
+"""Atoms: a segment of a rod with three metals that passes this has two."""
 CLOSING = 6
 """Shells that may be added where a block's end can have no cap (a metal without its azolates)."""
 
@@ -75,13 +79,34 @@ def expand(
         Where an end can have no cap, the block behind it is taken along.
     keep : (half-link,) bool, optional
         Which half-links of the cores are followed in the first shell; default: all of them.
+
+    Notes
+    -----
+    Along a rod a shell is one more metal on either side (`BlockGraph.mates`), with all of its
+    ligands: one shell is a segment of three metals, of two where three pass `LARGE` atoms.
     """
+    plan = _grow(graph, cores, shells, keep, fewer=False)
+    if graph.mates is None or shells != 1 or keep is not None:
+        return plan
+    large = graph.mates.has[plan.core] & (plan.n_atoms > LARGE)
+    if not large.any():
+        return plan
+    rows = np.arange(len(plan.core))
+    small = _grow(graph, plan.core[large], shells, None, fewer=True)
+    order = np.concatenate([rows[~large], rows[large]])
+    return take(join([take(plan, rows[~large]), small]), np.argsort(order, kind="stable"))
+
+
+def _grow(
+    graph: BlockGraph, cores: IntArray, shells: int, keep: BoolArray | None, *, fewer: bool
+) -> Plan:
+    """`expand`; with `fewer`, a segment of a rod has two metals and not three."""
     n = len(cores)
     reach = int(np.abs(graph.half_shift).max(initial=0)) * (shells + CLOSING + 1)
     base = 2 * reach + 1
     if n > 1 and n * graph.n_blocks * base**3 >= LARGEST_KEY:
         parts = np.array_split(cores, 2)
-        return join([expand(graph, part, shells, keep=keep) for part in parts])
+        return join([_grow(graph, part, shells, keep, fewer=fewer) for part in parts])
 
     def key(cluster: IntArray, block: IntArray, shift: IntArray) -> IntArray:
         code = cluster * graph.n_blocks + block
@@ -105,9 +130,14 @@ def expand(
         elif level == 1 and keep is not None:
             follow = keep[half] | never[half]
             half, owner = half[follow], owner[follow]
+        far_block, far_shift = graph.half_block[half], graph.half_shift[half]
+        if graph.mates is not None and level <= shells:
+            half, owner, far_block, far_shift = _along_rods(
+                graph, graph.mates, block[front], half, owner, level, fewer
+            )
         new_cluster = cluster[front][owner]
-        new_block = graph.half_block[half]
-        new_shift = shift[front][owner] + graph.half_shift[half]
+        new_block = far_block
+        new_shift = shift[front][owner] + far_shift
         code, first = np.unique(key(new_cluster, new_block, new_shift), return_index=True)
         first = first[~_contains(known, code)]
         if not len(first) and level > shells:
@@ -129,22 +159,63 @@ def expand(
     member, piece = ragged_take(graph.member_start, graph.block_n_atoms, block)
     half, near = ragged_take(graph.half_start, degree, block)
     far_shift = shift[near] + graph.half_shift[half]
-    cut = ~_contains(known, key(cluster[near], graph.half_block[half], far_shift))
+    far = key(cluster[near], graph.half_block[half], far_shift)
+    cut = ~_contains(known, far)
+    charge = np.bincount(cluster, weights=graph.charge[block], minlength=n)
+    ends, table = None, graph.heads
+    if table is not None:
+        own = key(cluster, block, shift)
+        sort = np.argsort(own)
+        ends = choose_ends(
+            graph,
+            table,
+            cluster=cluster,
+            block=block,
+            half=half[cut],
+            near=near[cut],
+            kept_half=half[~cut],
+            kept_near=near[~cut],
+            kept_far=sort[np.searchsorted(own[sort], far[~cut])],
+            charge=np.rint(charge).astype(np.int64),
+        )
     half, near = half[cut], near[cut]
     link, end = graph.half_link[half], graph.half_end[half]
-    charge = np.bincount(cluster, weights=graph.charge[block], minlength=n)
-    charge += np.bincount(cluster[near], weights=graph.link_cap_charge[link, end], minlength=n)
     capped = graph.link_cap[link, end] > 0
+    if ends is None or table is None:
+        charge += np.bincount(cluster[near], weights=graph.link_cap_charge[link, end], minlength=n)
+    else:
+        charge += ends.charge
+        capped &= ends.proton | (table.link_head[link] < 0)
     half, near, link, end = half[capped], near[capped], link[capped], end[capped]
     inner = graph.link_atom[link, end]
     outer = graph.link_atom[link, 1 - end]
     inner_shift = graph.atom_shift[inner] + shift[near]
     outward = graph.link_shift[link] * np.where(end == 0, 1, -1)[:, None]
+    cap_number, cap_length = graph.link_cap[link, end], graph.link_cap_length[link, end]
+    core_like = np.zeros(len(member), np.bool_)
+    if ends is not None and table is not None:
+        width = max(len(table.order), 1)
+        gone = np.isin(
+            piece * width + table.member_head[member], ends.gone_piece * width + ends.gone_head
+        ) & (table.member_head[member] >= 0)
+        member, piece = member[~gone], piece[~gone]
+        # An H in the place of each acid head that is cut off.
+        k = ends.gone_head
+        near = np.concatenate([near, ends.gone_piece])
+        inner = np.concatenate([inner, table.inner[k]])
+        outer = np.concatenate([outer, table.centre[k]])
+        back = graph.atom_shift[table.inner[k]] + shift[ends.gone_piece]
+        inner_shift = np.concatenate([inner_shift, back])
+        outward = np.concatenate([outward, table.shift[k]])
+        link = np.concatenate([link, np.full(len(k), -1)])
+        cap_number = np.concatenate([cap_number, np.ones(len(k), np.int64)])
+        cap_length = np.concatenate([cap_length, table.length[k]])
+        core_like = _core_heads(graph, table, cluster, block, shift, shell, member, piece)
 
     atom_cluster = np.concatenate([cluster[piece], cluster[near]])
     order = np.argsort(atom_cluster, kind="stable")
     parent = graph.member_atom[member]
-    region = np.where(shell[piece] == 0, CORE, MANTLE)
+    region = np.where((shell[piece] == 0) | core_like, CORE, MANTLE)
     is_cap = np.concatenate([np.zeros(len(piece), bool), np.ones(len(near), bool)])[order]
     return Plan(
         core=np.asarray(cores, dtype=np.int64),
@@ -162,10 +233,91 @@ def expand(
         cap_outer=outer,
         cap_outer_shift=inner_shift + outward,
         cap_link=link,
-        cap_number=graph.link_cap[link, end],
-        cap_length=graph.link_cap_length[link, end],
+        cap_number=cap_number,
+        cap_length=cap_length,
         charge=np.rint(charge).astype(np.int64),
     )
+
+
+def _along_rods(
+    graph: BlockGraph,
+    mates: Mates,
+    block: IntArray,
+    half: IntArray,
+    owner: IntArray,
+    level: int,
+    fewer: bool,
+) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """Steps of one shell where there are rods: half-links, owners, far blocks and their shifts.
+
+    A metal of a rod steps to its mates and takes its ligands along. A ligand steps to its metals
+    in the first shell only: further on it leads to other rods.
+    """
+    at_unit = mates.has[block[owner]]
+    never = graph.link_cap[graph.half_link[half], graph.half_end[half]] < 0
+    follow = (level == 1) | (at_unit & never)
+    # Blocks that neither are metals of a rod nor hold one are as everywhere else.
+    holds_unit = np.zeros(graph.n_blocks, np.bool_)
+    unit_half = mates.has[graph.half_block]
+    near_block = np.repeat(np.arange(graph.n_blocks), np.diff(graph.half_start))
+    holds_unit[near_block[unit_half]] = True
+    follow |= ~at_unit & ~holds_unit[block[owner]]
+    half, owner = half[follow], owner[follow]
+    count = np.diff(mates.start)
+    if fewer:
+        count = np.minimum(count, 1)
+    units = np.where(mates.has[block], block, 0)
+    mate, of = ragged_take(mates.start[:-1], np.where(mates.has, count, 0), units)
+    real = mates.has[block[of]]
+    mate, of = mate[real], of[real]
+    return (
+        half,
+        np.concatenate([owner, of]),
+        np.concatenate([graph.half_block[half], mates.block[mate]]),
+        np.concatenate([graph.half_shift[half], mates.shift[mate]]),
+    )
+
+
+def _core_heads(
+    graph: BlockGraph,
+    table: HeadTable,
+    cluster: IntArray,
+    block: IntArray,
+    shift: IntArray,
+    shell: IntArray,
+    member: IntArray,
+    piece: IntArray,
+) -> BoolArray:
+    """Atoms of the heads that hold a core which is a metal of a rod: (kept member,).
+
+    A metal alone is no environment: its donors count as core with it.
+    """
+    out = np.zeros(len(member), np.bool_)
+    if graph.mates is None:
+        return out
+    cores = np.flatnonzero((shell == 0) & graph.mates.has[block])
+    if not len(cores):
+        return out
+    half, near = ragged_take(graph.half_start, np.diff(graph.half_start), block[cores])
+    head = table.link_head[graph.half_link[half]]
+    far = graph.half_block[half]
+    at = shift[cores[near]] + graph.half_shift[half]
+    wanted = {
+        (int(c), int(b), *s, int(h))
+        for c, b, s, h in zip(cluster[cores[near]], far, at.tolist(), head)
+        if h >= 0
+    }
+    rows = np.flatnonzero(table.member_head[member] >= 0)
+    for k in rows.tolist():
+        p = piece[k]
+        key = (
+            int(cluster[p]),
+            int(block[p]),
+            *shift[p].tolist(),
+            int(table.member_head[member[k]]),
+        )
+        out[k] = key in wanted
+    return out
 
 
 def _contains(ordered: IntArray, wanted: IntArray) -> BoolArray:

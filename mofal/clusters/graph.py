@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from mofal.clusters.links import HeadTable, Mates, find_mates, head_table
 from mofal.errors import DataError
 
 IntArray = npt.NDArray[np.int64]
@@ -50,6 +51,8 @@ class BlockGraph:
         bond at each end; 0 leaves it open, -1 forbids to cut there
     open_shell : (block,) a metal has a partly filled d or f shell; None: not known
     bond_atom, bond_shift : (bond, 2), (bond, 3) bonds inside blocks
+    heads : of ligands that were cut off their metals, or None where there are none
+    mates : neighbours along rods, or None where there are none
     """
 
     n_blocks: int
@@ -76,6 +79,8 @@ class BlockGraph:
     open_shell: BoolArray | None
     bond_atom: IntArray
     bond_shift: IntArray
+    heads: HeadTable | None = None
+    mates: Mates | None = None
 
     @property
     def block_n_atoms(self) -> IntArray:
@@ -158,6 +163,10 @@ def block_graph(blocks: xr.Dataset) -> BlockGraph:
     role = np.full(n_blocks, "linker")
     if "role" in blocks:
         role = np.array([str(value) for value in blocks["role"].values])
+    heads = head_table(blocks)
+    mates = None
+    if heads is not None:
+        mates = find_mates(heads, link_block, link_atom, forward, n_blocks)
     return BlockGraph(
         n_blocks=n_blocks,
         n_atoms=n_atoms,
@@ -183,6 +192,8 @@ def block_graph(blocks: xr.Dataset) -> BlockGraph:
         open_shell=is_open,
         bond_atom=bond_atom,
         bond_shift=bond_shift,
+        heads=heads,
+        mates=mates,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,12 +19,14 @@ from scipy.sparse import csgraph
 from mofal.frameworks.bonds import (
     IS_METAL,
     Bonds,
+    bond_lengths,
     bonds_of,
     half_edge_keys,
     structure_arrays,
 )
 from mofal.frameworks.caps import cap_length
 from mofal.frameworks.charges import (
+    OXIDATION,
     formula,
     fragment_charges,
     open_shell,
@@ -209,14 +211,37 @@ def net_labels(
     return label, total, dimension
 
 
+def _even_mask(n: int, cuts: Cuts) -> NDArray[np.bool_]:
+    mask = np.zeros(n, bool)
+    mask[cuts.edge[cuts.even]] = True
+    mask[cuts.back[cuts.even]] = True
+    return mask
+
+
+def is_auto(rule: str) -> bool:
+    """Whether `auto` is among the rules that a name joins."""
+    return "auto" in [part.strip() for part in rule.split("+")]
+
+
 def _sum_by(label: NDArray[np.integer], values: NDArray[np.integer], n: int) -> NDArray[np.int64]:
     return np.rint(np.bincount(label, weights=values, minlength=n)).astype(np.int64)
 
 
 def block_charges(
-    z: NDArray[np.integer], bonds: Bonds, cuts: Cuts, mask: NDArray[np.bool_], pieces: Components
+    z: NDArray[np.integer],
+    bonds: Bonds,
+    cuts: Cuts,
+    mask: NDArray[np.bool_],
+    pieces: Components,
+    *,
+    states: NDArray[np.integer] | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.bool_]]:
     """Formal charge of each block with its even caps, and what its metals are.
+
+    Parameters
+    ----------
+    states : (atom,) int, optional
+        Oxidation states of the metals, where they are known; else each block is balanced.
 
     Returns
     -------
@@ -228,11 +253,10 @@ def block_charges(
     """
     n = pieces.n
     label = pieces.label
-    even = np.zeros(len(bonds.i), bool)
-    even[cuts.edge[cuts.even]] = True
-    even[cuts.back[cuts.even]] = True
-    by_atom = fragment_charges(z, bonds, even)
+    by_atom = fragment_charges(z, bonds, _even_mask(len(bonds.i), cuts))
     ligand = _sum_by(label, by_atom, n)
+    if states is not None:
+        return _with_states(z, ligand, label, n, states)
     # A ligand that gives its charge to metals of other blocks (azolate) shares it among its links.
     share = np.zeros(n)
     end = label[np.column_stack([bonds.i[cuts.edge], bonds.j[cuts.edge]])]
@@ -259,15 +283,32 @@ def block_charges(
         for k, row in enumerate(unique):
             have = {int(kinds[m]): int(c) for m, c in enumerate(row[:-1]) if c}
             usual = usual_states(have)
-            states = oxidation_states(have, -row[-1] / 12) or usual
+            found = oxidation_states(have, -row[-1] / 12) or usual
             mine = holders[inverse.ravel() == k]
-            charge[mine] += sum(sum(s) for s in states.values())
-            is_open[mine] = any(open_shell(e, s) for e, all_s in states.items() for s in all_s)
-            unusual[mine] = any(tuple(sorted(usual[e])) != states[e] for e in have)
+            charge[mine] += sum(sum(s) for s in found.values())
+            is_open[mine] = any(open_shell(e, s) for e, all_s in found.items() for s in all_s)
+            unusual[mine] = any(tuple(sorted(usual[e])) != found[e] for e in have)
     return charge.astype(np.int32), is_open, unusual
 
 
-def find_blocks(ds: xr.Dataset, i: int = 0, *, rule: str = "carboxylate") -> xr.Dataset:
+def _with_states(
+    z: NDArray[np.integer],
+    ligand: NDArray[np.int64],
+    label: NDArray[np.integer],
+    n: int,
+    states: NDArray[np.integer],
+) -> tuple[NDArray[np.int32], NDArray[np.bool_], NDArray[np.bool_]]:
+    """`block_charges` where the states of the metals are known."""
+    charge = ligand + _sum_by(label, states, n)
+    is_open, unusual = np.zeros(n, bool), np.zeros(n, bool)
+    for atom in np.flatnonzero(IS_METAL[z]).tolist():
+        element, state = int(z[atom]), int(states[atom])
+        is_open[label[atom]] |= open_shell(element, state)
+        unusual[label[atom]] |= state != OXIDATION.get(element, (2,))[0]
+    return charge.astype(np.int32), is_open, unusual
+
+
+def find_blocks(ds: xr.Dataset, i: int = 0, *, rule: str = "auto") -> xr.Dataset:
     """Cut one structure into its building blocks.
 
     Parameters
@@ -293,17 +334,36 @@ def find_blocks(ds: xr.Dataset, i: int = 0, *, rule: str = "carboxylate") -> xr.
     from mofal.frameworks.labels import label_defects
 
     bonds = bonds_of(numbers, positions, cell, pbc)
-    blocks = blocks_from_bonds(numbers, bonds, rule=rule, system=str(ds["system"].values[i]))
+    blocks = blocks_from_bonds(
+        numbers,
+        bonds,
+        rule=rule,
+        system=str(ds["system"].values[i]),
+        length=bond_lengths(bonds, positions, cell),
+    )
     return label_defects(blocks, numbers, positions, cell, pbc)
 
 
 def blocks_from_bonds(
-    z: NDArray[np.integer], bonds: Bonds, *, rule: str = "carboxylate", system: str = ""
+    z: NDArray[np.integer],
+    bonds: Bonds,
+    *,
+    rule: str = "auto",
+    system: str = "",
+    length: NDArray[np.float64] | None = None,
 ) -> xr.Dataset:
-    """Blocks of a structure whose bonds are known; see `find_blocks`."""
+    """Blocks of a structure whose bonds are known; see `find_blocks`.
+
+    Parameters
+    ----------
+    length : (half-edge,) float, Å, optional
+        Of the bonds: what tells the oxidation states of metals under `auto`.
+    """
     import xarray as xr
 
     from mofal.frameworks.endless import refuse_endless
+    from mofal.frameworks.ligands import head_variables
+    from mofal.frameworks.valence import cell_states
 
     z = np.asarray(z)
     n = len(z)
@@ -349,6 +409,18 @@ def blocks_from_bonds(
     rank = np.empty(len(unique), np.int32)
     rank[order] = np.arange(len(unique), dtype=np.int32)
     charge, is_open, unusual = block_charges(z, bonds, cuts, mask, pieces)
+    more: dict[str, Any] = {}
+    told: dict[str, Any] = {}
+    if is_auto(rule):
+        if charge.sum() or unusual.any():
+            ligands = int(fragment_charges(z, bonds, _even_mask(len(bonds.i), cuts)).sum())
+            found = cell_states(z, bonds, length, ligands)
+            charge, is_open, unusual = block_charges(
+                z, bonds, cuts, mask, pieces, states=found.state
+            )
+            told = {"left_charge": found.left, "mixed_valence": ", ".join(found.mixed)}
+        if not cuts.even.all():
+            more = head_variables(z, bonds, cuts, pieces, member_atom)
     net, n_nets, dimension = net_labels(n_blocks, link_block, image)
     once = bonds.kept(bonds.forward)
     return xr.Dataset(
@@ -374,6 +446,7 @@ def blocks_from_bonds(
             "link_cap": (("link", "end"), cuts.cap),
             "link_cap_length": (("link", "end"), cuts.length),
             "link_cap_charge": (("link", "end"), cuts.cap_charge),
+            **more,
         },
         attrs={
             "rule": rule,
@@ -381,6 +454,7 @@ def blocks_from_bonds(
             "n_atoms": n,
             "n_nets": n_nets,
             "net_dimension": dimension,
+            **told,
         },
     )
 

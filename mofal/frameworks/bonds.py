@@ -289,6 +289,14 @@ def _one_bond_per_hydrogen(
     return bonds.kept(~_both_ways(bonds, from_h[drop].tolist()))
 
 
+def bond_lengths(
+    bonds: Bonds, positions: NDArray[np.float64], cell: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Length of each half-edge: (half-edge,) Å."""
+    vector = positions[bonds.j] + bonds.shift @ np.asarray(cell) - positions[bonds.i]
+    return np.linalg.norm(vector, axis=1)
+
+
 def structure_arrays(
     ds: xr.Dataset, i: int
 ) -> tuple[NDArray[np.int32], NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:

@@ -132,7 +132,9 @@ def _acids(
     acid = (z == 6) & (np.diff(graph.indptr) == 3)
     acid &= (graph.count(oxygen) == 2) & (graph.count(on_metal) > 0)
     acid[blocks["link_atom"].values.ravel()] = False
-    carboxylate_is_cut = bool({"carboxylate", "pillar"} & set(str(blocks.attrs["rule"]).split("+")))
+    carboxylate_is_cut = bool(
+        {"auto", "carboxylate", "pillar"} & set(str(blocks.attrs["rule"]).split("+"))
+    )
     carbons, ends, caps = [], [], []
     for carbon in np.flatnonzero(acid).tolist():
         end = next(k for k in graph.near(carbon) if z[k] != 8)

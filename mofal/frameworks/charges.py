@@ -48,7 +48,7 @@ OXIDATION[82] = (2, 4)
 # Mn, Fe, Co, Ru, Cu, Ce, Eu, Mo, W, Rh, Os: one block may hold two oxidation states at once (Fe3O
 # of two Fe(III) and one Fe(II)); for the others an unusual state is that of all its atoms (a
 # paddlewheel of Cr(II)).
-_MIXED = frozenset({25, 26, 27, 44, 29, 58, 63, 42, 74, 45, 76})
+MIXED = frozenset({25, 26, 27, 44, 29, 58, 63, 42, 74, 45, 76})
 
 _VALENCE = {
     1: 1, 5: 3, 6: 4, 7: 3, 8: 2, 9: 1, 14: 4, 15: 3, 16: 2, 17: 1, 33: 3, 34: 2, 35: 1, 52: 2,
@@ -167,6 +167,7 @@ def fragment_charge(
     lack = np.array(
         [lacking(int(z[k]), int(degree[k]), int(terminal_o[neighbours[k]].sum())) for k in range(n)]
     )
+    _pair_carboxylates(z, neighbours, degree, lack)
     cage, charge = _boron_cages(z, neighbours, degree)
     # Phosphonium: four carbons, and no O to share a double bond with.
     onium = np.isin(z, [15, 33]) & (degree == 4)
@@ -210,6 +211,24 @@ def fragment_charge(
     if alone and not np.any(n_metal[z == 6]):
         charge += 2 * _iminium(graph, want, lone_pair & (want == 0), ~donor, alone)
     return charge
+
+
+def _pair_carboxylates(
+    z: NDArray[np.integer],
+    neighbours: list[list[int]],
+    degree: NDArray[np.integer],
+    lack: NDArray[np.integer],
+) -> None:
+    """Give the C of each CO2 its double bond to one of its own O, in place.
+
+    A conjugated dicarboxylate could be drawn as a quinoid of four anionic O: it is none.
+    """
+    for k in np.flatnonzero((z == 6) & (degree == 3) & (lack == 1)).tolist():
+        oxygens = [o for o in neighbours[k] if z[o] == 8 and lack[o] == 1 and degree[o] == 1]
+        others = [o for o in neighbours[k] if z[o] == 8]
+        if len(oxygens) == 2 == len(others):
+            lack[k] -= 1
+            lack[oxygens[0]] -= 1
 
 
 def _boron_cages(
@@ -392,7 +411,7 @@ def oxidation_states(metals: dict[int, int], target: float) -> dict[int, tuple[i
         usual, *others = OXIDATION.get(z, (2, 3))
         choices = [(0, (usual,) * count)]
         for rank, other in enumerate(others):
-            few = range(1, count + 1) if z in _MIXED else range(count, count + 1)
+            few = range(1, count + 1) if z in MIXED else range(count, count + 1)
             choices += [(k + 100 * rank, (usual,) * (count - k) + (other,) * k) for k in few]
         options.append([(z, cost, states) for cost, states in choices])
     best = None

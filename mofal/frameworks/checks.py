@@ -6,6 +6,7 @@ is refused by name, because quantum mechanics would give a number for it all the
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -15,16 +16,18 @@ from matscipy.neighbours import neighbour_list
 from numpy.typing import NDArray
 
 from mofal.errors import StructureError
-from mofal.frameworks.blocks import blocks_from_bonds
+from mofal.frameworks.blocks import blocks_from_bonds, is_auto
 from mofal.frameworks.bonds import (
     IS_METAL,
     Bonds,
+    bond_lengths,
     bonds_of,
     complete_cell,
     free_origin,
     structure_arrays,
 )
 from mofal.frameworks.charges import formula
+from mofal.frameworks.valence import BARE_OXYGEN, oxygen_valences
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -38,6 +41,19 @@ _ANIONS = frozenset((
     "CN", "F", "Cl", "Br", "I", "I3", "Br3", "CHO2", "C2H3O2", "C2F3O2", "C24H20B",
 ))
 # fmt: on
+# Fewer donors than this are an open site: something that sat there was taken away.
+_LEAST = {
+    40: 7,
+    72: 7,
+    90: 8,
+    92: 6,
+    39: 6,
+    **dict.fromkeys(range(57, 72), 6),
+    **dict.fromkeys((13, 21, 22, 23, 24, 26, 31, 49), 5),
+    **dict.fromkeys((12, 25, 27, 30, 48), 4),
+    28: 4,
+    29: 3,
+}  # fmt: skip
 _FAR = 1e6  # Å: further out no digit is left for a bond length
 _VOLUME_PER_ATOM = (4.0, 400.0)  # Å^3: denser than diamond; emptier than any known framework
 
@@ -102,18 +118,7 @@ def check_overlaps(
     StructureError
         The closest such pair is named, and what usually is behind it.
     """
-    lattice = complete_cell(positions, cell, pbc)
-    limit = _OVERLAP * (covalent_radii[:119][:, None] + covalent_radii[:119][None])
-    present = np.unique(numbers)
-    cut = {(int(a), int(b)): float(limit[a, b]) for k, a in enumerate(present) for b in present[k:]}
-    i, j, d = neighbour_list(
-        "ijd",
-        positions=positions - free_origin(positions, lattice, pbc),
-        cell=lattice,
-        pbc=pbc,
-        numbers=numbers,
-        cutoff=cut,
-    )
+    d, i, j = _overlapping(numbers, positions, cell, pbc)
     if not len(d):
         return
     worst = int(np.argmin(d))
@@ -126,7 +131,55 @@ def check_overlaps(
         why = "the atom is there twice: remove one"
     else:
         why = "two alternatives of a disordered site, perhaps: keep one of them"
+        # Who would keep one only to be told then that hydrogens are missing is told both at once.
+        lacking = _lacking_with_one_of_each(numbers, positions, cell, pbc, np.column_stack([i, j]))
+        if lacking:
+            raise StructureError(f"{lacking}; besides, {where} ({count} such pairs): {why}")
     raise StructureError(f"{where} ({count} such pairs); {why}")
+
+
+def _lacking_with_one_of_each(
+    numbers: NDArray[np.integer],
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+    pairs: NDArray[np.integer],
+) -> str:
+    """What `check_valences` says of missing hydrogens when one atom of each pair is left."""
+    keep = np.ones(len(numbers), bool)
+    for first, second in pairs[pairs[:, 0] < pairs[:, 1]].tolist():
+        keep[second] &= not keep[first]
+    left, x = numbers[keep], positions[keep]
+    try:
+        check_valences(left, x, cell, pbc, bonds_of(left, x, cell, pbc))
+    except StructureError as error:
+        said = re.sub(
+            r"\(atom (\d+)\)", lambda m: f"(atom {np.flatnonzero(keep)[int(m[1])]})", str(error)
+        )
+        return said if "hydrogens are missing" in said else ""
+    return ""
+
+
+def _overlapping(
+    numbers: NDArray[np.integer],
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+) -> tuple[NDArray[np.float64], NDArray[np.integer], NDArray[np.integer]]:
+    """Pairs that cannot both be there, in both directions: distance (Å), first atom, second."""
+    lattice = complete_cell(positions, cell, pbc)
+    limit = _OVERLAP * (covalent_radii[:119][:, None] + covalent_radii[:119][None])
+    present = np.unique(numbers)
+    cut = {(int(a), int(b)): float(limit[a, b]) for k, a in enumerate(present) for b in present[k:]}
+    i, j, d = neighbour_list(
+        "ijd",
+        positions=positions - free_origin(positions, lattice, pbc),
+        cell=lattice,
+        pbc=pbc,
+        numbers=numbers,
+        cutoff=cut,
+    )
+    return d, i, j
 
 
 def check_valences(
@@ -195,8 +248,29 @@ def check_valences(
         )
 
 
-def check_charges(blocks: xr.Dataset, numbers: NDArray[np.integer], charge: int) -> None:
+def check_charges(
+    blocks: xr.Dataset,
+    numbers: NDArray[np.integer],
+    charge: int,
+    *,
+    valence: NDArray[np.float64] | None = None,
+) -> str:
     """Refuse a cell whose formal charges do not add up.
+
+    Parameters
+    ----------
+    blocks : Dataset
+    numbers : (atom,) int
+    charge : int
+        What it should be.
+    valence : (atom,) float, optional
+        Bond-valence sum of each O over its metals (`oxygen_valences`): tells an OH without its H
+        from an oxo. With it, ions that are missing are a note and no refusal.
+
+    Returns
+    -------
+    str
+        A note on ions that are missing; empty where all is well.
 
     Raises
     ------
@@ -208,7 +282,7 @@ def check_charges(blocks: xr.Dataset, numbers: NDArray[np.integer], charge: int)
     cap_charge = blocks["link_cap_charge"].values
     total = int(per_block.sum())
     if total == charge:
-        return
+        return ""
     role = blocks["role"].values
     size = blocks["block_n_atoms"].values
     start = np.concatenate([[0], np.cumsum(size)])
@@ -220,6 +294,11 @@ def check_charges(blocks: xr.Dataset, numbers: NDArray[np.integer], charge: int)
     if not len(suspects):
         suspects = np.flatnonzero(per_block != 0)
     if not len(suspects):
+        if not total:
+            raise StructureError(
+                f"every block is neutral, expected a charge of {charge:+d} in all: say "
+                "read_framework(path, charge=0) (mofal blocks --charge 0)"
+            )
         raise StructureError(
             f"every block is neutral, expected a charge of {charge:+d} in all: an ion is missing, "
             "or say read_framework(path, charge=0) (mofal blocks --charge 0)"
@@ -233,7 +312,11 @@ def check_charges(blocks: xr.Dataset, numbers: NDArray[np.integer], charge: int)
     # A charge is named per block only where blocks of this kind explain all of it.
     sum_text = "" if q * count == total else f" ({total:+d} in the cell)"
     inside = member[start[block] : start[block + 1]]
-    if q < 0 and _may_lack_hydrogen(blocks, numbers, inside, str(role[block])):
+    lacks = q < 0 and _may_lack_hydrogen(blocks, numbers, inside, str(role[block]), valence)
+    if valence is not None and charge == 0 and not lacks:
+        ion = "anions" if total > 0 else "cations"
+        return f"{ion} missing: framework {total:+d} ({q:+d} per {what} {name})"
+    if lacks:
         why = (
             f"{-q} hydrogen{'s are' if q < -1 else ' is'} missing on it (OH, water or NH without "
             "H); add them"
@@ -250,16 +333,68 @@ def check_charges(blocks: xr.Dataset, numbers: NDArray[np.integer], charge: int)
 
 
 def _may_lack_hydrogen(
-    blocks: xr.Dataset, numbers: NDArray[np.integer], inside: NDArray[np.int64], role: str
+    blocks: xr.Dataset,
+    numbers: NDArray[np.integer],
+    inside: NDArray[np.int64],
+    role: str,
+    valence: NDArray[np.float64] | None = None,
 ) -> bool:
     """Whether a negative block has an O or N that a hydrogen could be missing from."""
     z = numbers[inside]
     if role == "guest" and formula(Counter(chemical_symbols[k] for k in z)) in _ANIONS:
         return False
+    if valence is not None:
+        return bool(_lacking_donors(blocks, numbers, valence)[inside].any())
     if role != "node":
         return bool(np.isin(z, [7, 8]).any())
     # Of a node only what is not part of an acid group: O on metals alone, or N.
     return bool(_bare_oxygen(blocks, numbers)[inside].any() or np.any(z == 7))
+
+
+def _lacking_donors(
+    blocks: xr.Dataset, numbers: NDArray[np.integer], valence: NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """O and N that have room for a hydrogen: (atom,) bool.
+
+    O on metals alone that they do not satisfy, O on nothing or on one carbon, N on one carbon at
+    most or between two of them, all without a metal (or, for N, with one).
+    """
+    pair = blocks["bond_atom"].values
+    n = len(numbers)
+    both = np.concatenate([pair, pair[:, ::-1]])
+    other = numbers[both[:, 1]]
+    metal = np.bincount(both[IS_METAL[other], 0], minlength=n)
+    carbon = np.bincount(both[other == 6, 0], minlength=n)
+    rest = np.bincount(both[:, 0], minlength=n) - metal - carbon
+    bare = (numbers == 8) & (carbon + rest == 0) & (valence < BARE_OXYGEN)
+    alone = (numbers == 8) & (metal == 0) & (carbon <= 1) & (rest == 0)
+    amine = (numbers == 7) & (rest == 0) & (carbon <= 2) & (metal + carbon <= 2)
+    return bare | alone | amine
+
+
+def _stripped(
+    blocks: xr.Dataset, numbers: NDArray[np.integer], valence: NDArray[np.float64]
+) -> list[str]:
+    """Notes on ligands and hydrogens that a program took off the metals."""
+    pair = blocks["bond_atom"].values
+    n = len(numbers)
+    both = np.concatenate([pair, pair[:, ::-1]])
+    on_metal = np.bincount(both[IS_METAL[numbers[both[:, 1]]], 0], minlength=n)
+    around = np.bincount(both[:, 0], minlength=n)
+    out = []
+    bare = _bare_oxygen(blocks, numbers) & (valence < BARE_OXYGEN)
+    if bare.any():
+        kinds = Counter(f"mu{k}-O" if k > 1 else "O" for k in on_metal[bare].tolist())
+        text = ", ".join(f"{c} {name}" for name, c in sorted(kinds.items()))
+        out.append(f"hydrogens stripped ({text})")
+    few = [
+        f"{s} {around[numbers == z].min()}-coordinate"
+        for s, z, least in sorted((chemical_symbols[z], z, k) for z, k in _LEAST.items())
+        if np.any((numbers == z) & (around < least))
+    ]
+    if few:
+        out.append(f"OH/H2O stripped ({', '.join(few)})")
+    return out
 
 
 def notes_on(blocks: xr.Dataset, numbers: NDArray[np.integer]) -> list[str]:
@@ -314,7 +449,7 @@ def _bare_oxygen(
 
 
 def check_structure(
-    ds: xr.Dataset, i: int = 0, *, rule: str = "carboxylate", charge: int | None = 0
+    ds: xr.Dataset, i: int = 0, *, rule: str = "auto", charge: int | None = 0
 ) -> xr.Dataset:
     """Check one framework and find its blocks.
 
@@ -354,12 +489,23 @@ def check_structure(
         )
     bonds = bonds_of(numbers, positions, cell, pbc)
     check_valences(numbers, positions, cell, pbc, bonds)
-    blocks = blocks_from_bonds(numbers, bonds, rule=rule, system=str(ds["system"].values[i]))
+    length = bond_lengths(bonds, positions, cell)
+    blocks = blocks_from_bonds(
+        numbers, bonds, rule=rule, system=str(ds["system"].values[i]), length=length
+    )
     if not blocks.sizes["link"]:
         raise StructureError(_nothing_to_cut(numbers, bonds, rule))
+    valence = oxygen_valences(numbers, bonds, length) if is_auto(rule) else None
+    notes = notes_on(blocks, numbers)
     if charge is not None:
-        check_charges(blocks, numbers, charge)
-    blocks.attrs["notes"] = ", ".join(notes_on(blocks, numbers))
+        said = check_charges(blocks, numbers, charge, valence=valence)
+        notes += [said] if said else []
+    if valence is not None and "dehydroxylated" not in notes:
+        notes += _stripped(blocks, numbers, valence)
+    if valence is not None:
+        mixed = blocks.attrs.get("mixed_valence", "")
+        notes += [f"mixed valence ({mixed})"] if mixed else []
+    blocks.attrs["notes"] = ", ".join(notes)
     return blocks
 
 
@@ -367,7 +513,7 @@ def _nothing_to_cut(numbers: NDArray[np.integer], bonds: Bonds, rule: str) -> st
     from mofal.frameworks.blocks import partition
     from mofal.frameworks.rules import rule_names
 
-    for name in rule_names():
+    for name in [*(n for n in rule_names() if n != "auto"), "auto"]:
         cuts, _, _ = partition(numbers, bonds, name)
         if len(cuts.edge):
             return (

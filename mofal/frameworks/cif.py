@@ -1,15 +1,13 @@
 """Structures from CIF: each site is checked before symmetry spreads it, then symmetry is applied.
 
-Operations that the file lists are applied as they stand. Only a file without any is read by the
-number or the name of its space group.
+The file is parsed by gemmi; `spacegroups` says which operations it means.
 """
 
 from __future__ import annotations
 
 import codecs
-import io
 import re
-import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +19,16 @@ from matscipy.neighbours import neighbour_list
 from numpy.typing import NDArray
 
 from mofal.errors import StructureError
+from mofal.frameworks.spacegroups import symmetry_of
 
 # Images of one site that symmetry should have merged lie this close (Å): coordinates are printed
 # with four digits, so that 0.3333 misses 1/3 by 0.002 Å in a cell of 60 Å.
 SPECIAL = 0.05
 
 _FAR = 1e4
-
-_OPERATIONS = (
-    "_space_group_symop_operation_xyz",
-    "_space_group_symop.operation_xyz",
-    "_symmetry_equiv_pos_as_xyz",
-)
-_NUMBERS = (
-    "_space_group_it_number",
-    "_space_group.it_number",
-    "_symmetry_int_tables_number",
-)
-_NAMES = (
-    "_space_group_name_h-m_alt",
-    "_space_group.name_h-m_alt",
-    "_symmetry_space_group_name_h-m",
-)
-_TERM = re.compile(r"([+-]?)(?:(\d+)/(\d+)|(\d*\.?\d+)|([xyz]))")
+# A tag, and behind it words that begin like a value without quotes; then perhaps a comment.
+_UNQUOTED = re.compile(r"(\s*_\S+\s+)([^'\"#;_$\[\]\s][^'\"#]*?)\s*(?:\s#.*)?")
+_USED = ("_cell", "_atom_site_", "_atom_site.", "_symmetry", "_space_group")
 
 
 def read_cif(file: Path) -> list[Atoms]:
@@ -55,26 +40,83 @@ def read_cif(file: Path) -> list[Atoms]:
         A site is partly occupied, has no position or no element; the cell or the symmetry cannot
         be understood; there are no sites.
     """
-    from ase.io.cif import parse_cif
-
-    text = _text(file)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = list(parse_cif(io.StringIO(text)))
-    except Exception as error:
-        said = str(error).strip()
-        # The reader asserts that a file begins with a data block, without a word.
-        reason = said.splitlines()[0] if said else "it does not begin with data_NAME"
-        raise StructureError(
-            f"{file} cannot be read as CIF: {reason}; check it with a CIF validator"
-        ) from None
+    found = _parse(file)
     blocks = [b for b in found if any(f"_atom_site_{k}_x" in b for k in ("fract", "cartn"))]
     if not blocks:
         raise StructureError(
             f"{file} holds no atomic sites (_atom_site_fract_x ...): a CIF without a structure"
         )
     return [_structure(file, b) for b in blocks]
+
+
+def _parse(file: Path) -> list[dict[str, list[str]]]:
+    """Values of each tag (lower case) of each data block."""
+    from gemmi import cif
+
+    text = _text(file)
+    try:
+        # Level 0: a tag without a value (a stray _end) and what is there twice are no reason to
+        # refuse what is never looked at.
+        try:
+            document = cif.read_string(text, 0)
+        except ValueError:
+            document = cif.read_string(_quoted(text), 0)
+    except (RuntimeError, ValueError) as error:
+        said = str(error).strip().splitlines()[0].removeprefix("string:")
+        if said.startswith("1:") and "block header" in said:
+            said = "it does not begin with data_NAME"
+        else:
+            said = f"line {said}"
+        raise StructureError(
+            f"{file} cannot be read as CIF: {said}; check it with a CIF validator"
+        ) from None
+    return [_values(file, block) for block in document]
+
+
+def _quoted(text: str) -> str:
+    """The text with quotes around values of several words that have none (``..._H-M P 1``).
+
+    Many programs write such files; within the format a tag's line can mean nothing else.
+    """
+    out, in_text = [], False
+    for line in text.splitlines():
+        in_text ^= line.startswith(";")
+        match = None if in_text else _UNQUOTED.fullmatch(line)
+        if match and len(match[2].split()) > 1 and " _" not in match[2]:
+            line = f"{match[1]}'{match[2]}'"
+        out.append(line)
+    return "\n".join(out) + "\n"
+
+
+def _plain(value: str) -> str:
+    """A value without its quotes; ``?`` and ``.`` as they stand."""
+    from gemmi import cif
+
+    return value if value in ("?", ".") else str(cif.as_string(value))
+
+
+def _values(file: Path, block: Any) -> dict[str, list[str]]:
+    out: dict[str, list[str]] = {}
+
+    def add(tag: str, values: list[str]) -> None:
+        name = tag.lower()
+        # The tags of mmCIF differ by one sign from those of the core dictionary.
+        name = re.sub(r"^_(atom_site|cell)\.", r"_\1_", name)
+        if name in out and out[name] != values and name.startswith(_USED):
+            raise StructureError(
+                f"{file}: {tag} stands twice in data_{block.name}, with different values: remove "
+                "one of them"
+            )
+        out.setdefault(name, values)
+
+    for item in block:
+        if item.pair is not None:
+            add(item.pair[0], [_plain(item.pair[1])])
+        elif item.loop is not None:
+            tags, values = list(item.loop.tags), list(item.loop.values)
+            for k, tag in enumerate(tags):
+                add(tag, [_plain(v) for v in values[k :: len(tags)]])
+    return out
 
 
 def _text(file: Path) -> str:
@@ -85,48 +127,24 @@ def _text(file: Path) -> str:
     return raw.removeprefix(codecs.BOM_UTF8).decode("latin-1")
 
 
-def parse_operation(text: str) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Rotation (3, 3) and translation (3,) of an operation such as ``-x+1/2,y,-z``.
-
-    Raises
-    ------
-    ValueError
-        When it is none.
-    """
-    rotation, translation = np.zeros((3, 3), np.int64), np.zeros(3)
-    parts = re.sub(r"\s+", "", text.lower()).split(",")
-    if len(parts) != 3:
-        raise ValueError(f"{text!r} has {len(parts)} parts, expected 3")
-    for row, part in enumerate(parts):
-        if not part or "".join(m.group() for m in _TERM.finditer(part)) != part:
-            raise ValueError(f"{part!r} is no sum of x, y, z and fractions")
-        for sign, above, below, number, axis in _TERM.findall(part):
-            factor = -1 if sign == "-" else 1
-            if axis:
-                rotation[row, "xyz".index(axis)] += factor
-            elif number:
-                translation[row] += factor * float(number)
-            else:
-                translation[row] += factor * int(above) / int(below)
-    if abs(round(float(np.linalg.det(rotation)))) != 1:
-        raise ValueError(f"{text!r} is no rotation")
-    return rotation, translation
+Block = Mapping[str, list[str]]
 
 
-def _column(block: Any, name: str) -> list[Any]:
-    value = block.get(name)
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list) else [value]
+def _number(value: str) -> float | str:
+    """A number without its standard uncertainty, or the text where it is none."""
+    from gemmi import cif
+
+    number = float(cif.as_number(value))
+    return value if np.isnan(number) else number
 
 
-def _first(block: Any, names: tuple[str, ...]) -> Any:
-    return next((block[n] for n in names if n in block and block[n] not in ("?", ".")), None)
+def _shown(value: float | str) -> str:
+    return repr(value) if isinstance(value, str) else f"{value:g}"
 
 
-def _structure(file: Path, block: Any) -> Atoms:
-    labels = [str(v) for v in _column(block, "_atom_site_label")]
-    symbols = [str(v) for v in _column(block, "_atom_site_type_symbol")]
+def _structure(file: Path, block: Block) -> Atoms:
+    labels = block.get("_atom_site_label", [])
+    symbols = block.get("_atom_site_type_symbol", [])
     if not symbols:
         symbols = [_element_of(label) for label in labels]
     labels = labels or symbols
@@ -140,7 +158,8 @@ def _structure(file: Path, block: Any) -> Atoms:
             f"{file}: {len(numbers)} labels and {len(coordinates)} positions do not fit together"
         )
     f = coordinates if kind == "fract" else np.linalg.solve(cell.T, coordinates.T).T
-    rotation, translation = _symmetry(file, block, cell)
+    symmetry = symmetry_of(file, block, cell)
+    rotation, translation = symmetry.rotation, symmetry.translation
     images = np.einsum("oij,sj->soi", rotation, f) + translation[None]
     fractions = np.mod(images.reshape(-1, 3), 1.0)
     site = np.repeat(np.arange(len(f)), len(rotation))
@@ -148,16 +167,16 @@ def _structure(file: Path, block: Any) -> Atoms:
     return Atoms(numbers[site[keep]], positions=fractions[keep] @ cell, cell=cell, pbc=True)
 
 
-def _coordinates(file: Path, block: Any, labels: list[str], kind: str) -> NDArray[np.float64]:
+def _coordinates(file: Path, block: Block, labels: list[str], kind: str) -> NDArray[np.float64]:
     columns = []
     for axis in "xyz":
         name = f"_atom_site_{kind}_{axis}"
-        values = _column(block, name)
+        values = [_number(v) for v in block.get(name, [])]
         for label, value in zip(labels, values):
             # 10^4 cells away no digit is left for where in its cell an atom is.
             if isinstance(value, str) or not abs(value) < _FAR:
                 raise StructureError(
-                    f"{file}: site {label} has no position ({name} is {value!r}); remove or "
+                    f"{file}: site {label} has no position ({name} is {_shown(value)}); remove or "
                     "complete it"
                 )
         columns.append(values)
@@ -166,18 +185,19 @@ def _coordinates(file: Path, block: Any, labels: list[str], kind: str) -> NDArra
     return np.array(columns, float).T
 
 
-def _cell(file: Path, block: Any) -> NDArray[np.float64]:
+def _cell(file: Path, block: Block) -> NDArray[np.float64]:
     values = []
     names = [f"_cell_length_{a}" for a in "abc"]
     names += [f"_cell_angle_{a}" for a in ("alpha", "beta", "gamma")]
     for name in names:
-        value = block.get(name)
-        if value is None:
+        said = block.get(name, [])
+        if not said:
             raise StructureError(f"{file}: {name} is missing, expected a cell")
+        value = _number(said[0])
         if isinstance(value, str) or not np.isfinite(value) or value <= 0:
-            raise StructureError(f"{file}: {name} is {value!r}, expected a positive number")
+            raise StructureError(f"{file}: {name} is {_shown(value)}, expected a positive number")
         if "angle" in name and value >= 180:
-            raise StructureError(f"{file}: {name} is {value!r}, expected less than 180 degrees")
+            raise StructureError(f"{file}: {name} is {value:g}, expected less than 180 degrees")
         values.append(float(value))
     # The determinant of the metric: not positive where three such angles meet at no corner.
     cosine = np.cos(np.radians(values[3:]))
@@ -190,10 +210,11 @@ def _cell(file: Path, block: Any) -> NDArray[np.float64]:
     return cell
 
 
-def _check_occupancies(file: Path, block: Any, labels: list[str]) -> None:
+def _check_occupancies(file: Path, block: Block, labels: list[str]) -> None:
     """Refuse sites that are only partly there: which of them are is for the user to say."""
     partial = []
-    for label, value in zip(labels, _column(block, "_atom_site_occupancy")):
+    for label, said in zip(labels, block.get("_atom_site_occupancy", [])):
+        value = _number(said)
         if isinstance(value, str):
             if value in (".", "?"):
                 continue
@@ -233,47 +254,6 @@ def _numbers(file: Path, symbols: list[str], labels: list[str]) -> NDArray[np.in
             )
         out.append(atomic_numbers[name])
     return np.array(out, np.int32)
-
-
-def _symmetry(
-    file: Path, block: Any, cell: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Rotations (n, 3, 3) and translations (n, 3), for fractional columns."""
-    texts = next((t for t in (_column(block, n) for n in _OPERATIONS) if t), [])
-    texts = [str(t) for t in texts if str(t) not in ("?", ".")]
-    if texts:
-        try:
-            parsed = [parse_operation(t) for t in texts]
-        except (ValueError, ZeroDivisionError) as error:
-            raise StructureError(f"{file}: a symmetry operation cannot be read: {error}") from None
-        return np.array([r for r, _ in parsed]), np.array([t for _, t in parsed])
-    group = _first(block, _NUMBERS)
-    if group is None:
-        group = _first(block, _NAMES)
-    if group is None:
-        return np.eye(3, dtype=np.int64)[None], np.zeros((1, 3))
-    return _operations_of(file, group, cell)
-
-
-def _operations_of(
-    file: Path, group: Any, cell: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    from ase.spacegroup import Spacegroup
-
-    name = int(group) if str(group).strip().isdigit() else str(group)
-    # Rhombohedral groups are tabulated on hexagonal axes (setting 1) and on rhombohedral ones (2).
-    hexagonal = abs(Cell(cell).angles()[2] - 120.0) < 0.5
-    try:
-        spacegroup = Spacegroup(name)
-        if spacegroup.no in (146, 148, 155, 160, 161, 166, 167) and not hexagonal:
-            spacegroup = Spacegroup(spacegroup.no, 2)
-        rotation, translation = spacegroup.get_op()
-    except Exception:
-        raise StructureError(
-            f"{file}: space group {group!r} is not known, and the file lists no operations; write "
-            "it in P 1, or with _space_group_symop_operation_xyz"
-        ) from None
-    return np.asarray(rotation, np.int64), np.asarray(translation, float)
 
 
 def _merge(

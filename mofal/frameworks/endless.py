@@ -54,6 +54,7 @@ def refuse_endless(
     StructureError
         Always.
     """
+    from mofal.frameworks.blocks import is_auto
     from mofal.frameworks.rules import rule_names
 
     first = int(pieces.endless(inner)[0])
@@ -66,10 +67,14 @@ def refuse_endless(
                in pieces.endless(inner)]  # fmt: skip
     if endless:
         periods = rods.periods(skeleton, endless[0])
+        way = (
+            "find_blocks(ds, rule='auto') takes it apart"
+            if not is_auto(rule) and _is_finite(z, bonds, "auto")
+            else "what holds its metals together cannot be cut"
+        )
         raise StructureError(
             f"the {what} node is {_SHAPE[len(periods)]}, infinite along "
-            f"{direction_text(periods)}: it cannot be a block of finite size, and no cluster can "
-            "be cut around it; frameworks with finite nodes are needed"
+            f"{direction_text(periods)}: it cannot be a block of finite size; {way}"
         )
     periods = pieces.periods(inner, first)
     finite = _rules_that_cut(z, bonds, rule, rule_names())
@@ -91,13 +96,14 @@ def _rules_that_cut(
 ) -> str | None:
     """Fewest rules, joined by ``+``, that leave finite blocks: one, one more, or those needed."""
     given = rule.split("+")
-    others = [name for name in names if name not in given]
+    # Rules by name first: what they cut is known. `auto` is what finds its own way.
+    others = [name for name in names if name not in given and name != "auto"]
     for candidate in (*others, *(f"{rule}+{name}" for name in others)):
         if _is_finite(z, bonds, candidate):
             return candidate
     needed = [*given, *others]
     if not _is_finite(z, bonds, "+".join(needed)):
-        return None
+        return "auto" if "auto" not in given and _is_finite(z, bonds, "auto") else None
     for name in reversed(list(needed)):
         fewer = [k for k in needed if k != name]
         if _is_finite(z, bonds, "+".join(fewer)):

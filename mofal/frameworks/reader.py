@@ -20,7 +20,7 @@ def read_framework(
     path: str | os.PathLike[str],
     *,
     index: int | None = None,
-    rule: str = "carboxylate",
+    rule: str = "auto",
     charge: int | None = 0,
     system: str | None = None,
 ) -> xr.Dataset:

@@ -189,7 +189,7 @@ def azolate(m: Molecule) -> list[Cut]:
     No single atom stands for an azolate on a metal, so that end is never capped: a cluster goes
     on until it ends on linkers.
     """
-    nitrogen = _azole_nitrogen(m) & (m.degree == 3) & (m.count(m.metal) == 1)
+    nitrogen = azole_nitrogens(m) & (m.degree == 3) & (m.count(m.metal) == 1)
     return [Cut(m.between(m.metal, nitrogen), node_cap=NO_CAP, linker_cap=PROTON)]
 
 
@@ -219,7 +219,7 @@ def azolate_ring(m: Molecule) -> list[Cut]:
     The azolates stay with the metals that they bridge (the clusters of Mn-BTT or PCN-601).
     """
     ring = _in_five_ring(m, (m.z == 7) | (m.z == 6))
-    held = _azole_nitrogen(m) & (m.count(m.metal) > 0)
+    held = azole_nitrogens(m) & (m.count(m.metal) > 0)
     # The carbon may be a bond further from the nitrogens that hold metals (pyrazolate).
     near = m.count(held) > 0
     azole = ring & (m.z == 6) & (near | (m.count(near & ring) > 0))
@@ -227,7 +227,15 @@ def azolate_ring(m: Molecule) -> list[Cut]:
     return [Cut(edges, node_cap=H_CAP, linker_cap=H_CAP)]
 
 
-def _azole_nitrogen(m: Molecule) -> NDArray[np.bool_]:
+@register_rule("auto")
+def auto(m: Molecule) -> list[Cut]:
+    """Any framework: behind acid heads that one unit holds, else between metal and donor."""
+    from mofal.frameworks.auto import cuts_of
+
+    return cuts_of(m)
+
+
+def azole_nitrogens(m: Molecule) -> NDArray[np.bool_]:
     """N of five-membered rings with another N beside it or across one C: no pyrrole of a porphyrin.
 
     Shape (atom,).

@@ -131,7 +131,7 @@ def test_find_blocks__rod_direction_follows_the_cell():
         pbc=True,
     )
     with pytest.raises(StructureError, match=r"infinite along \[1 0 0\]"):
-        find_blocks(dataset(turned))
+        find_blocks(dataset(turned), rule="carboxylate")
 
 
 @pytest.mark.parametrize(
@@ -454,7 +454,7 @@ def test_find_blocks__oxalate_joins_two_nodes():
     symbols = ["Zn", "C", "C"]
     oxygens = [[1.75, 1.1, 0], [1.75, -1.1, 0], [4.5, 1.1, 0], [4.5, -1.1, 0]]
     chain = Atoms(symbols + ["O"] * 4, positions=x + oxygens, cell=[6.25, 12, 12], pbc=True)
-    blocks = find_blocks(dataset(chain))
+    blocks = find_blocks(dataset(chain), rule="carboxylate")
     assert blocks["role"].values.tolist() == ["node"]
     assert blocks["formula"].values.tolist() == ["C2O4Zn"]
     assert blocks["charge"].values.tolist() == [0]

@@ -1,0 +1,126 @@
+"""Clusters of rods, and of ligands that were cut off their metals: compositions and protons."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from ase.data import covalent_radii
+
+from mofal.clusters import blueprint, cut
+from mofal.data import from_atoms
+from mofal.frameworks import find_blocks
+from mofal.frameworks.bonds import IS_METAL, bonds_of
+from tests.clusters.common import cluster, cores_of
+from tests.frameworks import published
+from tests.frameworks.test_auto import sifsix
+
+
+def load(make, repeat=(1, 1, 1)):
+    ds = from_atoms(make() if repeat == (1, 1, 1) else make().repeat(repeat), system="x")
+    return ds, find_blocks(ds)
+
+
+def one(make, core: str, shells: int = 1, repeat=(1, 1, 1)):
+    ds, blocks = load(make, repeat)
+    first = int(np.flatnonzero(blocks["formula"].values == core)[0])
+    clusters, refused = cut(
+        ds, {"x": blocks}, cores_of([0], [first]), shells=shells, unpaired={"Cr": 3, "Co": 1}
+    )
+    assert refused["reason"].values.tolist() == []
+    return ds, blocks, clusters
+
+
+def formula(clusters) -> str:
+    from ase import Atoms
+
+    return str(Atoms(cluster(clusters, 0)["numbers"]).symbols.formula.format("hill"))
+
+
+# Compositions of an independent prototype (three or two metals, neutral): any rod is as good.
+SEGMENTS = [
+    (published.mil53, "Cr", 1, "C56H47Cr3O20"),
+    (published.mil53, "HO", 1, "C42H36Cr2O15"),
+    (published.mof74, "Mg", 1, "C41H30Mg3O22"),
+]
+
+
+@pytest.mark.parametrize(("make", "core", "shells", "expected"), SEGMENTS)
+def test_cut__segments_of_rods(make, core, shells, expected):
+    _, _, clusters = one(make, core, shells)
+    assert formula(clusters) == expected
+    assert int(clusters["charge"][0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "core"),
+    [
+        (published.mil53, "Cr"), (published.mil53, "C8H4O4"), (published.mil53, "HO"),
+        (published.mof74, "Mg"), (published.mof74, "C8H2O6"), (published.zif, "Zn"),
+        (published.zif, "C4H5N2"), (published.cobdp, "Co"), (published.cobdp, "C12H8N4"),
+        (published.dmof, "C4O8Zn2"), (sifsix, "Zn"),
+    ],
+)  # fmt: skip
+def test_cut__metals_keep_their_donors_and_clusters_are_neutral(make, core):
+    """Every metal has the neighbours that it has in the parent; one proton per head at most."""
+    ds, _, clusters = one(make, core)
+    atoms = make()
+    parent = bonds_of(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    part = cluster(clusters, 0)
+    z, x = part["numbers"], part["positions"]
+    inside = bonds_of(z, x, np.eye(3), np.zeros(3, bool))
+    for k in np.flatnonzero(IS_METAL[z]).tolist():
+        assert inside.degree[k] == parent.degree[part["parent_atom"][k]]
+    assert int(clusters["charge"][0]) == 0
+    d = np.linalg.norm(x[:, None] - x[None], axis=2) + 9 * np.eye(len(x))
+    assert (d > 0.6 * (covalent_radii[z][:, None] + covalent_radii[z][None])).all()
+    # Caps are H on C (far acid heads), or protons on O, N, F.
+    for k in np.flatnonzero(part["region"] == 2).tolist():
+        assert z[k] == 1
+        assert inside.degree[k] == 1
+    assert ds.sizes["structure"] == 1
+
+
+def test_cut__azolates_are_no_longer_charged():
+    """One proton per ring where the charge wants it: ZIF-8 2+ and Co(bdp) 14+ before."""
+    for make, core in ((published.zif, "Zn"), (published.cobdp, "Co")):
+        _, _, clusters = one(make, core)
+        assert int(clusters["charge"][0]) == 0
+        part = cluster(clusters, 0)
+        on_nitrogen = (part["region"] == 2).sum()
+        metals = int(IS_METAL[part["numbers"]].sum())
+        assert on_nitrogen >= 2 * metals - metals
+
+
+def test_cut__core_of_a_rod_is_a_metal_with_its_donors():
+    _, _, clusters = one(published.mil53, "Cr")
+    part = cluster(clusters, 0)
+    core = part["numbers"][part["region"] == 0]
+    assert sorted(core.tolist()) == sorted([24] + [6] * 4 + [8] * 10 + [1] * 2)
+
+
+@pytest.mark.parametrize("make", [published.mil53, published.mof74])
+def test_cut__rods_in_a_supercell_give_the_same_cluster(make):
+    core = {published.mil53: "Cr", published.mof74: "Mg"}[make]
+    _, _, small = one(make, core)
+    _, _, large = one(make, core, repeat=(1, 1, 2))
+    assert formula(small) == formula(large)
+    assert int(small["charge"][0]) == int(large["charge"][0])
+
+
+def test_cut__positions_are_the_parents():
+    ds, _, clusters = one(published.mil53, "Cr")
+    part = cluster(clusters, 0)
+    inner = part["parent_atom"] >= 0
+    x, cell = ds["positions"].values, ds["cell"].values[0]
+    expected = x[part["parent_atom"][inner]] + part["parent_shift"][inner] @ cell
+    assert np.array_equal(part["positions"][inner], expected)
+
+
+@pytest.mark.parametrize(("shells", "metals"), [(0, 1), (1, 3), (2, 5)])
+def test_blueprint__shells_along_a_rod(shells, metals):
+    ds, blocks = load(published.mil53)
+    core = int(np.flatnonzero(blocks["formula"].values == "Cr")[0])
+    plan = blueprint(blocks, core, shells=shells)
+    z = ds["numbers"].values[plan["parent_atom"].values[plan["parent_atom"].values >= 0]]
+    assert int((z == 24).sum()) == metals
+    assert int(plan["charge"][0]) == 0
