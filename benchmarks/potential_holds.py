@@ -6,8 +6,8 @@
 MODEL: directories of models or campaigns; default: the seed that travels with mofal. Every run
 starts from the ideal primitive cell with velocities of its own, NVT, 0.5 fs, and ends where a bond
 strays beyond what its kind does at the temperature (`mofal.dynamics.bond_limits`). The last
-frame of each run is labelled with GFN1-xTB: force MAE there, beside that of the validation frames. Runs and
-labels are kept in DIR: an interrupted run goes on with the same command.
+frame of each run is labelled with GFN1-xTB, and the force MAE there is printed. Runs and labels are
+kept in DIR: an interrupted run goes on with the same command.
 """
 
 from __future__ import annotations
