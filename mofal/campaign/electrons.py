@@ -71,12 +71,18 @@ def with_spin(
 
 
 def check_electrons(
-    site: Site, systems: Mapping[str, tuple[xr.Dataset, xr.Dataset]], reference: Reference
+    site: Site, systems: Mapping[str, tuple[xr.Dataset, xr.Dataset]], reference: Reference | None
 ) -> list[str]:
     """Refuse what cutting or the reference would refuse later, from the structures as they are.
 
     Frames that are labelled whole (seed data, hold-out) and one cluster around each kind of core in
     each kind of neighbourhood are looked at; nothing is calculated.
+
+    Parameters
+    ----------
+    reference : Reference, optional
+        None where it is code of others that a dry run does not import: what it takes is then seen
+        at the start.
 
     Returns
     -------
@@ -101,7 +107,7 @@ def check_electrons(
         place = f"systems.{name}"
         if name in whole:
             frame = with_spin(structure, blocks, config.selection.unpaired, place=place)
-            reason = refusal(reference, to_atoms(frame, 0))
+            reason = "" if reference is None else refusal(reference, to_atoms(frame, 0))
             if reason:
                 raise ConfigError(
                     f"{place}: {config.reference.name} does not label its frames: {reason}"
@@ -116,7 +122,7 @@ def check_electrons(
 
 
 def _check_clusters(
-    site: Site, name: str, structure: xr.Dataset, blocks: xr.Dataset, reference: Reference
+    site: Site, name: str, structure: xr.Dataset, blocks: xr.Dataset, reference: Reference | None
 ) -> list[str]:
     import xarray as xr
 
@@ -160,7 +166,7 @@ def _check_clusters(
         if kind in seen:
             continue
         seen.add(kind)
-        reason = refusal(reference, atoms)
+        reason = "" if reference is None else refusal(reference, atoms)
         if reason:
             raise ConfigError(
                 f"{place}: {config.reference.name} does not label the cluster around {around} "

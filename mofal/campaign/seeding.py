@@ -131,8 +131,7 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     elif config.seed_data.example is not None:
         seed = example_labels(config, reference)
     check_ranking(config.selection.ranking)
-    if reference is not None:
-        notes += check_electrons(site, made, reference)
+    notes += check_electrons(site, made, reference)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
     level = reference.level_hash if reference is not None else ""
     if config.potential.start is not None:
