@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from mofal.campaign.examples import seed_place
 from mofal.campaign.names import check_name, check_taken
 from mofal.data.documents import dump_yaml, parse_yaml, read_text
 from mofal.data.hashing import hash_json
@@ -141,8 +142,15 @@ class SeedKeys(Section):
 
 
 class SeedSettings(Section):
-    """Where the first potential learns from: exactly one of the three."""
+    """Where the first potential learns from: exactly one of the four."""
 
+    example: str | None = Field(
+        None,
+        description="labels that travel with mofal, e.g. uio66-gfn1 (see also potential.start)",
+    )
+    frames: Count | None = Field(
+        None, description="so many structures of `example`, spread over all; default: all"
+    )
     file: File | None = Field(None, description="structures, labelled or not")
     labels: Literal["reference", "ignore"] | None = Field(
         None,
@@ -157,12 +165,23 @@ class SeedSettings(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> SeedSettings:
-        given = [k for k in ("file", "perturbed", "clusters") if getattr(self, k) is not None]
+        sources = ("example", "file", "perturbed", "clusters")
+        given = [k for k in sources if getattr(self, k) is not None]
         if len(given) != 1:
             raise ValueError(
-                "give exactly one of `file`, `perturbed` or `clusters`"
+                "give exactly one of `example`, `file`, `perturbed` or `clusters`"
                 + (f", not {' and '.join(given)}" if given else "")
             )
+        if self.frames is not None and self.example is None:
+            raise ValueError(
+                f"`frames` says how many structures of an `example` are taken; beside `{given[0]}` "
+                "it means nothing"
+            )
+        if self.example is not None:
+            try:
+                seed_place(self.example)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
         if self.labels is not None and self.file is None:
             raise ValueError(
                 f"`labels` says what the labels of a `file` are, and `{given[0]}` has none; "
@@ -216,6 +235,11 @@ class PotentialSettings(Section):
 
     architecture: Architecture = ARCHITECTURES["base"]
     elements: tuple[str, ...] = Field((), description="beside those of systems and seed data")
+    start: str | None = Field(
+        None,
+        description="a model directory, or example:NAME: the campaign's first model as it is, "
+        "instead of training one on the seed data",
+    )
     validation_fraction: Fraction = 0.2
     regions: Literal["all", "core", "weighted"] = "all"
     threads: Count = Field(1, description="of a training task; features and walks take one")
@@ -298,7 +322,7 @@ class ExplorationSettings(Section):
     bond_z: Positive | None = Field(
         6.5, description="standard deviations of its kind that a bond may stray at most"
     )
-    bond_mean_z: Positive | None = Field(5.0, description="and in its mean over bond_mean_fs")
+    bond_mean_z: Positive | None = Field(5.5, description="and in its mean over bond_mean_fs")
     bond_mean_fs: Positive = 50.0
     max_bond_strain: Fraction | None = Field(
         None, description="one limit for all bonds besides, whatever their kind"
@@ -428,10 +452,16 @@ class CampaignConfig(Section):
     def deciding(self) -> dict[str, Any]:
         """All that decides the results; where things run and how many cycles may change."""
         content = _without_devices(_without_free(self.model_dump(mode="json", exclude=set(_FREE))))
-        for name in ("labels", "keys"):
-            if content["seed_data"][name] is None:
+        for part, name in (
+            *((content["seed_data"], n) for n in ("labels", "keys", "example", "frames")),
+            (content["potential"], "start"),
+        ):
+            if part[name] is None:
                 # Campaigns from before there was such a setting keep their identity.
-                del content["seed_data"][name]
+                del part[name]
+        start = content["potential"].get("start")
+        if start is not None and not start.startswith("example:"):
+            content["potential"]["start"] = _content_hash(Path(start) / "model.json")
         for part in (content["seed_data"], *content["systems"].values()):
             # The same file under another name is the same campaign.
             if part.get("file") is not None:
@@ -465,6 +495,9 @@ def completed(deciding: dict[str, Any]) -> dict[str, Any]:
     except ValidationError:
         return deciding  # a setting that this version does not know any more
     out = _without_free(config.model_dump(mode="json", exclude=set(_FREE)))
+    walks = out["exploration"]
+    if "bond_z" not in deciding.get("exploration", {}) and walks["max_bond_strain"] == 0.3:
+        walks["max_bond_strain"] = None  # the default before limits went by kind of bond
     return _without_devices(out)
 
 
@@ -669,6 +702,12 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
     seed = config.seed_data
     if seed.file is not None:
         seed = seed.model_copy(update={"file": found(seed.file, "seed_data.file")})
+    potential = config.potential
+    if potential.start is not None and not potential.start.startswith("example:"):
+        start = found(Path(potential.start), "potential.start")
+        if not (start / "model.json").is_file():
+            raise ConfigError(f"{where}: potential.start is {start}, which holds no model.json")
+        potential = potential.model_copy(update={"start": str(start)})
     caches = []
     for cache in config.reference.caches:
         full = cache.path if cache.path.is_absolute() else base / cache.path
@@ -690,6 +729,7 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
         update={
             "systems": systems,
             "seed_data": seed,
+            "potential": potential,
             "reference": config.reference.model_copy(update={"caches": tuple(caches)}),
             "selection": config.selection.model_copy(update={"blueprints": blueprints}),
         }

@@ -67,6 +67,7 @@ def hold_once(
         progress=_notice(place),
     )
     with atomic_path(place) as temporary:
+        write_group(result.frame, temporary / "frame.zarr")
         write_group(result.record, temporary / "walk.zarr", kind="table")
         write_group(result.trace, temporary / "trace.zarr", kind="table")
     for left in (checkpoint, _note(place)):

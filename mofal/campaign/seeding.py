@@ -19,6 +19,7 @@ from mofal.campaign.config import (
 )
 from mofal.campaign.devices import check_devices
 from mofal.campaign.electrons import check_electrons, with_spin
+from mofal.campaign.given import check_start, example_labels, start_potential
 from mofal.campaign.names import check_new
 from mofal.campaign.seed_file import check_seed_file, read_seed_file
 from mofal.campaign.site import CONFIG, FACTS, ISOLATED, Site, write_config
@@ -128,11 +129,15 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     notes: list[str] = []
     if config.seed_data.file is not None:
         seed, notes = check_seed_file(config, reference)
+    elif config.seed_data.example is not None:
+        seed = example_labels(config, reference)
     check_ranking(config.selection.ranking)
     if reference is not None:
         notes += check_electrons(site, made, reference)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
     level = reference.level_hash if reference is not None else ""
+    if config.potential.start is not None:
+        check_start(config, elements, level)
     return Findings(made, elements, level, tuple(notes))
 
 
@@ -244,6 +249,8 @@ def campaign_elements(
     from ase.data import atomic_numbers, chemical_symbols
 
     found = set(config.potential.elements)
+    if config.potential.start is not None:
+        found |= set(start_potential(config).elements)
     for ds in [*structures, *([seed] if seed is not None else [])]:
         found |= {chemical_symbols[z] for z in np.unique(ds["numbers"].values)}
     found.add("H")  # clusters are capped with it
@@ -278,6 +285,8 @@ def seed_structures(site: Site) -> xr.Dataset:
     settings = site.config.seed_data
     if settings.file is not None:
         return read_seed_file(site.config, site.reference())
+    if settings.example is not None:
+        return example_labels(site.config, site.reference())
     unpaired = site.config.selection.unpaired
     if settings.perturbed is not None:
         name = settings.perturbed.system

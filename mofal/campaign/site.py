@@ -266,14 +266,14 @@ class Site:
             ds = self.group(relative).load()
             converged = np.flatnonzero(ds["status"].values == "converged")
             if len(converged):
-                part = select(ds[[v for v in COMMON if v in ds]], converged)
+                # Only an example's labels are divided already, by walk.
+                names = (*COMMON, "split") if self.config.seed_data.example else COMMON
+                part = select(ds[[v for v in names if v in ds]], converged)
                 part["cycle"] = ("structure", np.full(len(converged), c, np.int64))
                 by_cycle.setdefault(c, []).append(part)
         for c in sorted(by_cycle):
             new = by_cycle[c]
             merged = merge_labels(*([out] if out is not None else []), *new)
-            if out is None:
-                merged = merged.drop_vars("split", errors="ignore")
             out = split_structures(merged, fraction=fraction, seed=seed)
         # What is set aside goes after the division: the others stay where they were without it.
         kept = np.flatnonzero([] if out is None else self.usable(out))

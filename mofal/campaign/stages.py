@@ -234,6 +234,8 @@ def finish(
 
 
 def _line(step: Step, summary: Mapping[str, Any]) -> str:
+    if "given" in summary:
+        return f"starts from {summary['given']}"
     if step.stage in ("train", "control") and "steps" in summary:
         return (
             f"{summary['steps']} steps, {summary['atoms_seen']:,} atoms seen"

@@ -20,6 +20,7 @@ import numpy as np
 from mofal.campaign import plan
 from mofal.campaign.blueprints import shells_of, weighted
 from mofal.campaign.electrons import with_spin
+from mofal.campaign.given import start_potential
 from mofal.campaign.site import COMMON, Site
 from mofal.data.sealed import STARTS_OVER
 from mofal.errors import DataError
@@ -168,6 +169,10 @@ def train(site: Site, cycle: int, last: bool) -> Summary:
     chosen = settings.seed if cycle == 0 else settings.final if last else settings.cycle
     out = site.path(plan.model(cycle))
     heard = Heard(notice(site, f"train-{cycle:03d}"))
+    if cycle == 0 and settings.start is not None:
+        if not site.exists(plan.model(0)):
+            start_potential(site.config, site.facts["level_hash"]).save(out)
+        return {"given": f"{settings.start}, as it is"}
     train_potential(
         site.training_set(cycle, whole=True),
         chosen.model_copy(update={"device": site.device("train")}),

@@ -74,7 +74,7 @@ class WalkSettings:
     max_force: float = 50.0
     max_stretch: float = 1.25
     bond_z: float | None = 6.5
-    bond_mean_z: float | None = 5.0
+    bond_mean_z: float | None = 5.5
     bond_mean_fs: float = 50.0
     max_bond_strain: float | None = None
     unfamiliar_quantile: float = 1e-4

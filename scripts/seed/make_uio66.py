@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
         if epochs:
             potential = fit(f"model-{number}", epochs, potential)
     fit("model", size["epochs"], potential, decay="cosine", learning_rate=0.01, warm_up_epochs=3)
-    write_group(concat(data), place / "labels.zarr")
+    write_group(concat(data), place / "labels.zarr", kind="labels")
     print(json.dumps({"frames": [d.sizes["structure"] for d in data]}))
 
 

@@ -15,7 +15,7 @@ from mofal.data import atom_slice, concat, from_atoms, to_atoms
 from mofal.density import PerElementDensity
 from mofal.dynamics import Network, WalkSettings, bond_limits, sample_harmonic, walk
 from mofal.dynamics.checks import bond_lengths
-from mofal.dynamics.limits import SOFT
+from mofal.dynamics.limits import SOFT, SOFT_METAL
 from mofal.errors import ConfigError, StructureError
 from mofal.frameworks import build
 from mofal.frameworks.bonds import find_bonds
@@ -58,7 +58,7 @@ def test_bond_limits__as_frames_of_the_sampler_say(cell):
     numbers = cell["numbers"].values
     for pair in ((1, 6), (6, 6), (6, 8), (8, 40)):
         of = (np.sort(numbers[bonds], axis=1) == pair).all(axis=1)
-        soft = SOFT if 40 in pair else 1.0
+        soft = SOFT_METAL if 40 in pair else SOFT
         assert limits.spread[of].mean() == pytest.approx(soft * found[of].mean(), rel=0.08)
 
 
@@ -70,7 +70,7 @@ def test_bond_limits__a_bond_of_one_spring():
     how = {"bonds": np.array([[0, 1]]), "shifts": np.zeros((1, 3), int)}
     stiff = Network(stretch=3000.0, floor=600.0)
     limits = bond_limits(pair, temperature_K=300.0, network=stiff, **how)
-    expected = np.sqrt(units.kB * 300.0 / (3000.0 + 600.0 / 2)) / 1.5
+    expected = np.sqrt(units.kB * 300.0 / (3000.0 + 600.0 / 2)) / 1.5 * SOFT
     assert limits.spread[0] == pytest.approx(expected, rel=0.2)  # of 64 draws
     hotter = bond_limits(pair, temperature_K=1200.0, network=stiff, **how)
     assert hotter.spread[0] == pytest.approx(2 * limits.spread[0], rel=0.02)

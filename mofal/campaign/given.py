@@ -1,0 +1,110 @@
+"""What a campaign is given to start from: labels and a potential of its package or of the user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mofal.campaign.examples import seed_place
+from mofal.errors import ConfigError, MofalError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mofal.campaign.config import CampaignConfig
+    from mofal.potential import NequIPPotential
+    from mofal.reference import Reference
+
+
+def example_labels(config: CampaignConfig, reference: Reference | None) -> xr.Dataset:
+    """Labels of `seed_data.example`, or so many `frames` of them, spread over all.
+
+    Training and validation were divided by walk when they were made, and stay so; of both the same
+    share is taken.
+
+    Raises
+    ------
+    ConfigError
+        They are of another level of theory than the campaign's.
+    """
+    from mofal.data import open_group, select
+
+    settings = config.seed_data
+    assert settings.example is not None  # who calls has looked
+    ds = open_group(seed_place(settings.example) / "labels.zarr").load()
+    level = str(ds.attrs.get("level_hash", ""))
+    if reference is not None and reference.level_hash != level:
+        raise ConfigError(
+            f"seed_data.example: the labels of {settings.example} are of level {level}, the "
+            f"campaign's reference {config.reference.name} is {reference.level_hash}; choose the "
+            "reference that they were made with, or other seed data"
+        )
+    n = ds.sizes["structure"]
+    if settings.frames is None or settings.frames >= n:
+        return ds
+    split = ds["split"].values.astype(str)
+    kept: list[int] = []
+    for part in ("train", "validation"):
+        members = np.flatnonzero(split == part)
+        wanted = max(1, round(settings.frames * len(members) / n))
+        kept += members[np.linspace(0, len(members) - 1, wanted).round().astype(int)].tolist()
+    return select(ds, np.array(sorted(set(kept))))
+
+
+def start_place(config: CampaignConfig) -> Path | None:
+    """Directory of the potential that a campaign starts from, if it is given one."""
+    start = config.potential.start
+    if start is None:
+        return None
+    name = start.removeprefix("example:")
+    return seed_place(name) / "model" if name != start else Path(start)
+
+
+def start_potential(config: CampaignConfig, level_hash: str = "") -> NequIPPotential:
+    """Load the potential that a campaign starts from.
+
+    Parameters
+    ----------
+    level_hash : str
+        Of the campaign's reference; "" where it is not known yet.
+
+    Raises
+    ------
+    ConfigError
+        It is none, or learnt another level of theory.
+    """
+    from mofal.potential import load
+
+    place = start_place(config)
+    assert place is not None  # who calls has looked
+    try:
+        potential = load(place)
+    except MofalError as error:
+        raise ConfigError(f"potential.start: {error}") from None
+    learnt = str(potential.provenance.get("level_hash", ""))
+    if level_hash and learnt and learnt != level_hash:
+        raise ConfigError(
+            f"potential.start: {place} learnt labels of level {learnt}, the campaign's reference "
+            f"{config.reference.name} is {level_hash}: one potential cannot learn two levels"
+        )
+    return potential
+
+
+def check_start(config: CampaignConfig, elements: list[str], level_hash: str) -> None:
+    """Refuse a start that cannot become the campaign's first model.
+
+    Raises
+    ------
+    ConfigError
+        It is none, learnt another level, or has no type for an element of the campaign.
+    """
+    potential = start_potential(config, level_hash)
+    lacking = [e for e in elements if e not in potential.elements]
+    if lacking:
+        raise ConfigError(
+            f"potential.start: it has no type for {', '.join(lacking)} (it has "
+            f"{', '.join(potential.elements)}); add types to a copy of it with "
+            "mofal.potential.grow(potential, ...) and start from that"
+        )
