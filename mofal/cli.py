@@ -279,6 +279,7 @@ def add_hold(commands: Any) -> None:
     p.add_argument("--timestep", type=float, default=0.5, metavar="FS")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--workers", type=int, help="default: as many as there are cores")
+    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 or auto (default: cpu)")
     p.add_argument("--directory", help="of runs and checkpoints; default: STRUCTURE.hold")
 
 
@@ -298,6 +299,7 @@ def run_hold(args: argparse.Namespace) -> int:
         temperature_K=args.temperature,
         timestep_fs=args.timestep,
         seed=args.seed,
+        device=args.device,
         directory=args.directory,
         schedule=local_schedule(args.workers),
     )

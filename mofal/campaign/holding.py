@@ -223,6 +223,7 @@ def hold_file(
     temperature_K: float = 600.0,
     timestep_fs: float = 0.5,
     seed: int = 0,
+    device: str = "cpu",
     directory: str | os.PathLike[str] | None = None,
     schedule: ScheduleSettings | None = None,
     say: Say = print,
@@ -235,6 +236,8 @@ def hold_file(
         A system of the UiO-66 family, or a file.
     potential : str
         Directory of a model, or of a campaign (its last model).
+    device : str
+        Where the potential computes: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
 
     Returns
     -------
@@ -261,7 +264,7 @@ def hold_file(
         if last < 0:
             raise CampaignError(f"{model} has no model yet; look again when its seed is trained")
         model = site.path(plan.model(last))
-    loaded = load(model)
+    loaded = load(model, device=device)
     if Path(what).exists():
         structure = read_framework(what)
     elif what in system_names():
@@ -304,6 +307,7 @@ def hold_file(
                 "temperature_K": temperature_K,
                 "length_fs": length_fs,
                 "timestep_fs": timestep_fs,
+                "device": device,
             }
             tasks.append(
                 Task("walk", f"hold-{name}", hold_once, kwargs, output=out, resumable=True)

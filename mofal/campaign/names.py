@@ -15,7 +15,8 @@ TAKEN = (
 """What a cycle holds beside the directories of its systems (`mofal.campaign.plan`)."""
 
 RESERVED = (
-    *("control", "holdout", "systems", "schedule", "work", "report", "progress", "scratch"),
+    *("control", "holdout", "systems", "schedule", "work", "report", "holding"),
+    *("progress", "scratch"),
     *("label-records", "isolated-atoms"),
 )
 """Directories of a campaign elsewhere: no system's, so that a path says what it is."""

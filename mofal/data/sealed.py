@@ -16,7 +16,7 @@ MARK = b"mofal sealed 1 "
 it."""
 _HEAD = len(MARK) + 64 + 1
 STARTS_OVER = "starts over"
-"""Ends the line that says that work begins anew because its checkpoint is damaged."""
+"""Ends the line that says that work begins anew because its checkpoint cannot be used."""
 
 
 def digest(content: bytes) -> str:
@@ -70,4 +70,4 @@ def read_sealed(path: Path) -> tuple[bytes, str]:
 
 def starts_over(path: Path, what: str, fault: str) -> str:
     """Line that says why a walk or a training begins anew."""
-    return f"{path} is damaged ({fault}): the {what} {STARTS_OVER}"
+    return f"{path} cannot be used ({fault}): the {what} {STARTS_OVER}"

@@ -99,8 +99,14 @@ def load_checkpoint(
             "update mofal, or remove the file to walk again"
         )
     differs = _difference(found_identity, identity)
-    if unsealed and differs == ["model"] and not json.loads(found_identity)["model"]:
-        differs = []  # walks did not write down their potential then
+    if unsealed:
+        # Walks did not write down their potential then.
+        differs = [d for d in differs if d != "model" or json.loads(found_identity)["model"]]
+        if differs and not {"seed", "start frame", "n_steps"} & set(differs):
+            # The same walk; what ends one has changed since.
+            if say is not None:
+                say(starts_over(path, "walk", "a version before wrote it, by other rules"))
+            return None
     if differs:
         raise StoreError(
             f"{path} is the checkpoint of another walk (it differs in {', '.join(differs)}): "
@@ -112,4 +118,5 @@ def load_checkpoint(
 def _difference(found: str, expected: str) -> list[str]:
     """Names of the entries in which two identities differ."""
     one, two = json.loads(found), json.loads(expected)
-    return [name for name in sorted({*one, *two}) if one.get(name) != two.get(name)]
+    # What an identity does not name was not there when it was written.
+    return [n for n in sorted({*one, *two}) if (one.get(n) or "") != (two.get(n) or "")]

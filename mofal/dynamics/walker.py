@@ -244,6 +244,13 @@ class _Runner:
         self.start_cell = np.array(atoms.cell.array)
         self.calculator = calculator
         self.model_hash = str(getattr(calculator, "model_hash", ""))
+        theirs = str(getattr(density, "model_hash", ""))
+        if theirs and self.model_hash and theirs != self.model_hash:
+            raise ConfigError(
+                f"the density was fitted on features of potential {theirs}, this walk's is "
+                f"{self.model_hash}; features of two potentials are not comparable: fit the "
+                "density anew"
+            )
         self.seed_text = json.dumps(
             {"entropy": _plain(seed.entropy), "spawn_key": list(seed.spawn_key)}
         )

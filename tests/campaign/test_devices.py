@@ -152,6 +152,7 @@ def test_match_and_export__a_device_that_is_not_here(
     place = str(tmp_path / "match")
     for argv in (
         ["match", "S_ld", "--potential", model, "--device", "cuda:1", "--directory", place],
+        ["hold", "S_ld", "--potential", model, "--device", "cuda:0", "--directory", place],
         ["export", model, "-o", str(tmp_path / "x.nequip.pt2"), "--device", "cuda"],
     ):
         assert main(argv) == 1
@@ -244,23 +245,25 @@ def test_tasks__each_stage_asks_for_its_own_device(copied: Path, asked: list[str
     on_devices(copied)
     config = load_config(copied / "campaign.yaml")
     assert {kind: device_of(config, kind) for kind in KINDS} == OWN
-    root = str(copied)
+    who = {"root": str(copied), "identity": config.identity()}
     for group in ("density.zarr", "training_features.zarr", "proposal.zarr", "model"):
         shutil.rmtree(copied / "cycle-001" / group)
     shutil.rmtree(copied / "control")
     judgement = plan.holdout("defective", "model-000.zarr")
     shutil.rmtree(copied / judgement)
-    stages: list[tuple[str, Any, tuple[Any, ...]]] = [
-        ("density", tasks.density, (1,)),
-        ("walk", tasks.walk, (1, "defective", 0)),
-        ("propose", tasks.propose, (1,)),
-        ("train", tasks.train, (1, True)),
-        ("train", tasks.train_control, (1, True)),
-        ("judge", tasks.judge, ("defective", plan.model(0), judgement)),
+    cycle: dict[str, Any] = {"cycle": 1}
+    judging = {"system": "defective", "model": plan.model(0), "makes": judgement}
+    stages: list[tuple[str, Any, dict[str, Any]]] = [
+        ("density", tasks.density, cycle),
+        ("walk", tasks.walk, {**cycle, "system": "defective", "index": 0}),
+        ("propose", tasks.propose, cycle),
+        ("train", tasks.train, {**cycle, "last": True}),
+        ("train", tasks.train_control, {**cycle, "last": True}),
+        ("judge", tasks.judge, judging),
     ]
     for kind, function, arguments in stages:
         asked.clear()
-        function(root, *arguments)
+        function(**who, **arguments)
         # A model is put together on the CPU before it is moved.
         assert set(asked) - {"cpu"} == {OWN[kind]}, kind
         assert asked[-1] == OWN[kind], kind
@@ -293,6 +296,8 @@ def test_select__features_of_another_model_are_refused(copied: Path) -> None:
     assert fitted.model_hash == seed.model_hash
     assert view.features.attrs["model_hash"] == seed.model_hash
     here = copied / "cycle-001" / "defective"
+    who = {"root": str(copied), "identity": view.site.identity}
+    which = {"cycle": 1, "system": "defective"}
     for group in ("features.zarr", "scores.zarr", "clusters.zarr", "labels.zarr"):
         shutil.rmtree(here / group)
     samples = view.site.group("cycle-001/defective/samples.zarr").load()
@@ -303,11 +308,11 @@ def test_select__features_of_another_model_are_refused(copied: Path) -> None:
     for features, said in ((foreign, last.model_hash), (unknown, "unknown")):
         write_group(features, here / "features.zarr", kind="features")
         with pytest.raises(DataError, match=rf"features\.zarr holds features of potential {said}"):
-            tasks.select_clusters(str(copied), 1, "defective")
+            tasks.select_clusters(**who, **which)
         assert not (here / "scores.zarr").exists()
         shutil.rmtree(here / "features.zarr")
     write_group(seed.featurize(samples), here / "features.zarr", kind="features")
-    tasks.select_clusters(str(copied), 1, "defective")
+    tasks.select_clusters(**who, **which)
     assert view.scores.attrs["model_hash"] == seed.model_hash
 
 

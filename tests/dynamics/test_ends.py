@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -193,6 +194,15 @@ def test_walk__unfamiliar_from_the_start_is_recorded(argon, described):
     result = walk(ds, calculator=described, settings=short, seed=2, density=density)
     assert result.record["unfamiliar_at_start"].item() > 0
     assert 5 not in json.loads(result.record["unfamiliar_atoms"].item())
+
+
+def test_walk__a_density_of_another_potential_is_refused(argon, described):
+    density = copy.copy(known(argon, described, 40.0))
+    density.model_hash = "another"
+    calculator = described()
+    calculator.model_hash = "this one"
+    with pytest.raises(ConfigError, match="potential another, this walk's is this one"):
+        walk(argon, calculator=calculator, settings=HOT, seed=2, density=density)
 
 
 def test_walk__a_density_wants_features(argon, described, make_potential):
