@@ -15,7 +15,7 @@ TAKEN = (
 """What a cycle holds beside the directories of its systems (`mofal.campaign.plan`)."""
 
 RESERVED = (
-    *("control", "holdout", "systems", "schedule", "work", "report", "holding"),
+    *("control", "holdout", "holding", "systems", "schedule", "work", "report", "holding"),
     *("progress", "scratch"),
     *("label-records", "isolated-atoms"),
 )
