@@ -328,7 +328,7 @@ class ExplorationSettings(Section):
         None, description="one limit for all bonds besides, whatever their kind"
     )
     unfamiliar_quantile: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        1e-4, description="a walk ends where atoms stay below it; 0: walks are not watched"
+        0.005, description="a walk ends where atoms stay below it; 0: walks are not watched"
     )
     unfamiliar_fs: Positive = Field(20.0, description="and for how long")
     ramp_cycles: Count = Field(3, description="cycles over which walks grow to their full length")
