@@ -208,6 +208,7 @@ def calculate_in_child(
     OSError
         The machine failed (`mofal.reference.faults`): that is no result.
     """
+    start = time.perf_counter()
     directory.mkdir(parents=True, exist_ok=True)
     retries: list[Mapping[str, Any]] = []
     while True:
@@ -220,7 +221,8 @@ def calculate_in_child(
             done, ended = _once(reference, attempt, Path(work), time_limit_s)
         killed = ended.returncode in _FROM_OUTSIDE and not ended.timed_out
         if done.status != "crashed" or not killed or len(retries) + 1 >= KILLS:
-            return replace(done, retries=tuple(retries))
+            took = time.perf_counter() - start
+            return replace(done, retries=tuple(retries), wall_time_s=took)
         retries.append({"failed": "process", "status": done.status, "reason": done.reason})
 
 

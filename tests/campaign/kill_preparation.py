@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import sys
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def child(file: Path, directory: Path, fatal: int, found: Path) -> int:
     pid = os.fork()
     if pid:
         return os.waitpid(pid, 0)[1]
-    count = [0]
+    counter = count(1)  # threads write too, and each takes another number
     notes = os.open(found, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -41,9 +42,9 @@ def child(file: Path, directory: Path, fatal: int, found: Path) -> int:
         path = arguments[0]
         if not isinstance(path, str | os.PathLike) or not str(path).startswith(str(directory)):
             return
-        count[0] += 1
+        number = next(counter)
         os.write(notes, f"{event} {os.path.relpath(str(path), directory)}\n".encode())
-        if count[0] == fatal:
+        if number == fatal:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
@@ -66,6 +67,7 @@ def main() -> None:
     file, place, stride = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     examine(Site(place / "nowhere", driver.Campaign(file).config))  # imports, nothing else
     found = place / "found"
+    shutil.rmtree(place / "whole", ignore_errors=True)
     assert child(file, place / "whole", 0, found) == 0
     moments = found.read_text().splitlines()
     expected = contents(place / "whole")

@@ -428,7 +428,7 @@ def test_run__killed_at_any_moment_of_the_preparation(tmp_path: Path) -> None:
     (tmp_path / "campaign.yaml").write_text(yaml.safe_dump(SMALL))
     script = Path(__file__).with_name("kill_preparation.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "campaign.yaml"), str(tmp_path), "60"],
+        [sys.executable, str(script), str(tmp_path / "campaign.yaml"), str(tmp_path), "200"],
         capture_output=True,
         text=True,
         timeout=600,
