@@ -357,7 +357,7 @@ def sort_of(path: str) -> str:
         "scratch",
         "isolated-atoms",
         "checkpoint",
-        "model",
+        ".model.",
         "campaign.json",
         "campaign.yaml",
         "driver.json",
