@@ -78,18 +78,21 @@ class _Output:
     def stream(self, path: Path) -> int:
         """Return where to write what shall go to this log."""
         if path not in self._logs:
-            self._logs[path] = BoundedLog(path)
+            with contextlib.suppress(OSError):  # a full disk is no reason to do without a worker
+                self._logs[path] = BoundedLog(path)
         reader, writer = os.pipe()
-        thread = threading.Thread(target=self._copy, args=(reader, self._logs[path]), daemon=True)
+        arguments = (reader, self._logs.get(path))
+        thread = threading.Thread(target=self._copy, args=arguments, daemon=True)
         thread.start()
         self._threads = [t for t in self._threads if t.is_alive()] + [thread]
         return writer
 
     @staticmethod
-    def _copy(reader: int, log: BoundedLog) -> None:
+    def _copy(reader: int, log: BoundedLog | None) -> None:
         with contextlib.suppress(OSError):
             while content := os.read(reader, 1 << 18):
-                log.write(content)
+                if log is not None:
+                    log.write(content)
         os.close(reader)
 
     def finish(self, patience: float) -> None:

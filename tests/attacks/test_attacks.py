@@ -152,7 +152,7 @@ def test_labels__whatever_fails(labels, attack):
     "attack",
     [
         Attack(1, "ENOSPC", "link", "label-records", 2, 1.0),
-        Attack(2, "KILL", "rename", "model", 40, 0.0),
+        Attack(2, "KILL", "rename", "cycle-001/model", 1, 0.0),
     ],
     ids=lambda attack: attack.kind,
 )
