@@ -228,9 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 row["said"] = traceback.format_exc()
             row["seconds"] = time.process_time() - start
             rows.append(row)
+            if args.list and (len(rows) % 50 == 0 or len(rows) == len(files)):
+                args.list.write_text(json.dumps(rows, indent=1))
     report(rows)
-    if args.list:
-        args.list.write_text(json.dumps(rows, indent=1))
     return int(any(r["verdict"] == "traceback" for r in rows))
 
 
