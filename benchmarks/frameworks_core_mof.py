@@ -173,8 +173,8 @@ def draw(found: dict[str, bytes], n: int, seed: int, skip: int = 0) -> dict[str,
 
 
 KINDS = [
-    ("overlap", r"Å apart"), ("hydrogen on C", r"lacks one|hydrogens are missing"),
-    ("hydrogen on O or N", r"hydrogens? (is|are) missing on"), ("five bonds", r"has \d+ bonds"),
+    ("overlap", r"Å apart"), ("hydrogen on O or N", r"hydrogens? (is|are) missing on"),
+    ("hydrogen on C", r"lacks one|hydrogens are missing"), ("five bonds", r"has \d+ bonds"),
     ("stray hydrogen", r"bonded to nothing"), ("no carbon", r"no carbon"), ("no metal", "no metal"),
     ("endless", r"infinite along"), ("nothing to cut", r"cuts no bond"), ("occupancy", "occupied"),
     ("charge", r"formal charge|neutral"), ("cell", "cell|volume"),

@@ -372,8 +372,9 @@ def _lacking_donors(
 ) -> NDArray[np.bool_]:
     """O and N that have room for a hydrogen: (atom,) bool.
 
-    O on metals alone that they do not satisfy, O on nothing or on one carbon, N on one carbon at
-    most or between two of them, all without a metal (or, for N, with one).
+    O on metals alone that they do not satisfy, O on nothing; without a metal O on one carbon that
+    has no other O or N (a phenol, an alcohol), and both O of a free carboxyl; N on one carbon that
+    is no nitrile's, and without a metal N between two carbons with four neighbours each.
     """
     pair = blocks["bond_atom"].values
     n = len(numbers)
@@ -382,9 +383,20 @@ def _lacking_donors(
     metal = np.bincount(both[IS_METAL[other], 0], minlength=n)
     carbon = np.bincount(both[other == 6, 0], minlength=n)
     rest = np.bincount(both[:, 0], minlength=n) - metal - carbon
-    bare = (numbers == 8) & (carbon + rest == 0) & (valence < BARE_OXYGEN)
-    alone = (numbers == 8) & (metal == 0) & (carbon <= 1) & (rest == 0)
-    amine = (numbers == 7) & (rest == 0) & (carbon <= 2) & (metal + carbon <= 2)
+    around = np.bincount(both[:, 0], minlength=n)
+    oxygen, nitrogen = numbers == 8, numbers == 7
+
+    def beside(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.bincount(both[mask[both[:, 1]], 0], minlength=n)
+
+    bare = oxygen & (carbon + rest == 0) & (valence < BARE_OXYGEN)
+    end = oxygen & (metal == 0) & (carbon == 1) & (rest == 0)
+    hydroxyl = (numbers == 6) & (beside(oxygen | nitrogen) == 1) & (around <= 4)
+    carboxyl = (numbers == 6) & (beside(end) == 2) & (around == 3)
+    alone = end & (beside(hydroxyl | carboxyl) == 1)
+    sp, sp3 = (numbers == 6) & (around == 2), (numbers == 6) & (around == 4)
+    amine = nitrogen & (rest == 0) & (carbon == 1) & (metal <= 1) & (beside(sp) == 0)
+    amine |= nitrogen & (rest == 0) & (metal == 0) & (carbon == 2) & (beside(sp3) == 2)
     return bare | alone | amine
 
 
