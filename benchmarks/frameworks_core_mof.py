@@ -173,8 +173,8 @@ def draw(found: dict[str, bytes], n: int, seed: int, skip: int = 0) -> dict[str,
 
 
 KINDS = [
-    ("overlap", r"Å apart"), ("hydrogen on C", r"lacks one|hydrogens are missing"),
-    ("hydrogen on O or N", r"hydrogens? (is|are) missing on"), ("five bonds", r"has \d+ bonds"),
+    ("overlap", r"Å apart"), ("hydrogen on O or N", r"hydrogens? (is|are) missing on"),
+    ("hydrogen on C", r"lacks one|hydrogens are missing"), ("five bonds", r"has \d+ bonds"),
     ("stray hydrogen", r"bonded to nothing"), ("no carbon", r"no carbon"), ("no metal", "no metal"),
     ("endless", r"infinite along"), ("nothing to cut", r"cuts no bond"), ("occupancy", "occupied"),
     ("charge", r"formal charge|neutral"), ("cell", "cell|volume"),
@@ -228,9 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 row["said"] = traceback.format_exc()
             row["seconds"] = time.process_time() - start
             rows.append(row)
+            if args.list and (len(rows) % 50 == 0 or len(rows) == len(files)):
+                args.list.write_text(json.dumps(rows, indent=1))
     report(rows)
-    if args.list:
-        args.list.write_text(json.dumps(rows, indent=1))
     return int(any(r["verdict"] == "traceback" for r in rows))
 
 

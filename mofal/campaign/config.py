@@ -100,6 +100,9 @@ class SystemSettings(Section):
     seed: Seed = Field(0, description="of the disorder")
     disorder: DisorderSettings | None = None
     rule: str = Field("auto", description="rule that cuts the framework into blocks")
+    charge: int | None = Field(
+        0, description="formal charge of the cell of the file; null: whatever it is"
+    )
     explore: bool = Field(True, description="false: serves seed data and hold-out only")
 
     @model_validator(mode="after")

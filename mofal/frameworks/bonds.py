@@ -33,6 +33,10 @@ _TOLERANCE_SECOND_ROW = 0.22
 _TOLERANCE_METAL = 0.40
 _TOLERANCE_METAL_CARBON = 0.20
 _TOLERANCE_METAL_HYDROGEN = 0.10
+# Heavy ions with lone pairs or full d shells: their bonds to N, O and halogens spread further.
+_TOLERANCE_SOFT = {"Pb": 0.70, "Bi": 0.65, "Tl": 0.65, "Cd": 0.50, "Hg": 0.50, "Sn": 0.50}
+# Å; crude files stretch O-H and N-H to 1.3 Å, and an H keeps its nearest partner only.
+_LONGEST_XH = 1.38
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,10 @@ def bond_cutoffs() -> NDArray[np.float64]:
         to_metal = r[z] + r[metal] + tolerance
         cut[z, metal] = to_metal
         cut[metal, z] = to_metal
+    for symbol, tolerance in _TOLERANCE_SOFT.items():
+        soft, others = atomic_numbers[symbol], [7, 8, 9, 16, 17, 35, 53]
+        cut[soft, others] = cut[others, soft] = r[soft] + r[others] + tolerance
+    cut[[7, 8], 1] = cut[1, [7, 8]] = _LONGEST_XH
     # Metals are held together by what bridges them; a distance alone proves no bond.
     cut[np.ix_(metal, metal)] = 0.0
     noble = [atomic_numbers[s] for s in ["He", "Ne", "Ar", "Kr", "Xe", "Rn"]]
@@ -157,8 +165,9 @@ def bonds_of(
     """Bonds of one structure from distances.
 
     Two atoms are bonded when they are closer than the sum of their covalent radii plus 0.3 Å
-    (0.22 Å among B, C, N, O and F, 0.4 Å to a metal, 0.2 Å metal to carbon, 0.1 Å metal to
-    hydrogen); metals never bond to each other, nor to a C, P or S whose own O or N holds them;
+    (0.22 Å among B, C, N, O and F, 0.4 Å to a metal, 0.5 to 0.7 Å from N, O, S and halogens to
+    Cd, Hg, Sn, Pb, Tl and Bi, 0.2 Å metal to carbon, 0.1 Å metal to hydrogen; N-H and O-H up to
+    1.38 Å); metals never bond to each other, nor to a C, P or S whose own O or N holds them;
     hydrogen keeps only its shortest bond, except between boron and between metals.
 
     Parameters

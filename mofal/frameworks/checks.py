@@ -54,6 +54,9 @@ _LEAST = {
     28: 4,
     29: 3,
 }  # fmt: skip
+# Å: a bond of a carbon that is shorter than this is a double, or a triple bond.
+_DOUBLE = {6: 1.41, 7: 1.36, 8: 1.30}
+_TRIPLE = {6: 1.25, 7: 1.20}
 _FAR = 1e6  # Å: further out no digit is left for a bond length
 _VOLUME_PER_ATOM = (4.0, 400.0)  # Å^3: denser than diamond; emptier than any known framework
 
@@ -217,19 +220,25 @@ def check_valences(
             "too small"
         )
     vector = positions[bonds.j] + bonds.shift @ cell - positions[bonds.i]
-    vector /= np.linalg.norm(vector, axis=1, keepdims=True)
+    length = np.linalg.norm(vector, axis=1)
+    vector /= length[:, None]
     carbon = (numbers == 6) & (to_metal == 0) & ~has_boron
     start = bonds.indptr
+    far = np.split(length, start[1:-1])
     bad: list[int] = []
     for k in np.flatnonzero(carbon & (organic <= 3)).tolist():
         own = vector[start[k] : start[k + 1]]
         near = numbers[bonds.j[start[k] : start[k + 1]]]
         if organic[k] == 3:
-            # Flat is sp2; well out of the plane of its neighbours, a fourth one is missing.
-            bad += [k] if abs(np.linalg.det(own)) > 0.6 else []
+            # Flat is sp2; well out of the plane of its neighbours, a fourth one is missing, unless
+            # a double bond says that the geometry is only distorted.
+            bent = abs(np.linalg.det(own)) > 0.6
+            bad += [k] if bent and not _shorter(near, far[k], _DOUBLE) else []
         elif organic[k] == 2:
             # Straight is sp (alkyne, nitrile, CO2); bent lacks a hydrogen.
-            bad += [k] if own[0] @ own[1] > -0.85 else []
+            bent = own[0] @ own[1] > -0.85
+            triple = own[0] @ own[1] < -0.5 and _shorter(near, far[k], _TRIPLE)
+            bad += [k] if bent and not triple else []
         elif organic[k] == 1:
             bad += [k] if near[0] not in (7, 8) else []
         else:
@@ -246,6 +255,13 @@ def check_valences(
             f"{_name(numbers, k)} has {int(organic[k])} neighbours and lacks one ({len(bad)} such "
             f"atoms): hydrogens are missing; add them to the file{where}"
         )
+
+
+def _shorter(
+    near: NDArray[np.integer], length: NDArray[np.float64], limit: dict[int, float]
+) -> bool:
+    """Whether one of the bonds of a carbon is shorter than a limit by element, Å."""
+    return any(d < limit.get(int(z), 0.0) for z, d in zip(near, length))
 
 
 def check_charges(
@@ -356,8 +372,9 @@ def _lacking_donors(
 ) -> NDArray[np.bool_]:
     """O and N that have room for a hydrogen: (atom,) bool.
 
-    O on metals alone that they do not satisfy, O on nothing or on one carbon, N on one carbon at
-    most or between two of them, all without a metal (or, for N, with one).
+    O on metals alone that they do not satisfy, O on nothing; without a metal O on one carbon that
+    has no other O or N (a phenol, an alcohol), and both O of a free carboxyl; N on one carbon that
+    is no nitrile's, and without a metal N between two carbons with four neighbours each.
     """
     pair = blocks["bond_atom"].values
     n = len(numbers)
@@ -366,9 +383,20 @@ def _lacking_donors(
     metal = np.bincount(both[IS_METAL[other], 0], minlength=n)
     carbon = np.bincount(both[other == 6, 0], minlength=n)
     rest = np.bincount(both[:, 0], minlength=n) - metal - carbon
-    bare = (numbers == 8) & (carbon + rest == 0) & (valence < BARE_OXYGEN)
-    alone = (numbers == 8) & (metal == 0) & (carbon <= 1) & (rest == 0)
-    amine = (numbers == 7) & (rest == 0) & (carbon <= 2) & (metal + carbon <= 2)
+    around = np.bincount(both[:, 0], minlength=n)
+    oxygen, nitrogen = numbers == 8, numbers == 7
+
+    def beside(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.bincount(both[mask[both[:, 1]], 0], minlength=n)
+
+    bare = oxygen & (carbon + rest == 0) & (valence < BARE_OXYGEN)
+    end = oxygen & (metal == 0) & (carbon == 1) & (rest == 0)
+    hydroxyl = (numbers == 6) & (beside(oxygen | nitrogen) == 1) & (around <= 4)
+    carboxyl = (numbers == 6) & (beside(end) == 2) & (around == 3)
+    alone = end & (beside(hydroxyl | carboxyl) == 1)
+    sp, sp3 = (numbers == 6) & (around == 2), (numbers == 6) & (around == 4)
+    amine = nitrogen & (rest == 0) & (carbon == 1) & (metal <= 1) & (beside(sp) == 0)
+    amine |= nitrogen & (rest == 0) & (metal == 0) & (carbon == 2) & (beside(sp3) == 2)
     return bare | alone | amine
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 from ase import Atoms
 from ase.cell import Cell
 from ase.data import atomic_numbers
 from matscipy.neighbours import neighbour_list
 from numpy.typing import NDArray
+from scipy.sparse import csgraph
 
 from mofal.errors import StructureError
 from mofal.frameworks.spacegroups import symmetry_of
@@ -24,6 +26,8 @@ from mofal.frameworks.spacegroups import symmetry_of
 # Images of one site that symmetry should have merged lie this close (Å): coordinates are printed
 # with four digits, so that 0.3333 misses 1/3 by 0.002 Å in a cell of 60 Å.
 SPECIAL = 0.05
+# Atoms of one element this close (Å) are one atom.
+SAME = 0.3
 
 _FAR = 1e4
 # A tag, and behind it words that begin like a value without quotes; then perhaps a comment.
@@ -164,7 +168,8 @@ def _structure(file: Path, block: Block) -> Atoms:
     fractions = np.mod(images.reshape(-1, 3), 1.0)
     site = np.repeat(np.arange(len(f)), len(rotation))
     keep = _merge(fractions @ cell, cell, site)
-    return Atoms(numbers[site[keep]], positions=fractions[keep] @ cell, cell=cell, pbc=True)
+    atoms = Atoms(numbers[site[keep]], positions=fractions[keep] @ cell, cell=cell, pbc=True)
+    return _merge_elements(atoms)
 
 
 def _coordinates(file: Path, block: Block, labels: list[str], kind: str) -> NDArray[np.float64]:
@@ -254,6 +259,34 @@ def _numbers(file: Path, symbols: list[str], labels: list[str]) -> NDArray[np.in
             )
         out.append(atomic_numbers[name])
     return np.array(out, np.int32)
+
+
+def _merge_elements(atoms: Atoms) -> Atoms:
+    """One atom, in the middle, where atoms of one element lie within `SAME` of each other.
+
+    Exact duplicates, and images of a site that just misses a mirror; how many went is said in
+    ``info["merged"]``.
+    """
+    i, j, vector = neighbour_list("ijD", atoms, 1.0)
+    same = (atoms.numbers[i] == atoms.numbers[j]) & (np.linalg.norm(vector, axis=1) < SAME)
+    i, j, vector = i[same], j[same], vector[same]
+    if not len(i):
+        return atoms
+    n = len(atoms)
+    graph = sp.csr_array((np.ones(len(i), np.int8), (i, j)), shape=(n, n))
+    _, group = csgraph.connected_components(graph, directed=False)
+    first = np.full(group.max() + 1, n)
+    np.minimum.at(first, group, np.arange(n))
+    # The mean over the group, as seen from its first atom.
+    from_first = np.flatnonzero(first[group[i]] == i)
+    shift = np.zeros((n, 3))
+    np.add.at(shift, i[from_first], vector[from_first])
+    size = np.bincount(group)
+    keep = np.unique(first)
+    out = atoms[keep]
+    out.positions += shift[keep] / size[group[keep]][:, None]
+    out.info["merged"] = n - len(keep)
+    return out
 
 
 def _merge(

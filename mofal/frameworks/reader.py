@@ -55,12 +55,15 @@ def read_framework(
     file = Path(path)
     try:
         atoms = _atoms(file, index)
+        merged = atoms.info.pop("merged", 0)
         ds = from_atoms(atoms, system=system if system is not None else file.stem)
         blocks = check_structure(ds, rule=rule, charge=charge)
     except StructureError as error:
         text = str(error)
         raise StructureError(text if str(file) in text else f"{file}: {text}") from None
-    ds.attrs["notes"] = blocks.attrs["notes"]
+    notes = [blocks.attrs["notes"]] if blocks.attrs["notes"] else []
+    notes += [f"{merged} atoms merged with others of their element within 0.3 Å"] if merged else []
+    ds.attrs["notes"] = ", ".join(notes)
     ds.attrs["formula"] = str(atoms.symbols.formula.format("hill"))
     ds.attrs["rule"] = rule
     return ds

@@ -99,6 +99,28 @@ def test_auto__missing_ions_are_a_note_and_missing_hydrogens_are_not(tmp_path):
     )
 
 
+def test_auto__free_carbonyls_and_pyridines_lack_no_hydrogen():
+    """O of a monodentate carboxylate, N of a free pyridine or nitrile: no hydrogen is missing."""
+    from mofal.frameworks.checks import _lacking_donors
+
+    def lacking(text: str, pairs: list[tuple[int, int]]) -> list[int]:
+        numbers = Atoms(text).numbers
+        blocks = xr.Dataset({"bond_atom": (("bond", "end"), np.array(pairs))})
+        return np.flatnonzero(_lacking_donors(blocks, numbers, np.full(len(numbers), 0.5))).tolist()
+
+    # Zn-O-C(=O)-C; a ring N between two CH; C-C-N of a nitrile.
+    assert lacking("ZnOCOC", [(0, 1), (1, 2), (2, 3), (2, 4)]) == []
+    assert lacking("CHNCH", [(0, 1), (0, 2), (2, 3), (3, 4)]) == []
+    assert lacking("CCN", [(0, 1), (1, 2)]) == []
+    # Both O of a free carboxyl, a phenol, an amine, a bare O on two metals, dimethylamine.
+    assert lacking("COOC", [(0, 1), (0, 2), (0, 3)]) == [1, 2]
+    assert lacking("CCCO", [(0, 1), (0, 2), (0, 3)]) == [3]
+    assert lacking("CCCN", [(0, 1), (0, 2), (0, 3)]) == [3]
+    assert lacking("ZnOZn", [(0, 1), (1, 2)]) == [1]
+    methyls = [(0, 1), (0, 2), (1, 3), (1, 4), (1, 5), (2, 6), (2, 7), (2, 8)]
+    assert lacking("NC2H6", methyls) == [0]
+
+
 def test_auto__prints_what_it_decided(tmp_path, capsys):
     path = tmp_path / "mil53.cif"
     published.mil53().write(path)

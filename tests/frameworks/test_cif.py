@@ -16,9 +16,11 @@ from ase.cell import Cell
 from mofal.cli import main
 from mofal.data import to_atoms
 from mofal.errors import StructureError
-from mofal.frameworks import find_bonds, read_framework
+from mofal.frameworks import build, find_bonds, read_framework
+from mofal.frameworks.bonds import bonds_of
 from mofal.frameworks.cif import read_cif
 from mofal.frameworks.spacegroups import by_name, settings, symmetry_of
+from tests.frameworks import published
 
 DATA = Path(__file__).parent / "data"
 SITES = np.array([[0.137, 0.211, 0.083]])
@@ -294,3 +296,30 @@ def test_find_bonds__of_a_case():
 def test_read_cif__symbols_without_quotes(tmp_path, said):
     path = written(tmp_path / "x.cif", MONOCLINIC, f"_symmetry_space_group_name_H-M   {said}")
     assert len(read_cif(path)[0]) == 4
+
+
+def test_read_framework__merges_what_is_one_atom(tmp_path):
+    """Exact duplicates and images that just miss a mirror: merged, in the middle, and said."""
+    atoms = published.mof5()
+    twice = atoms + atoms[[5, 9]]
+    twice.positions[-1] += [0.1, 0.0, 0.1]
+    path = tmp_path / "x.cif"
+    twice.write(path)
+    ds = read_framework(path)
+    assert ds.sizes["atom"] == 424
+    assert "2 atoms merged" in ds.attrs["notes"]
+    assert np.allclose(ds["positions"].values[9], atoms.positions[9] + [0.05, 0, 0.05], atol=1e-4)
+
+
+def test_read_framework__stretched_hydroxide(tmp_path):
+    atoms = to_atoms(build("S_pr", cell="primitive"), 0)
+    bonds = bonds_of(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    for k in np.flatnonzero(atoms.numbers == 1).tolist():
+        edge = bonds.indptr[k]
+        oxygen = bonds.j[edge]
+        if atoms.numbers[oxygen] == 8:
+            bond = atoms.positions[oxygen] + bonds.shift[edge] @ atoms.cell.array
+            atoms.positions[k] += 0.32 / 0.97 * (atoms.positions[k] - bond)
+    path = tmp_path / "x.cif"
+    atoms.write(path)
+    assert read_framework(path).attrs["notes"] == ""

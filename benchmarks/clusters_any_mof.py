@@ -1,0 +1,133 @@
+"""Does a cluster around each kind of core converge at its declared charge? GFN1-xTB, closed shells.
+
+    python benchmarks/clusters_any_mof.py [--size tiny|full] [--wheel core_mof.whl] [NAME ...]
+
+Names are those of CoRE MOF 2019 (`benchmarks/frameworks_core_mof.py` says where its files come
+from). Prints for each kind of core: composition, atoms, charge, HOMO-LUMO gap (eV), the smallest
+distance in sums of covalent radii, and whether it converged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from ase import Atoms
+from ase.data import covalent_radii
+from ase.units import Bohr, Hartree
+
+SIZES = {"tiny": 1, "full": 4}
+# Metals whose d or f shell is partly filled are taken as closed: the question is convergence.
+CLOSED = "Ti V Cr Mn Fe Co Ni Cu Mo Ru Rh Pd Ce Pr Nd Sm Eu Gd Tb Dy Ho Er Tm Yb W Re Os Ir Pt"
+
+
+def files(names: Sequence[str], wheel: Path | None) -> Iterator[tuple[str, str]]:
+    """Text of the first file of each name."""
+    from frameworks_core_mof import archives
+
+    left = set(names)
+    for archive in archives(wheel).values():
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            for member in tar:
+                stem = Path(member.name).stem
+                name = next((n for n in left if stem.split("_")[0] == n), None)
+                handle = tar.extractfile(member) if name else None
+                if name and handle:
+                    left.discard(name)
+                    yield name, handle.read().decode("latin-1")
+
+
+def xtb(atoms: Atoms, charge: int, unpaired: int) -> tuple[bool, float]:
+    """Whether GFN1-xTB converges, and the gap in eV."""
+    from tblite.interface import Calculator
+
+    calc = Calculator("GFN1-xTB", atoms.numbers, atoms.positions / Bohr, float(charge), unpaired)
+    calc.set("verbosity", 0)
+    calc.set("max-iter", 500)
+    try:
+        result = calc.singlepoint()
+    except RuntimeError:
+        return False, float("nan")
+    energy, filled = result.get("orbital-energies"), result.get("orbital-occupations")
+    if energy.ndim > 1:
+        energy, filled = energy[0], filled[0]
+    homo = energy[filled > filled.max() / 2].max()
+    above = energy[filled <= filled.max() / 2]
+    return True, float((above.min() - homo) * Hartree)
+
+
+def clusters_of(ds: xr.Dataset, most: int) -> Iterator[tuple[str, Atoms | None, int, str]]:
+    """Formula of the core, its cluster and charge, or why there is none; one of each kind."""
+    from mofal.clusters import cut
+    from mofal.data import to_atoms
+    from mofal.frameworks import find_blocks
+
+    name = str(ds["system"].values[0])
+    blocks = find_blocks(ds)
+    _, first = np.unique(blocks["kind"].values, return_index=True)
+    linked = [k for k in first.tolist() if str(blocks["role"].values[k]) != "guest"]
+    for k in linked[:most]:
+        core = xr.Dataset({"core_structure": ("core", [0]), "core_block": ("core", [k])})
+        found, refused = cut(
+            ds, {name: blocks}, core, shells=1, unpaired=dict.fromkeys(CLOSED.split(), 0)
+        )
+        text = str(blocks["formula"].values[k])
+        if found.sizes["structure"]:
+            yield text, to_atoms(found, 0), int(found["charge"][0]), ""
+        else:
+            yield text, None, 0, str(refused["reason"].values[0])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read, cut, compute, print."""
+    from mofal.errors import MofalError
+    from mofal.frameworks import read_framework
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--wheel", type=Path)
+    parser.add_argument("--largest", type=int, default=200, help="atoms; larger ones are not run")
+    args = parser.parse_args(argv)
+    good = total = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files(args.names, args.wheel):
+            path = Path(folder) / f"{name}.cif"
+            path.write_bytes(text.encode("latin-1"))
+            try:
+                ds = read_framework(path)
+            except MofalError as error:
+                print(f"{name}: {error}", flush=True)
+                continue
+            for core, atoms, charge, why in clusters_of(ds, SIZES[args.size]):
+                if atoms is None or len(atoms) > args.largest:
+                    print(f"{name} {core}: {why or f'{len(atoms)} atoms, not run'}", flush=True)
+                    continue
+                d = atoms.get_all_distances() + 9 * np.eye(len(atoms))
+                radii = covalent_radii[atoms.numbers]
+                near = (d / (radii[:, None] + radii[None])).min()
+                start = time.process_time()
+                electrons = int(atoms.numbers.sum()) - charge
+                done, gap = xtb(atoms, charge, electrons % 2)
+                total += 1
+                good += done
+                print(
+                    f"{name} {core}: {atoms.get_chemical_formula('hill')} {len(atoms)} atoms, "
+                    f"charge {charge:+d}, {'converged' if done else 'NOT CONVERGED'}, gap "
+                    f"{gap:.2f} eV, nearest {near:.2f}, {time.process_time() - start:.0f} s",
+                    flush=True,
+                )
+    print(f"{good} of {total} clusters converged")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
