@@ -269,7 +269,7 @@ def add_mechanics(commands: Any) -> None:
     p.add_argument("systems", nargs="+", metavar="SYSTEM", help="names (S_pr), or structure files")
     p.add_argument("--potential", metavar="MODEL", help="a model directory, or a campaign")
     p.add_argument("--reference", help="a reference in its place, e.g. gfn1-xtb")
-    p.add_argument("--what", nargs="+", default=["eos"], help="(default: eos)")
+    p.add_argument("--what", nargs="+", default=["eos"], help="eos, elastic (default: eos)")
     p.add_argument("--cell", choices=["primitive", "conventional"], default="conventional")
     p.add_argument("--rule", default="carboxylate", help="how to cut blocks; none: no blocks")
     p.add_argument("--volumes", type=int, default=9, help="of E(V), an odd number (default: 9)")
@@ -280,6 +280,9 @@ def add_mechanics(commands: Any) -> None:
     p.add_argument("--max-stress", type=float, default=1.0, help="MPa (default: 1)")
     p.add_argument("--max-steps", type=int, default=2000, help="of a relaxation")
     p.add_argument("--displacement", type=float, default=0.01, help="that breaks symmetry, Å")
+    p.add_argument(
+        "--strains", type=float, nargs="+", default=[0.0025, 0.005], help="(default: 0.0025 0.005)"
+    )
     p.add_argument("--realisations", type=int, default=1, help="draws of a disordered system")
     p.add_argument("--directory", default="mechanics", help="results (default: mechanics)")
     p.add_argument("--workers", type=int, help="processes (default: one per core)")
@@ -519,7 +522,7 @@ def run_noise(args: argparse.Namespace) -> int:
 def run_mechanics(args: argparse.Namespace) -> int:
     """`mofal mechanics`."""
     from mofal.campaign.mechanics import mechanics
-    from mofal.mechanics import Criteria, CurveSettings
+    from mofal.mechanics import Criteria, CurveSettings, ElasticSettings
 
     return mechanics(
         args.systems,
@@ -540,6 +543,10 @@ def run_mechanics(args: argparse.Namespace) -> int:
                 max_stress_MPa=args.max_stress,
                 max_steps=args.max_steps,
             ),
+        ),
+        strains=ElasticSettings(
+            amplitudes=tuple(args.strains),
+            criteria=Criteria(max_force=args.max_force / 2000.0, max_steps=args.max_steps),
         ),
         realisations=args.realisations,
         directory=args.directory,

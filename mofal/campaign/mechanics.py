@@ -18,13 +18,13 @@ from mofal.schedule.task import Task
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mofal.mechanics import Level
+    from mofal.mechanics import CurveSettings, ElasticSettings, Level
     from mofal.mechanics.pieces import Piece, Plan
     from mofal.schedule.settings import ScheduleSettings
 
 Say = Callable[[str], None]
 
-WHAT = ("eos",)
+WHAT = ("eos", "elastic")
 """Parts of the mechanics that can be asked for."""
 
 _COUNTS = re.compile(r"[a-z]+ \d+/\d+( |,|$)")
@@ -39,7 +39,8 @@ def mechanics(
     what: Sequence[str] = ("eos",),
     cell: str = "conventional",
     rule: str = "carboxylate",
-    curve: Any = None,
+    curve: CurveSettings | None = None,
+    strains: ElasticSettings | None = None,
     realisations: int = 1,
     directory: str | os.PathLike[str] = "mechanics",
     workers: int | None = None,
@@ -64,6 +65,7 @@ def mechanics(
     rule : str
         Rule that cuts blocks; ``"none"``: a crystal without building blocks.
     curve : CurveSettings, optional
+    strains : ElasticSettings, optional
     realisations : int
         Frameworks drawn for each name whose disorder is drawn (S_sup, S_sup*).
     directory : path
@@ -81,7 +83,7 @@ def mechanics(
         0 where every part has its result, 1 where one lacks it (the reason is said).
     """
     from mofal.campaign.config import load_config
-    from mofal.mechanics import Curve, CurveSettings
+    from mofal.mechanics import Curve, CurveSettings, Elastic, Minimum
     from mofal.mechanics.levels import check_level
 
     unknown = [w for w in what if w not in WHAT]
@@ -103,14 +105,22 @@ def mechanics(
         name: Curve(structure, level, directory=place / name, settings=settings, blocks=blocks)
         for name, (structure, blocks) in crystals.items()
     }
+    elastic = {
+        name: Elastic(name, one.point("minimum"), level, directory=place / name, settings=strains)
+        for name, one in curves.items()
+        if "elastic" in what
+    }
+    plans: list[Any] = list(elastic.values())
+    plans += [one if "eos" in what else Minimum(one) for one in curves.values()]
     with only_one(place):
-        for name, one in curves.items():
-            if retry_failed:
-                n = one.forget_failed()
-                say(f"{name}: {n} points are tried again")
-            one.prepare()
-        run_plans(list(curves.values()), where, directory=place, say=say)
-        return show_curves(curves, place, say)
+        if retry_failed:
+            n = sum(one.forget_failed() for one in [*elastic.values(), *curves.values()])
+            say(f"{n} points are tried again")
+        for plan in plans:
+            plan.prepare()
+        run_plans(plans, where, directory=place, say=say)
+        status = show_curves(curves, place, say) if "eos" in what else 0
+        return max(status, show_elastic(elastic, curves, place, say))
 
 
 def find_level(potential: str | None, reference: str | None) -> Level:
@@ -343,6 +353,48 @@ def show_curves(curves: dict[str, Any], place: Path, say: Say) -> int:
     if results:
         write_json(results, place / "eos.json")
         say(f"tables and pictures: {place}")
+    return status
+
+
+def show_elastic(elastic: dict[str, Any], curves: dict[str, Any], place: Path, say: Say) -> int:
+    """Write tables of elastic constants, and say what was found."""
+    from mofal.data import read_json, write_group, write_json
+    from mofal.mechanics.elastic import describe_elastic, elastic_table
+
+    status = 0
+    results: dict[str, Any] = {}
+    known = read_json(place / "eos.json") if (place / "eos.json").exists() else {}
+    for name, one in elastic.items():
+        if not one.sound or not one.complete:
+            status = 1
+            reason = _why(curves[name]) if not one.sound else "run the same command again"
+            say(f"{name}: no elastic constants: {reason}")
+            continue
+        try:
+            found = one.gather()
+        except ConfigError as error:
+            status = 1
+            say(f"{error}; the others went on")
+            continue
+        write_group(elastic_table(found), one.place / "elastic.zarr", kind="table")
+        modulus = known.get(name, {}).get("bulk_modulus_GPa")
+        for line in describe_elastic(name, found, modulus):
+            say(line)
+        results[name] = {
+            "level": one.level.spec,
+            "level_identity": one.level.identity,
+            "elastic_constants_GPa": found.constants.tolist(),
+            "pressure_GPa": found.pressure,
+            "symmetry": found.symmetry,
+            "stable": found.stable,
+            "softest_mode": found.softest,
+            "bulk_modulus_GPa": {"Voigt": found.voigt[0], "Reuss": found.reuss[0]}
+            if found.stable
+            else {"Voigt": found.voigt[0]},
+            "nonlinearity": found.nonlinearity,
+        }
+    if results:
+        write_json(results, place / "elastic.json")
     return status
 
 

@@ -173,6 +173,25 @@ VARIABLES: dict[str, Variable] = {
     "pressure_residual": Variable(
         ("equation",), "float64", "GPa", "root mean square", finite=False
     ),
+    "elastic_constants": Variable(
+        ("voigt", "voigt_strain"), "float64", "GPa", "C_ij (B_ij under pressure), symmetrised"
+    ),
+    "elastic_constants_raw": Variable(
+        ("voigt", "voigt_strain"), "float64", "GPa", "d stress_i / d strain_j as it came"
+    ),
+    "elastic_eigenvalue": Variable(
+        ("elastic_mode",), "float64", "GPa", "eigenvalue of the constants in Mandel's form"
+    ),
+    "elastic_eigenstrain": Variable(
+        ("voigt", "elastic_mode"), "float64", "1", "strain of the mode; shears are twice ε"
+    ),
+    "average_name": Variable(("average",), "str", "", "Voigt, Reuss or Hill"),
+    "average_bulk_modulus": Variable(
+        ("average",), "float64", "GPa", "bulk modulus; NaN where unstable", finite=False
+    ),
+    "average_shear_modulus": Variable(
+        ("average",), "float64", "GPa", "shear modulus; NaN where unstable", finite=False
+    ),
     # cores
     "core_structure": Variable(("core",), "int64", "1", "structure that holds the core"),
     "core_block": Variable(("core",), "int64", "1", "block that is the core"),

@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mofal.mechanics.curve import Curve, CurveSettings, EnergyVolume, energy_volume
+    from mofal.mechanics.curve import Curve, CurveSettings, EnergyVolume, Minimum, energy_volume
+    from mofal.mechanics.elastic import Elastic, ElasticConstants, ElasticSettings
     from mofal.mechanics.equations import Fit, Windows, fit, fit_windows
     from mofal.mechanics.levels import Level, potential_level, reference_level
     from mofal.mechanics.motion import block_motion
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from mofal.mechanics.relaxation import Criteria, Relaxed, relax
 
 _NAMES = {
-    "curve": ("Curve", "CurveSettings", "EnergyVolume", "energy_volume"),
+    "curve": ("Curve", "CurveSettings", "EnergyVolume", "Minimum", "energy_volume"),
+    "elastic": ("Elastic", "ElasticConstants", "ElasticSettings"),
     "equations": ("Fit", "Windows", "fit", "fit_windows"),
     "levels": ("Level", "potential_level", "reference_level"),
     "motion": ("block_motion",),
@@ -26,9 +28,13 @@ __all__ = [
     "Criteria",
     "Curve",
     "CurveSettings",
+    "Elastic",
+    "ElasticConstants",
+    "ElasticSettings",
     "EnergyVolume",
     "Fit",
     "Level",
+    "Minimum",
     "Piece",
     "Plan",
     "Relaxed",

@@ -58,6 +58,12 @@ def test_mechanics__killed_and_typed_again_gives_the_same_numbers(copper, capsys
     assert os.path.getsize("whole/copper-eos.png") > 5000
     assert main(command(copper, "--directory", "cut")) == 0
     assert "every point is there already" in capsys.readouterr().out
+    both = ["--what", "eos", "elastic", "--strains", "0.003", "--workers", "1"]
+    assert main(command(copper, "--directory", "cut", *both)) == 0
+    out = capsys.readouterr().out
+    assert "agrees with K of E(V)" in out
+    assert "Born: stable" in out
+    assert "m-3m" in read_json("cut/elastic.json")["copper"]["symmetry"]
 
 
 def _points(directory):
