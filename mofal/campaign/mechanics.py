@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.campaign.label import check_seed, local_schedule, only_one
-from mofal.errors import ConfigError, StructureError
+from mofal.errors import ConfigError, DataError, StructureError
 from mofal.schedule.task import Task
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mofal.mechanics import CurveSettings, ElasticSettings, Level
+    from mofal.mechanics import CurveSettings, ElasticSettings, Level, PressureSettings
     from mofal.mechanics.pieces import Piece, Plan
     from mofal.schedule.settings import ScheduleSettings
 
 Say = Callable[[str], None]
 
-WHAT = ("eos", "elastic")
+WHAT = ("eos", "elastic", "pv")
 """Parts of the mechanics that can be asked for."""
 
 _COUNTS = re.compile(r"[a-z]+ \d+/\d+( |,|$)")
@@ -41,6 +41,7 @@ def mechanics(
     rule: str = "carboxylate",
     curve: CurveSettings | None = None,
     strains: ElasticSettings | None = None,
+    pressure: PressureSettings | None = None,
     realisations: int = 1,
     directory: str | os.PathLike[str] = "mechanics",
     workers: int | None = None,
@@ -66,6 +67,7 @@ def mechanics(
         Rule that cuts blocks; ``"none"``: a crystal without building blocks.
     curve : CurveSettings, optional
     strains : ElasticSettings, optional
+    pressure : PressureSettings, optional
     realisations : int
         Frameworks drawn for each name whose disorder is drawn (S_sup, S_sup*).
     directory : path
@@ -83,7 +85,7 @@ def mechanics(
         0 where every part has its result, 1 where one lacks it (the reason is said).
     """
     from mofal.campaign.config import load_config
-    from mofal.mechanics import Curve, CurveSettings, Elastic, Minimum
+    from mofal.mechanics import Curve, CurveSettings, Elastic, Minimum, PressureVolume
     from mofal.mechanics.levels import check_level
 
     unknown = [w for w in what if w not in WHAT]
@@ -110,17 +112,21 @@ def mechanics(
         for name, one in curves.items()
         if "elastic" in what
     }
-    plans: list[Any] = list(elastic.values())
+    pressures = {
+        name: PressureVolume(one, pressure) for name, one in curves.items() if "pv" in what
+    }
+    plans: list[Any] = [*elastic.values(), *pressures.values()]
     plans += [one if "eos" in what else Minimum(one) for one in curves.values()]
     with only_one(place):
         if retry_failed:
-            n = sum(one.forget_failed() for one in [*elastic.values(), *curves.values()])
+            n = sum(plan.forget_failed() for plan in plans)
             say(f"{n} points are tried again")
         for plan in plans:
             plan.prepare()
         run_plans(plans, where, directory=place, say=say)
         status = show_curves(curves, place, say) if "eos" in what else 0
-        return max(status, show_elastic(elastic, curves, place, say))
+        status = max(status, show_elastic(elastic, curves, place, say))
+        return max(status, show_pressure(pressures, place, say))
 
 
 def find_level(potential: str | None, reference: str | None) -> Level:
@@ -391,10 +397,73 @@ def show_elastic(elastic: dict[str, Any], curves: dict[str, Any], place: Path, s
             "bulk_modulus_GPa": {"Voigt": found.voigt[0], "Reuss": found.reuss[0]}
             if found.stable
             else {"Voigt": found.voigt[0]},
-            "nonlinearity": found.nonlinearity,
+            "nonlinearity": None if np.isnan(found.nonlinearity) else found.nonlinearity,
         }
     if results:
         write_json(results, place / "elastic.json")
+    return status
+
+
+def show_pressure(pressures: dict[str, Any], place: Path, say: Say) -> int:
+    """Write tables and a picture of P(V), and say what was found."""
+    from mofal.data import write_group, write_json
+    from mofal.mechanics.plots import plot_pressure
+    from mofal.mechanics.pressure import (
+        converged,
+        describe_pressure,
+        fit_pressure,
+        pressure_table,
+    )
+
+    status = 0
+    shown: dict[str, Any] = {}
+    results: dict[str, Any] = {}
+    for name, one in pressures.items():
+        if not one.sound:
+            status = 1
+            say(f"{name}: no P(V): {_why(one.curve)}")
+            continue
+        try:
+            points, lost = one.gather()
+            found = fit_pressure(points, draws=one.settings.draws, seed=one.settings.seed)
+        except DataError as error:
+            status = 1
+            say(f"{name}: no P(V): {error}")
+            continue
+        for line in describe_pressure(
+            name, points, found, temperature_K=one.settings.temperature_K
+        ):
+            say(line)
+        for line in lost:
+            say(f"  {line}")
+        if lost or not one.complete:
+            status = 1
+        else:
+            write_group(pressure_table(points, found), one.place / "pv.zarr", kind="table")
+        try:
+            still, text = converged(one)
+        except DataError as error:
+            still, text = False, str(error)
+        say(f"  {'converged' if still else 'NOT converged'}: {text}")
+        shown[name] = points, found
+        results[name] = {
+            "level": one.curve.level.spec,
+            "temperature_K": one.settings.temperature_K,
+            "converged": still,
+            "largest_pressure_is_bound": found.bound,
+            **{
+                key: None if value is None else [value.value, value.low, value.high]
+                for key, value in (
+                    ("volume_A3", found.equilibrium_volume),
+                    ("bulk_modulus_GPa", found.bulk_modulus),
+                    ("largest_pressure_GPa", found.largest_pressure),
+                )
+            },
+        }
+    if shown:
+        title = f"P(V) at {next(iter(pressures.values())).settings.temperature_K:g} K"
+        plot_pressure(shown, title=title).savefig(place / "pv.png", dpi=150)
+        write_json(results, place / "pv.json")
     return status
 
 

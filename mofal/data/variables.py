@@ -192,6 +192,18 @@ VARIABLES: dict[str, Variable] = {
     "average_shear_modulus": Variable(
         ("average",), "float64", "GPa", "shear modulus; NaN where unstable", finite=False
     ),
+    "pv_name": Variable(("pv_point",), "str", "", "ensemble and condition of the point"),
+    "pv_volume": Variable(("pv_point",), "float64", "Å³", "volume, mean or given"),
+    "pv_volume_error": Variable(("pv_point",), "float64", "Å³", "standard error, 0 if given"),
+    "pv_pressure": Variable(("pv_point",), "float64", "GPa", "pressure, mean or given"),
+    "pv_pressure_error": Variable(("pv_point",), "float64", "GPa", "standard error, 0 if given"),
+    "pv_drift": Variable(
+        ("pv_point",), "float64", "eV/ps", "slope of the conserved energy per atom; NaN in NPT",
+        finite=False,
+    ),
+    "curve_volume": Variable(("pv_grid",), "float64", "Å³", "volume"),
+    "curve_pressure": Variable(("pv_grid",), "float64", "GPa", "mean of the Gaussian process"),
+    "curve_deviation": Variable(("pv_grid",), "float64", "GPa", "its standard deviation"),
     # cores
     "core_structure": Variable(("core",), "int64", "1", "structure that holds the core"),
     "core_block": Variable(("core",), "int64", "1", "block that is the core"),

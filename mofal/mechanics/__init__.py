@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mofal.mechanics.levels import Level, potential_level, reference_level
     from mofal.mechanics.motion import block_motion
     from mofal.mechanics.pieces import Piece, Plan, run_serial
+    from mofal.mechanics.pressure import PressureSettings, PressureVolume, fit_pressure
     from mofal.mechanics.relaxation import Criteria, Relaxed, relax
 
 _NAMES = {
@@ -21,6 +22,7 @@ _NAMES = {
     "levels": ("Level", "potential_level", "reference_level"),
     "motion": ("block_motion",),
     "pieces": ("Piece", "Plan", "run_serial"),
+    "pressure": ("PressureSettings", "PressureVolume", "fit_pressure"),
     "relaxation": ("Criteria", "Relaxed", "relax"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -37,11 +39,14 @@ __all__ = [
     "Minimum",
     "Piece",
     "Plan",
+    "PressureSettings",
+    "PressureVolume",
     "Relaxed",
     "Windows",
     "block_motion",
     "energy_volume",
     "fit",
+    "fit_pressure",
     "fit_windows",
     "potential_level",
     "reference_level",

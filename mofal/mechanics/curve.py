@@ -494,6 +494,10 @@ class Minimum:
         """One piece."""
         return [self.curve.first()]
 
+    def forget_failed(self) -> int:
+        """Remove the minimum where it failed."""
+        return self.curve.forget_failed()
+
 
 @dataclass(frozen=True)
 class EnergyVolume:

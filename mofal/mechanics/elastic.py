@@ -292,7 +292,7 @@ class ElasticConstants:
         parts = [f"{x:+.2f} {n}" for x, n in zip(v, names) if abs(x) > 0.05]
         return f"{values[0]:.2f} GPa along {' '.join(parts)}"
 
-    def young(self, direction: Sequence[float]) -> float:
+    def young(self, direction: Sequence[float] | NDArray) -> float:
         """Young's modulus along a Cartesian direction, GPa."""
         n = np.asarray(direction, float) / np.linalg.norm(direction)
         compliance = np.linalg.inv(self.constants)
@@ -410,7 +410,7 @@ def elastic_table(found: ElasticConstants) -> xr.Dataset:
                 "pressure_GPa": found.pressure,
                 "symmetry": found.symmetry,
                 "stable": int(found.stable),
-                "nonlinearity": found.nonlinearity,
+                **({} if np.isnan(found.nonlinearity) else {"nonlinearity": found.nonlinearity}),
                 "asymmetry_GPa": found.asymmetry,
             },
         )
@@ -422,8 +422,13 @@ def describe_elastic(name: str, found: ElasticConstants, eos_modulus: float | No
     kind = "C_ij" if abs(found.pressure) < 0.01 else f"B_ij at {found.pressure:.3f} GPa"
     lines = [f"{name}: {kind} (GPa, xx yy zz yz xz xy), {found.symmetry}"]
     lines += ["  " + " ".join(f"{x:9.3f}" for x in row) for row in found.constants]
+    linear = (
+        "one amplitude, linearity not checked"
+        if np.isnan(found.nonlinearity)
+        else f"linear within {100 * found.nonlinearity:.1f} %"
+    )
     lines.append(
-        f"  linear within {100 * found.nonlinearity:.1f} %; as they came they are asymmetric by "
+        f"  {linear}; as they came they are asymmetric by "
         f"{found.asymmetry:.3f} and differ from these by "
         f"{np.abs(found.raw - found.constants).max():.3f} GPa at most"
     )

@@ -83,7 +83,7 @@ def _linker(frame: _Frame, blocks: xr.Dataset, block: int) -> tuple[float, float
     if length < 1e-9:
         return np.nan, buckling
     cosine = abs(float(axis @ line)) / length
-    return math.degrees(math.acos(min(1.0, cosine))), buckling
+    return math.degrees(math.acos(min(1.0, float(cosine)))), buckling
 
 
 def block_motion(curve: xr.Dataset, rows: NDArray, blocks: xr.Dataset) -> xr.Dataset:

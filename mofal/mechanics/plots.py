@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+    from mofal.mechanics.pressure import PressureCurve, PressurePoints
+
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, GREY)
 
 
@@ -83,6 +85,34 @@ def plot_motion(motion: xr.Dataset, *, title: str) -> Figure:
 def _against_start(angles: np.ndarray, volume: np.ndarray) -> np.ndarray:
     middle = int(np.argmin(np.abs(volume - np.median(volume))))
     return angles - angles[middle]
+
+
+def plot_pressure(
+    curves: Mapping[str, tuple[PressurePoints, PressureCurve]], *, title: str
+) -> Figure:
+    """P(V) of one or several systems: points with errors, the mean curve, two deviations."""
+    with figure_style():
+        figure = new_figure(5.6, 3.8)
+        axes: Any = figure.subplots()
+        for k, (name, (points, curve)) in enumerate(curves.items()):
+            colour = COLOURS[k % len(COLOURS)]
+            axes.plot(curve.volume, curve.pressure, color=colour, label=name)
+            band = 2 * curve.deviation
+            axes.fill_between(
+                curve.volume, curve.pressure - band, curve.pressure + band, color=colour,
+                alpha=0.2, lw=0,
+            )  # fmt: skip
+            for ensemble, marker in (("npt", "o"), ("nvst", "s")):
+                mine = np.array([e == ensemble for e in points.ensemble])
+                axes.errorbar(
+                    points.volume[mine], points.pressure[mine],
+                    xerr=points.volume_error[mine], yerr=points.pressure_error[mine],
+                    fmt=marker, ms=4, color=colour, mfc="white", lw=1,
+                )  # fmt: skip
+        axes.axhline(0.0, color=GREY, lw=0.8)
+        axes.set(xlabel="volume (Å³)", ylabel="pressure (GPa)", title=title)
+        axes.legend()
+    return figure
 
 
 def plot_overlay(curves: Mapping[str, EnergyVolume], n_atoms: Mapping[str, int]) -> Figure:
