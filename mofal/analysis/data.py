@@ -124,6 +124,10 @@ class ReportData:
         Traces of walks, in the order of the rows of `walks`.
     attempts
         Attempts Dataset: `status`, `n_atoms`, `wall_time`, one row per attempt at a label.
+    mechanics
+        Rows of the table of mechanics: mappings of column name to text.
+    mechanics_figures
+        Figures of mechanics by name.
     facts
         What a reader needs to repeat it: level of theory, seed, hashes, versions, hardware.
     """
@@ -143,6 +147,8 @@ class ReportData:
     walks: xr.Dataset | None = None
     traces: Sequence[xr.Dataset] = ()
     attempts: xr.Dataset | None = None
+    mechanics: Sequence[Mapping[str, Any]] = ()
+    mechanics_figures: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -47,6 +47,9 @@ def describe_run(campaign: Campaign) -> str:
     work = work_left(site)
     for item in work:
         lines.append(f"  {item.number:6d} x {item.kind}")
+    if config.mechanics is not None:
+        names = config.mechanics.systems or tuple(config.systems)
+        lines.append(f"then mechanics ({', '.join(config.mechanics.what)}) of {', '.join(names)}")
     warning = unfit_cores(site)
     lines += [warning] if warning else []
     lines += ["", dry_run(config.schedule, directory=site.root, work=work)]

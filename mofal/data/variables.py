@@ -164,6 +164,12 @@ VARIABLES: dict[str, Variable] = {
         ("volume_point", "block"), "float64", "Å",
         "root mean square distance of a linker from its best plane; NaN for others", finite=False,
     ),
+    "unfamiliar_share": Variable(
+        ("volume_point",), "float64", "1", "share of atoms below the threshold of familiarity"
+    ),
+    "mean_log_likelihood": Variable(
+        ("volume_point",), "float64", "1", "mean over the atoms", finite=False
+    ),
     "equation_of_state": Variable(("equation",), "str", "", "name of the equation of state"),
     "bulk_modulus": Variable(("equation",), "float64", "GPa", "K = -V dP/dV at V0"),
     "equilibrium_volume": Variable(("equation",), "float64", "Å³", "V0, of the cell given"),

@@ -30,14 +30,26 @@ if TYPE_CHECKING:
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, GREY)
 
 
-def plot_curve(found: EnergyVolume, *, title: str, n_atoms: int) -> Figure:
-    """E(V) and P(V) at 0 K with the equations of state of the chosen window."""
+def plot_curve(
+    found: EnergyVolume, *, title: str, n_atoms: int, known: np.ndarray | None = None
+) -> Figure:
+    """E(V) and P(V) at 0 K with the equations of state of the chosen window.
+
+    Where `known` (n,) is given, volumes that the potential does not know are marked.
+    """
     with figure_style():
         figure = new_figure(7.2, 3.2)
         left, right = figure.subplots(1, 2)
         zero = found.energy.min()
         left.plot(found.volume, 1000 * (found.energy - zero) / n_atoms, "o", color=DARK, ms=4)
         right.plot(found.volume, found.pressure, "o", color=DARK, ms=4)
+        if known is not None and not known.all():
+            for axes, values in ((left, 1000 * (found.energy - zero) / n_atoms),
+                                 (right, found.pressure)):  # fmt: skip
+                axes.plot(
+                    found.volume[~known], values[~known], "x", color=VERMILLION, ms=8,
+                    label="not learnt" if axes is left else None,
+                )  # fmt: skip
         if found.windows is not None:
             low, high = found.windows.window
             grid = np.linspace(found.volume.min(), found.volume.max(), 200)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ase import Atoms
 from numpy.typing import NDArray
 
 from mofal.data import from_atoms, hash_json
@@ -27,6 +28,9 @@ from mofal.reference.ase_calculator import limit_threads
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+_TRACE = ("time_fs", "volume", "pressure_GPa", "conserved_energy")
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,20 @@ class PressureVolume:
             raise DataError(f"{self.system}: no run of P(V) has finished")
         return PressurePoints.of(rows), lost
 
+    def frames(self) -> tuple[xr.Dataset, NDArray[np.float64]]:
+        """Last frames of all runs that are there, and their volumes (Å³), ascending."""
+        frames = []
+        for piece in self.pieces():
+            if piece.done:
+                run = _load(piece.output)
+                if "positions" in run:
+                    frames.append(
+                        Atoms(run["numbers"], run["positions"], cell=run["cell"], pbc=True)
+                    )
+        frames.sort(key=lambda a: a.get_volume())
+        volumes = np.array([a.get_volume() for a in frames])
+        return from_atoms(frames, system=self.system), volumes
+
     def _row(self, name: str, ensemble: str, runs: list[dict[str, NDArray]]) -> dict[str, Any]:
         volume, pressure, drift = [], [], []
         for run in runs:
@@ -227,8 +245,10 @@ def run_point(
     seed: Sequence[int],
 ) -> dict[str, Any]:
     """Walk once at a pressure or a volume and keep the trace; killed, it goes on where it was."""
-    chosen = PressureSettings(**{k: tuple(v) if isinstance(v, list) else v
-                                 for k, v in settings.items()})  # fmt: skip
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
+    }
+    chosen = PressureSettings(**given)
     atoms = Record.load(Path(source)).atoms
     if ensemble == "nvst":
         atoms = scaled(atoms, value * atoms.get_volume())
@@ -246,7 +266,13 @@ def run_point(
     status = str(done.record["walk_status"].values[0])
     reason = str(done.record["walk_reason"].values[0])
     trace = {str(name): done.trace[name].values for name in done.trace}
-    _save(path, {**trace, "status": status, "reason": reason, "n_atoms": len(atoms)})
+    frame = {
+        "numbers": done.frame["numbers"].values,
+        "positions": done.frame["positions"].values,
+        "cell": done.frame["cell"].values[0],
+    }
+    more = {"status": status, "reason": reason, "n_atoms": len(atoms)}
+    _save(path, {**trace, **frame, **more})
     checkpoint.unlink(missing_ok=True)
     half = len(trace["volume"]) // 2
     text = (
@@ -458,7 +484,7 @@ class _Part(PressureVolume):
         cut = []
         for run in runs:
             n = int(self.share * len(run["volume"]))
-            cut.append({k: v[:n] if np.ndim(v) else v for k, v in run.items()})
+            cut.append({k: v[:n] if k in _TRACE else v for k, v in run.items()})
         return super()._row(name, ensemble, cut)
 
 
