@@ -323,7 +323,7 @@ def add_mechanics(commands: Any) -> None:
     p.add_argument("systems", nargs="+", metavar="SYSTEM", help="names (S_pr), or structure files")
     p.add_argument("--potential", metavar="MODEL", help="a model directory, or a campaign")
     p.add_argument("--reference", help="a reference in its place, e.g. gfn1-xtb")
-    p.add_argument("--what", nargs="+", default=["eos"], help="(default: eos)")
+    p.add_argument("--what", nargs="+", default=["eos"], help="eos, elastic, pv (default: eos)")
     p.add_argument("--cell", choices=["primitive", "conventional"], default="conventional")
     p.add_argument("--rule", default="carboxylate", help="how to cut blocks; none: no blocks")
     p.add_argument("--volumes", type=int, default=9, help="of E(V), an odd number (default: 9)")
@@ -334,6 +334,15 @@ def add_mechanics(commands: Any) -> None:
     p.add_argument("--max-stress", type=float, default=1.0, help="MPa (default: 1)")
     p.add_argument("--max-steps", type=int, default=2000, help="of a relaxation")
     p.add_argument("--displacement", type=float, default=0.01, help="that breaks symmetry, Å")
+    p.add_argument(
+        "--strains", type=float, nargs="+", default=[0.0025, 0.005], help="(default: 0.0025 0.005)"
+    )
+    p.add_argument("--temperature", type=float, default=300.0, help="of P(V), K (default: 300)")
+    p.add_argument("--pressures", type=float, nargs="*", help="GPa, of NPT points of P(V)")
+    p.add_argument("--pv-volumes", type=float, nargs="*", help="of P(V), as fractions of V0")
+    p.add_argument("--length", type=float, default=50.0, help="of a run, ps (default: 50)")
+    p.add_argument("--timestep", type=float, default=0.5, help="fs (default: 0.5)")
+    p.add_argument("--runs", type=int, default=1, help="per point of P(V)")
     p.add_argument("--realisations", type=int, default=1, help="draws of a disordered system")
     p.add_argument("--directory", default="mechanics", help="results (default: mechanics)")
     p.add_argument("--workers", type=int, help="processes (default: one per core)")
@@ -586,7 +595,7 @@ def run_noise(args: argparse.Namespace) -> int:
 def run_mechanics(args: argparse.Namespace) -> int:
     """`mofal mechanics`."""
     from mofal.campaign.mechanics import mechanics
-    from mofal.mechanics import Criteria, CurveSettings
+    from mofal.mechanics import Criteria, CurveSettings, ElasticSettings
 
     return mechanics(
         args.systems,
@@ -608,6 +617,11 @@ def run_mechanics(args: argparse.Namespace) -> int:
                 max_steps=args.max_steps,
             ),
         ),
+        strains=ElasticSettings(
+            amplitudes=tuple(args.strains),
+            criteria=Criteria(max_force=args.max_force / 2000.0, max_steps=args.max_steps),
+        ),
+        pressure=pressure_of(args),
         realisations=args.realisations,
         directory=args.directory,
         workers=args.workers,
@@ -615,6 +629,24 @@ def run_mechanics(args: argparse.Namespace) -> int:
         retry_failed=args.retry_failed,
         say=say,
     )
+
+
+def pressure_of(args: argparse.Namespace) -> Any:
+    """Settings of P(V) as they were typed."""
+    from mofal.mechanics import PressureSettings
+
+    given: dict[str, Any] = {
+        "temperature_K": args.temperature,
+        "length_fs": 1000.0 * args.length,
+        "timestep_fs": args.timestep,
+        "runs": args.runs,
+        "seed": args.seed,
+    }
+    if args.pressures is not None:
+        given["pressures_GPa"] = tuple(args.pressures)
+    if args.pv_volumes is not None:
+        given["volumes"] = tuple(args.pv_volumes)
+    return PressureSettings(**given)
 
 
 def run_doctor(args: argparse.Namespace) -> int:

@@ -128,6 +128,10 @@ class ReportData:
         What they come to, a line for each.
     attempts
         Attempts Dataset: `status`, `n_atoms`, `wall_time`, one row per attempt at a label.
+    mechanics
+        Rows of the table of mechanics: mappings of column name to text.
+    mechanics_figures
+        Figures of mechanics by name.
     facts
         What a reader needs to repeat it: level of theory, seed, hashes, versions, hardware.
     """
@@ -149,6 +153,8 @@ class ReportData:
     holding: Mapping[str, Mapping[str, tuple[xr.Dataset, xr.Dataset]]] = field(default_factory=dict)
     holding_lines: Sequence[str] = ()
     attempts: xr.Dataset | None = None
+    mechanics: Sequence[Mapping[str, Any]] = ()
+    mechanics_figures: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

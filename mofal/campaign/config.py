@@ -397,6 +397,64 @@ class StopSettings(Section):
     )
 
 
+class MechanicsSettings(Section):
+    """Mechanics of systems with the campaign's last model (`mofal.mechanics`)."""
+
+    systems: tuple[Name, ...] = Field((), description="default: every system")
+    what: tuple[Literal["eos", "elastic", "pv"], ...] = ("eos",)
+    realisations: Count = Field(1, description="draws of systems with disorder, E(V) of each")
+    volumes: Count = 9
+    spacing: Fraction = Field(0.005, description="of the volumes of E(V), relative")
+    both_ways: bool = True
+    max_force_meV_per_A: Positive = 1.0
+    max_stress_MPa: Positive = 1.0
+    max_steps: Count = 2000
+    strains: tuple[Fraction, ...] = Field((0.0025, 0.005), description="of elastic constants")
+    temperature_K: Positive = Field(300.0, description="of P(V)")
+    pressures_GPa: tuple[float, ...] = (-0.4, -0.2, 0.0, 0.2, 0.4)
+    pv_volumes: tuple[Positive, ...] = (0.92, 0.94, 0.96, 0.98, 1.0)
+    length_ps: Positive = 50.0
+    timestep_fs: Annotated[float, Field(gt=0, le=2)] = 0.5
+    runs: Count = 1
+
+    @model_validator(mode="after")
+    def _meant(self) -> MechanicsSettings:
+        self.settings(0)
+        return self
+
+    def settings(self, seed: int) -> dict[str, Any]:
+        """As `mofal.mechanics` takes them: ``curve``, ``strains`` and ``pressure``."""
+        from mofal.mechanics import Criteria, CurveSettings, ElasticSettings, PressureSettings
+
+        force = self.max_force_meV_per_A / 1000.0
+        return {
+            "curve": CurveSettings(
+                volumes=self.volumes,
+                spacing=self.spacing,
+                both_ways=self.both_ways,
+                seed=seed,
+                criteria=Criteria(
+                    max_force=force,
+                    max_stress_MPa=self.max_stress_MPa,
+                    max_steps=self.max_steps,
+                ),
+            ),
+            "strains": ElasticSettings(
+                amplitudes=self.strains,
+                criteria=Criteria(max_force=force / 2.0, max_steps=self.max_steps),
+            ),
+            "pressure": PressureSettings(
+                temperature_K=self.temperature_K,
+                pressures_GPa=self.pressures_GPa,
+                volumes=self.pv_volumes,
+                length_fs=1000.0 * self.length_ps,
+                timestep_fs=self.timestep_fs,
+                runs=self.runs,
+                seed=seed,
+            ),
+        }
+
+
 class CampaignConfig(Section):
     """A campaign file, validated."""
 
@@ -419,6 +477,9 @@ class CampaignConfig(Section):
         1.0, description="fraction of a cycle's labels that training waits for"
     )
     stop: StopSettings = StopSettings()
+    mechanics: MechanicsSettings | None = Field(
+        None, description="E(V), elastic constants, P(V) after the last cycle"
+    )
     schedule: ScheduleSettings = ScheduleSettings()
 
     @model_validator(mode="after")
@@ -434,6 +495,10 @@ class CampaignConfig(Section):
             known(name, "holdout.systems")
         for name in self.holding.systems if self.holding else ():
             known(name, "holding.systems")
+        if self.mechanics is not None:
+            for name in self.mechanics.systems:
+                known(name, "mechanics.systems")
+            self.schedule.pool_of("mechanics")  # a pool must take its tasks
         if not any(s.explore for s in self.systems.values()) and self.cycles > 0:
             raise ValueError("every system has `explore: false`, so a cycle has nothing to walk")
         if self.control and self.seed_data.clusters is not None and self.cycles == 0:
@@ -478,7 +543,7 @@ class CampaignConfig(Section):
         return hash_json(self.deciding())
 
 
-_FREE = ("schedule", "cycles", "stop", "quorum", "holding")
+_FREE = ("schedule", "cycles", "stop", "quorum", "holding", "mechanics")
 """What may change between two runs of one campaign."""
 _FREE_OF_REFERENCE = ("caches", "attempts", "time_limit_s")
 """Of a reference: how often and how long it tries decides no label that it gives."""

@@ -127,7 +127,7 @@ class Campaign:
                     display.line(note)
             steps = self.site.steps()
             left = plan.unfinished(steps, self.site.exists)
-            if not left:
+            if not left and self.config.mechanics is None:
                 display.line("nothing is left to do: every step of the campaign is finished")
                 return open_campaign(self.directory)
             if len(left) < len(steps):
@@ -139,6 +139,10 @@ class Campaign:
                 self.config.schedule, directory=self.directory, progress=display.pool
             ) as pools:
                 _Driver(self.site, pools, display, retry_failed=retry_failed).run()
+                if self.config.mechanics is not None:
+                    from mofal.campaign.mechanics import campaign_mechanics
+
+                    campaign_mechanics(self.site, pools, display.line)
         return open_campaign(self.directory)
 
     def _clear(self) -> None:

@@ -55,6 +55,9 @@ def describe_run(campaign: Campaign) -> str:
     work = work_left(site)
     for item in work:
         lines.append(f"  {item.number:6d} x {item.kind}")
+    if config.mechanics is not None:
+        names = config.mechanics.systems or tuple(config.systems)
+        lines.append(f"then mechanics ({', '.join(config.mechanics.what)}) of {', '.join(names)}")
     devices = describe_devices(config)
     lines += [devices] if devices else []
     # Code of others is asked only once a run has imported it.

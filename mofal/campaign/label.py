@@ -245,6 +245,11 @@ def _follow(
             say(line)
 
 
+def ended_by(reason: str) -> str:
+    """Status of a label that ended every worker which it met."""
+    return "out_of_memory" if "out of memory" in reason else "crashed"
+
+
 def _record_quarantine(
     outcome: Any, cache: LabelCache, structures: xr.Dataset, specs: list[str]
 ) -> None:
@@ -256,7 +261,7 @@ def _record_quarantine(
     if outcome.status == "quarantined":
         k = int(outcome.task.kwargs["index"])
         attempt = begin(get_reference(specs[k]), to_atoms(structures, k))
-        cache.put(fail(attempt, "crashed", f"{outcome.status}: {outcome.reason}"))
+        cache.put(fail(attempt, ended_by(outcome.reason), f"{outcome.status}: {outcome.reason}"))
 
 
 def local_schedule(

@@ -6,29 +6,30 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mofal.campaign.label import check_seed, local_schedule, only_one
+from mofal.campaign.mechanics_show import show_curves, show_elastic, show_pressure
 from mofal.errors import ConfigError, StructureError
 from mofal.schedule.task import Task
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mofal.mechanics import Level
+    from mofal.campaign.site import Site
+    from mofal.mechanics import CurveSettings, ElasticSettings, Level, PressureSettings
     from mofal.mechanics.pieces import Piece, Plan
-    from mofal.schedule.settings import ScheduleSettings
 
 Say = Callable[[str], None]
 
-WHAT = ("eos",)
+WHAT = ("eos", "elastic", "pv")
 """Parts of the mechanics that can be asked for."""
 
 _COUNTS = re.compile(r"[a-z]+ \d+/\d+( |,|$)")
-ROUND = 14.672  # Å between the centres of two bricks of UiO-66
 
 
 def mechanics(
@@ -39,7 +40,9 @@ def mechanics(
     what: Sequence[str] = ("eos",),
     cell: str = "conventional",
     rule: str = "carboxylate",
-    curve: Any = None,
+    curve: CurveSettings | None = None,
+    strains: ElasticSettings | None = None,
+    pressure: PressureSettings | None = None,
     realisations: int = 1,
     directory: str | os.PathLike[str] = "mechanics",
     workers: int | None = None,
@@ -64,6 +67,8 @@ def mechanics(
     rule : str
         Rule that cuts blocks; ``"none"``: a crystal without building blocks.
     curve : CurveSettings, optional
+    strains : ElasticSettings, optional
+    pressure : PressureSettings, optional
     realisations : int
         Frameworks drawn for each name whose disorder is drawn (S_sup, S_sup*).
     directory : path
@@ -81,7 +86,7 @@ def mechanics(
         0 where every part has its result, 1 where one lacks it (the reason is said).
     """
     from mofal.campaign.config import load_config
-    from mofal.mechanics import Curve, CurveSettings
+    from mofal.mechanics import CurveSettings
     from mofal.mechanics.levels import check_level
 
     unknown = [w for w in what if w not in WHAT]
@@ -93,36 +98,188 @@ def mechanics(
     settings = curve or CurveSettings()
     check_seed(settings.seed)
     where = load_config(schedule).schedule if schedule else local_schedule(workers)
-    level = find_level(potential, reference)
+    level, site = find_level(potential, reference)
     crystals = load_systems(systems, cell=cell, rule=rule, n=realisations, seed=settings.seed)
     from mofal.data import to_atoms
 
     for structure, _ in crystals.values():
         check_level(level, to_atoms(structure, 0))
+    plans = make_plans(
+        crystals, level, place, what, {"curve": settings, "strains": strains, "pressure": pressure}
+    )
+    with only_one(place):
+        if retry_failed:
+            n = sum(plan.forget_failed() for plan in plans.all)
+            say(f"{n} points are tried again")
+        for plan in plans.all:
+            plan.prepare()
+        if all(piece.done for plan in plans.all for piece in plan.pieces()):
+            say("every point is there already")
+        else:
+            from mofal.schedule import Pools
+
+            with Pools.from_settings(where, directory=place, progress=quiet(say)) as pools:
+                run_plans(plans.all, pools, say=say)
+        plans.judge = judge_of(site, level, place) if site is not None else None
+        return plans.show(place, say)
+
+
+@dataclass
+class Plans:
+    """Everything that was asked for, by kind and system."""
+
+    what: Sequence[str]
+    curves: dict[str, Any]
+    elastic: dict[str, Any]
+    pressures: dict[str, Any]
+    judge: Callable[[xr.Dataset], Any] | None = None
+
+    @property
+    def all(self) -> list[Any]:
+        """Plans in the order in which their pieces are wanted."""
+        from mofal.mechanics import Minimum
+
+        first = [c if "eos" in self.what else Minimum(c) for c in self.curves.values()]
+        return [*self.elastic.values(), *self.pressures.values(), *first]
+
+    def show(self, place: Path, say: Say) -> int:
+        """Write tables and pictures; 0 where nothing is missing."""
+        status = show_curves(self.curves, place, say, self.judge) if "eos" in self.what else 0
+        status = max(status, show_elastic(self.elastic, self.curves, place, say))
+        return max(status, show_pressure(self.pressures, place, say, self.judge))
+
+
+def judge_of(site: Site, level: Level, place: Path) -> Callable[[xr.Dataset], Any]:
+    """What tells how familiar structures are to the model of a campaign.
+
+    The density of a cycle is in the features of the model before; one in the features of the last
+    model is fitted once, calibrated on the validation part, and kept.
+    """
+
+    def judge(structures: xr.Dataset) -> Any:
+        from mofal.density import PerElementDensity
+        from mofal.mechanics.domain import domain_of
+        from mofal.potential import load
+
+        potential = load(level.spec)
+        file = place / f"density-{level.identity[:10]}.zarr"
+        if file.exists():
+            density = PerElementDensity.load(file)
+        else:
+            density = _fit_density(site, potential)
+            density.save(file)
+        return domain_of(structures, potential, density)
+
+    return judge
+
+
+def _fit_density(site: Site, potential: Any) -> Any:
+    from mofal.data import select
+    from mofal.density import PerElementDensity
+
+    data = site.training_set(site.finished_cycles())
+    settings = site.config.density
+    density = PerElementDensity(
+        n_components=settings.components,
+        max_components=settings.max_components,
+        pca=settings.pca,
+        random_state=site.integer_seed("mechanics", "density"),
+    )
+    for part, use in (("train", density.fit), ("validation", density.calibrate)):
+        features = potential.featurize(select(data, data["split"].values == part))
+        use(np.asarray(features["features"].values, np.float64), features["numbers"].values)
+    return density
+
+
+def make_plans(
+    crystals: dict[str, tuple[xr.Dataset, xr.Dataset | None]],
+    level: Level,
+    place: Path,
+    what: Sequence[str],
+    settings: dict[str, Any],
+) -> Plans:
+    """Plans of all systems at a level, in a directory."""
+    from mofal.mechanics import Curve, Elastic, PressureVolume
+
     curves = {
-        name: Curve(structure, level, directory=place / name, settings=settings, blocks=blocks)
+        name: Curve(
+            structure, level, directory=place / name, settings=settings["curve"], blocks=blocks
+        )
         for name, (structure, blocks) in crystals.items()
     }
-    with only_one(place):
-        for name, one in curves.items():
-            if retry_failed:
-                n = one.forget_failed()
-                say(f"{name}: {n} points are tried again")
-            one.prepare()
-        run_plans(list(curves.values()), where, directory=place, say=say)
-        return show_curves(curves, place, say)
+    return Plans(
+        what,
+        curves,
+        {
+            name: Elastic(
+                name,
+                one.point("minimum"),
+                level,
+                directory=place / name,
+                settings=settings["strains"],
+            )
+            for name, one in curves.items()
+            if "elastic" in what
+        },
+        {
+            name: PressureVolume(one, settings["pressure"])
+            for name, one in curves.items()
+            if "pv" in what
+        },
+    )
 
 
-def find_level(potential: str | None, reference: str | None) -> Level:
-    """Level that was asked for: a model, the last model of a campaign, or a reference."""
+# ---------------------------------------------------------------------------------- campaigns
+def campaign_plans(site: Site) -> Plans:
+    """Plans of the `mechanics` section of a campaign, with its last model."""
+    from mofal.campaign import plan
+    from mofal.campaign.seeding import make_system
+    from mofal.mechanics import potential_level
+
+    section = site.config.mechanics
+    assert section is not None
+    level = potential_level(site.path(plan.model(site.last_cycle())))
+    crystals: dict[str, tuple[Any, Any]] = {}
+    for name in section.systems or tuple(site.config.systems):
+        settings = site.config.systems[name]
+        crystals[name] = site.structure(name), site.blocks(name)
+        if settings.disorder is not None or settings.build in ("S_sup", "S_sup*"):
+            for k in range(1, section.realisations):
+                drawn = settings.model_copy(update={"seed": settings.seed + k})
+                crystals[f"{name}-{k}"] = make_system(f"{name}-{k}", drawn)
+    return make_plans(
+        crystals,
+        level,
+        site.path("mechanics"),
+        section.what,
+        section.settings(site.integer_seed("mechanics")),
+    )
+
+
+def campaign_mechanics(site: Site, pools: Any, say: Say) -> None:
+    """Do the mechanics of a campaign on its own pools; what failed is said and stops nothing."""
+    plans = campaign_plans(site)
+    for one in plans.all:
+        one.prepare()
+    if not all(piece.done for one in plans.all for piece in one.pieces()):
+        run_plans(plans.all, pools, say=say)
+    place = site.path("mechanics")
+    level = next(iter(plans.curves.values())).level
+    plans.judge = judge_of(site, level, place)
+    plans.show(place, say)
+
+
+def find_level(potential: str | None, reference: str | None) -> tuple[Level, Site | None]:
+    """Level that was asked for: a model, the last model of a campaign (and it), a reference."""
     from mofal.mechanics import potential_level, reference_level
 
     if (potential is None) == (reference is None):
         raise ConfigError("give either --potential MODEL (or CAMPAIGN) or --reference NAME")
     if reference is not None:
-        return reference_level(reference)
+        return reference_level(reference), None
     assert potential is not None
     where = Path(potential)
+    site: Site | None = None
     if (where / "campaign.yaml").is_file():
         from mofal.campaign import plan
         from mofal.campaign.site import Site
@@ -132,7 +289,7 @@ def find_level(potential: str | None, reference: str | None) -> Level:
         if last < 0:
             raise ConfigError(f"the campaign {where} has no model yet; run it first")
         where = site.path(plan.model(last))
-    return potential_level(where)
+    return potential_level(where), site
 
 
 def load_systems(
@@ -200,52 +357,46 @@ def _read(file: Path, rule: str) -> tuple[xr.Dataset, xr.Dataset | None]:
 
 
 # ---------------------------------------------------------------------------------- running
-def run_plans(
-    plans: Sequence[Plan],
-    schedule: ScheduleSettings,
-    *,
-    directory: Path,
-    say: Say,
-) -> None:
+def quiet(say: Say) -> Say:
+    """What pools say, their counts aside: every piece has a line of its own."""
+
+    def pool(text: str) -> None:
+        if not _COUNTS.match(text):
+            say(text)
+
+    return pool
+
+
+def run_plans(plans: Sequence[Plan], pools: Any, *, say: Say) -> None:
     """Have the pieces of all plans done, each as soon as what it needs is there."""
     from mofal.mechanics.pieces import describe_outcome
-    from mofal.schedule import Pools
 
     def open_pieces() -> list[Piece]:
         return [p for plan in plans for p in plan.pieces() if not p.done]
 
     left = open_pieces()
-    if not left:
-        say("every point is there already")
-        return
-
-    def pool(text: str) -> None:
-        if not _COUNTS.match(text):  # every piece has a line of its own
-            say(text)
-
-    with Pools.from_settings(schedule, directory=directory, progress=pool) as pools:
-        completions = pools.completions()
-        submitted: dict[str, Piece] = {}
-        done, begun = 0, time.monotonic()
-        while True:
-            for piece in left:
-                if piece.ready and piece.key not in submitted:
-                    submitted[piece.key] = piece
-                    completions.add(pools.submit(task_of(piece)))
-            if not completions.pending:
-                return
-            outcome = completions.next()
-            if outcome is None:
-                return
-            done += 1
-            left = open_pieces()
-            piece = submitted[outcome.task.key]
-            line = (
-                describe_outcome(piece.name, outcome.summary or {})
-                if outcome.ok
-                else f"{piece.name}: {outcome.status}: {outcome.reason}"
-            )
-            say(f"{line}{_when(done, len(left), time.monotonic() - begun)}")
+    completions = pools.completions()
+    submitted: dict[str, Piece] = {}
+    done, begun = 0, time.monotonic()
+    while True:
+        for piece in left:
+            if piece.ready and piece.key not in submitted:
+                submitted[piece.key] = piece
+                completions.add(pools.submit(task_of(piece)))
+        if not completions.pending:
+            return
+        outcome = completions.next()
+        if outcome is None:
+            return
+        done += 1
+        left = open_pieces()
+        piece = submitted[outcome.task.key]
+        line = (
+            describe_outcome(piece.name, outcome.summary or {})
+            if outcome.ok
+            else f"{piece.name}: {outcome.status}: {outcome.reason}"
+        )
+        say(f"{line}{_when(done, len(left), time.monotonic() - begun)}")
 
 
 def _when(done: int, left: int, seconds: float) -> str:
@@ -266,160 +417,3 @@ def task_of(piece: Piece) -> Task:
         output=piece.output,
         cost=piece.cost,
     )
-
-
-# ---------------------------------------------------------------------------------- results
-def uio_cells(structure: xr.Dataset, blocks: xr.Dataset | None) -> float | None:
-    """Conventional cells (of 456 atoms where pristine) in a cell of UiO-66; None for others."""
-    if blocks is None:
-        return None
-    formulas = {str(f) for f, r in zip(blocks["formula"].values, blocks["role"].values)
-                if str(r) == "linker"}  # fmt: skip
-    metals = set(np.unique(structure["numbers"].values)) - {1, 6, 8}
-    if formulas != {"C6H4"} or not metals <= {40, 72}:
-        return None
-    lengths = np.linalg.norm(structure["cell"].values[0], axis=1)
-    volume = abs(float(np.linalg.det(structure["cell"].values[0])))
-    # Whole multiples of the primitive or of the conventional vectors, whatever the strain.
-    primitive = np.prod(np.maximum(1, np.rint(lengths / ROUND))) / 4.0
-    conventional = np.prod(np.maximum(1, np.rint(lengths / (ROUND * np.sqrt(2.0)))))
-    each = ROUND**3 * 2**1.5
-    return float(min((primitive, conventional), key=lambda n: abs(np.log(volume / (n * each)))))
-
-
-def show_curves(curves: dict[str, Any], place: Path, say: Say) -> int:
-    """Write tables and pictures of E(V), and say what was found."""
-    from mofal.data import write_group, write_json
-    from mofal.mechanics import block_motion, energy_volume
-    from mofal.mechanics.curve import fit_table
-    from mofal.mechanics.motion import describe_motion
-    from mofal.mechanics.plots import plot_curve, plot_motion, plot_overlay
-
-    status = 0
-    shown, sizes, results = {}, {}, {}
-    for name, one in curves.items():
-        if not one.first().done or not one.sound:
-            status = 1
-            say(f"{name}: no E(V): {_why(one)}")
-            continue
-        curve = one.gather()
-        found = energy_volume(curve, tolerance=one.settings.tolerance)
-        n = int(one.structure["n_atoms"].values[0])
-        cells = uio_cells(one.structure, one.blocks)
-        for line in describe_curve(name, found, n_atoms=n, cells=cells):
-            say(line)
-        for line in found.failed:
-            say(f"  {line}")
-        missing = sum(not p.done for p in one.pieces())
-        if missing:
-            say(f"  {missing} points are missing; run the same command again")
-        if missing or found.failed or found.windows is None:
-            status = 1
-        if not len(found.index):
-            continue
-        table = fit_table(found)
-        if one.complete:
-            write_group(table, one.place / "fit.zarr", kind="table")
-        plot_curve(found, title=f"{name}, {one.level.spec}", n_atoms=n).savefig(
-            place / f"{name}-eos.png", dpi=150
-        )
-        if one.blocks is not None:
-            motion = block_motion(curve, found.index, one.blocks)
-            if one.complete:
-                write_group(motion, one.place / "motion.zarr", kind="table")
-            for line in describe_motion(motion):
-                say(line)
-            plot_motion(motion, title=f"{name}, {one.level.spec}").savefig(
-                place / f"{name}-motion.png", dpi=150
-            )
-        shown[name], sizes[name] = found, n
-        results[name] = summary_of(found, one, cells)
-    if len(shown) > 1:
-        plot_overlay(shown, sizes).savefig(place / "eos.png", dpi=150)
-        moduli = [r["bulk_modulus_GPa"] for r in results.values() if "bulk_modulus_GPa" in r]
-        if len(moduli) > 1:
-            say(f"K of {len(moduli)} systems: {np.mean(moduli):.2f} GPa on average, "
-                f"standard deviation {np.std(moduli, ddof=1):.2f} GPa")  # fmt: skip
-    if results:
-        write_json(results, place / "eos.json")
-        say(f"tables and pictures: {place}")
-    return status
-
-
-def _why(one: Any) -> str:
-    from mofal.mechanics.curve import Record
-
-    if not one.first().done:
-        return "the minimum is missing; run the same command again"
-    found = Record.load(one.point("minimum"))
-    return (
-        f"the structure given does not relax ({found.status}: {found.reason}); "
-        "once mended: --retry-failed"
-    )
-
-
-def summary_of(found: Any, one: Any, cells: float | None) -> dict[str, Any]:
-    """What `eos.json` holds of one system."""
-    out: dict[str, Any] = {
-        "level": one.level.spec,
-        "level_identity": one.level.identity,
-        "atoms": int(one.structure["n_atoms"].values[0]),
-        "group": str(one.place.name),
-        "problem": found.problem,
-        "failed": found.failed,
-        "largest_hysteresis_eV": _largest(found.hysteresis),
-    }
-    w = found.windows
-    if w is not None:
-        out |= {
-            "bulk_modulus_GPa": w.bulk_modulus,
-            "volume_A3": w.best.volume,
-            "bulk_modulus_derivative": w.best.derivative,
-            "spread": w.spread,
-            "agreed": w.agreed,
-            "window_A3": list(w.window),
-            "fits": {
-                f.equation: {
-                    "bulk_modulus_GPa": f.bulk_modulus,
-                    "volume_A3": f.volume,
-                    "derivative": f.derivative,
-                }
-                for f in w.fits
-            },
-        }
-        if cells is not None:
-            out["volume_per_456_atom_cell_A3"] = w.best.volume / cells
-    return out
-
-
-def _largest(values: np.ndarray) -> float | None:
-    kept = values[np.isfinite(values)]
-    return float(np.abs(kept).max()) if len(kept) else None
-
-
-def describe_curve(name: str, found: Any, *, n_atoms: int, cells: float | None) -> list[str]:
-    """E(V) as lines of text."""
-    w = found.windows
-    if w is None:
-        return [f"{name}: no equation of state: {found.problem}"]
-    lines = []
-    per = f" ({w.best.volume / cells:.0f} Å³ per 456-atom cell)" if cells else ""
-    lines.append(
-        f"{name}: K {w.bulk_modulus:.2f} GPa, V0 {w.best.volume:.2f} Å³{per}, "
-        f"K' {w.best.derivative:.2f} at 0 K"
-    )
-    for fit in [*w.fits, w.energy_alone]:
-        label = fit.equation if fit is not w.energy_alone else "energies alone"
-        lines.append(
-            f"  {label:16s} K {fit.bulk_modulus:8.3f} GPa   V0 {fit.volume:10.3f} Å³   "
-            f"K' {fit.derivative:6.2f}   residual {1000 * fit.residual / n_atoms:.4f} meV/atom"
-        )
-    agreed = "agree within" if w.agreed else "do NOT agree: they differ by"
-    lines.append(
-        f"  window {w.window[0]:.1f} to {w.window[1]:.1f} Å³ ({w.n_volumes} of "
-        f"{len(found.volume)} volumes); the equations {agreed} {100 * w.spread:.1f} %"
-    )
-    worst = _largest(found.hysteresis)
-    if worst is not None:
-        lines.append(f"  hysteresis {1000 * worst:.3f} meV at most between the ways out and back")
-    return lines

@@ -15,7 +15,7 @@ TAKEN = (
 """What a cycle holds beside the directories of its systems (`mofal.campaign.plan`)."""
 
 RESERVED = (
-    *("control", "holdout", "holding", "systems", "schedule", "work", "report", "holding"),
+    *("control", "holdout", "holding", "mechanics", "systems", "schedule", "work", "report"),
     *("progress", "scratch"),
     *("label-records", "isolated-atoms"),
 )

@@ -70,6 +70,9 @@ def collect(view: CampaignView) -> Any:
     if any(site.exists(plan.place(1, s, "walks.zarr")) for s in view.config.explored):
         more["walks"] = view.walks
         more["traces"] = _traces(view)
+    from mofal.campaign.mechanics_show import report_mechanics
+
+    more["mechanics"], more["mechanics_figures"] = report_mechanics(site)
     return ReportData(
         title=f"mofal campaign: {view.config.name}",
         summary=_summary(view),

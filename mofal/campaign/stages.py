@@ -13,6 +13,7 @@ import numpy as np
 
 from mofal.campaign import holding, plan, tasks
 from mofal.campaign.aside import set_aside
+from mofal.campaign.label import ended_by
 from mofal.campaign.plan import PRIORITY, Step
 from mofal.campaign.site import ISOLATED, Site
 from mofal.errors import CampaignError
@@ -309,7 +310,7 @@ def record_quarantine(site: Site, outcome: Outcome) -> None:
 
     one = select(site.group(outcome.task.kwargs["group"]), int(outcome.task.kwargs["index"]))
     attempt = begin(site.reference(), to_atoms(one.load(), 0))
-    site.cache().put(fail(attempt, "crashed", f"{outcome.status}: {outcome.reason}"))
+    site.cache().put(fail(attempt, ended_by(outcome.reason), f"{outcome.status}: {outcome.reason}"))
 
 
 def _late(site: Site, step: Step) -> xr.Dataset | None:

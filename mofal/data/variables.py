@@ -174,6 +174,12 @@ VARIABLES: dict[str, Variable] = {
         ("volume_point", "block"), "float64", "Å",
         "root mean square distance of a linker from its best plane; NaN for others", finite=False,
     ),
+    "unfamiliar_share": Variable(
+        ("volume_point",), "float64", "1", "share of atoms below the threshold of familiarity"
+    ),
+    "mean_log_likelihood": Variable(
+        ("volume_point",), "float64", "1", "mean over the atoms", finite=False
+    ),
     "equation_of_state": Variable(("equation",), "str", "", "name of the equation of state"),
     "bulk_modulus": Variable(("equation",), "float64", "GPa", "K = -V dP/dV at V0"),
     "equilibrium_volume": Variable(("equation",), "float64", "Å³", "V0, of the cell given"),
@@ -183,6 +189,37 @@ VARIABLES: dict[str, Variable] = {
     "pressure_residual": Variable(
         ("equation",), "float64", "GPa", "root mean square", finite=False
     ),
+    "elastic_constants": Variable(
+        ("voigt", "voigt_strain"), "float64", "GPa", "C_ij (B_ij under pressure), symmetrised"
+    ),
+    "elastic_constants_raw": Variable(
+        ("voigt", "voigt_strain"), "float64", "GPa", "d stress_i / d strain_j as it came"
+    ),
+    "elastic_eigenvalue": Variable(
+        ("elastic_mode",), "float64", "GPa", "eigenvalue of the constants in Mandel's form"
+    ),
+    "elastic_eigenstrain": Variable(
+        ("voigt", "elastic_mode"), "float64", "1", "strain of the mode; shears are twice ε"
+    ),
+    "average_name": Variable(("average",), "str", "", "Voigt, Reuss or Hill"),
+    "average_bulk_modulus": Variable(
+        ("average",), "float64", "GPa", "bulk modulus; NaN where unstable", finite=False
+    ),
+    "average_shear_modulus": Variable(
+        ("average",), "float64", "GPa", "shear modulus; NaN where unstable", finite=False
+    ),
+    "pv_name": Variable(("pv_point",), "str", "", "ensemble and condition of the point"),
+    "pv_volume": Variable(("pv_point",), "float64", "Å³", "volume, mean or given"),
+    "pv_volume_error": Variable(("pv_point",), "float64", "Å³", "standard error, 0 if given"),
+    "pv_pressure": Variable(("pv_point",), "float64", "GPa", "pressure, mean or given"),
+    "pv_pressure_error": Variable(("pv_point",), "float64", "GPa", "standard error, 0 if given"),
+    "pv_drift": Variable(
+        ("pv_point",), "float64", "eV/ps", "slope of the conserved energy per atom; NaN in NPT",
+        finite=False,
+    ),
+    "curve_volume": Variable(("pv_grid",), "float64", "Å³", "volume"),
+    "curve_pressure": Variable(("pv_grid",), "float64", "GPa", "mean of the Gaussian process"),
+    "curve_deviation": Variable(("pv_grid",), "float64", "GPa", "its standard deviation"),
     # cores
     "core_structure": Variable(("core",), "int64", "1", "structure that holds the core"),
     "core_block": Variable(("core",), "int64", "1", "block that is the core"),

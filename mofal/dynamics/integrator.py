@@ -8,6 +8,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.md.langevinbaoab import LangevinBAOAB
 from numpy.typing import NDArray
+from scipy.linalg import expm
 
 # The mass of the cell is chosen so that a crystal of this modulus breathes with a period of
 # `barostat_fs`; a stiffer one breathes faster, with the square root.
@@ -109,3 +110,117 @@ class Integrator(LangevinBAOAB):
             self.p_eps = np.array(arrays["cell_momenta"])
             self.force_eps = np.array(arrays["cell_forces"])
             self.barostat_mass = float(arrays["cell_mass"])
+
+
+def traceless(matrix: NDArray) -> NDArray:
+    """Symmetric traceless part of a matrix (3, 3)."""
+    symmetric = 0.5 * (matrix + matrix.T)
+    return symmetric - np.trace(symmetric) / 3.0 * np.identity(3)
+
+
+class FixedVolumeIntegrator(Integrator):
+    """Langevin dynamics of atoms and of the shape of the cell at its volume: (N, V, σa = 0, T).
+
+    The strain rate p/W is symmetric and traceless, so that its exponential has determinant one and
+    the volume is kept to rounding. The splitting is symmetric:
+
+        p += dt/2 dev(Σ m v vᵀ + virial);  v += dt/2 F/m
+        cell, r by exp(dt/2 p/W);  r += dt/2 v
+        v by exp(-dt/2 p/W);  heat bath of v, heat bath of p;  v by exp(-dt/2 p/W)
+        r += dt/2 v;  cell, r by exp(dt/2 p/W)
+        v += dt/2 F/m;  p += dt/2 dev(Σ m v vᵀ + virial)
+
+    The flow has no divergence (the trace of the strain rate is zero), so that without heat bath
+    ``H = K + U + tr(p²)/2W`` is conserved and its canonical distribution is sampled; with it, H
+    less the heat that came in (`heat`) is. Equations of motion: Quigley and Probert, J. Chem. Phys.
+    120, 11432 (2004), at zero deviatoric stress; the ensemble: Rogge et al., J. Chem. Theory
+    Comput. 11, 5583 (2015).
+    """
+
+    def __init__(
+        self,
+        atoms: Atoms,
+        *,
+        timestep_fs: float,
+        temperature_K: float,
+        thermostat_fs: float,
+        barostat_fs: float,
+        rng: np.random.Generator,
+    ) -> None:
+        self.heat = 0.0
+        super().__init__(
+            atoms,
+            timestep_fs=timestep_fs,
+            temperature_K=temperature_K,
+            thermostat_fs=thermostat_fs,
+            rng=rng,
+            pressure_GPa=0.0,
+            barostat_fs=barostat_fs,
+        )
+        self.p_eps = np.zeros((3, 3))
+
+    def _update_force_eps(self) -> None:
+        # The virial alone is kept: the kinetic part is taken where it is used.
+        self.force_eps = -self.atoms.get_volume() * self.atoms.get_stress(voigt=False)
+
+    def draw_momenta(self, rng: np.random.Generator) -> None:
+        """Maxwell-Boltzmann momenta for the atoms and for the five shapes of the cell."""
+        super().draw_momenta(rng)
+        self.p_eps = traceless(self.p_eps)
+
+    def cell_kinetic_energy(self) -> float:
+        """Kinetic energy of the shape of the cell, eV: tr(p²)/2W."""
+        return 0.5 * float(np.sum(self.p_eps * self.p_eps)) / self.barostat_mass
+
+    def conserved_energy(self) -> float:
+        """Energy of atoms and cell less the heat that came from the bath, eV."""
+        return float(self.atoms.get_total_energy()) + self.cell_kinetic_energy() - self.heat
+
+    def _kick_cell(self) -> None:
+        momenta = self.atoms.get_momenta()
+        kinetic = (momenta.T / self.atoms.get_masses()) @ momenta
+        self.p_eps = self.p_eps + 0.5 * self.dt * traceless(kinetic + self.force_eps)
+
+    def _drift_cell(self) -> None:
+        change = expm(0.5 * self.dt * self.p_eps / self.barostat_mass).T
+        self.atoms.set_cell(self.atoms.cell.array @ change, scale_atoms=False)
+        self.atoms.positions = self.atoms.positions @ change
+
+    def _drag(self) -> None:
+        change = expm(-0.5 * self.dt * self.p_eps / self.barostat_mass).T
+        self.atoms.set_velocities(self.atoms.get_velocities() @ change)
+
+    def _bath(self) -> None:
+        if self.gamma == 0.0 and self.barostat_gamma == 0.0:
+            return
+        before = self.atoms.get_kinetic_energy() + self.cell_kinetic_energy()
+        self._BAOAB_OU()
+        self._barostat_BAOAB_OU()
+        self.p_eps = traceless(self.p_eps)
+        after = self.atoms.get_kinetic_energy() + self.cell_kinetic_energy()
+        self.heat += float(after - before)
+
+    def step(self) -> None:
+        """One time step."""
+        self._kick_cell()
+        self._BAOAB_B()
+        self._drift_cell()
+        self._BAOAB_A()
+        self._drag()
+        self._bath()
+        self._drag()
+        self._BAOAB_A()
+        self._drift_cell()
+        self._update_accel()
+        self._update_force_eps()
+        self._BAOAB_B()
+        self._kick_cell()
+
+    def state(self) -> dict[str, NDArray]:
+        """Everything the next step depends on, apart from the random generator. Copies."""
+        return {**super().state(), "heat": np.array(self.heat)}
+
+    def restore(self, arrays: dict[str, NDArray]) -> None:
+        """Put back what `state` returned, to the last bit."""
+        super().restore(arrays)
+        self.heat = float(arrays["heat"])

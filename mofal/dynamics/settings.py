@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mofal.errors import ConfigError
 
-ENSEMBLES = ("npt", "nvt")
+ENSEMBLES = ("npt", "nvt", "nvst")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,8 @@ class WalkSettings:
     Attributes
     ----------
     ensemble
-        ``"npt"`` (flexible cell) or ``"nvt"``.
+        ``"npt"`` (flexible cell), ``"nvt"``, or ``"nvst"``: (N, V, σa = 0, T), a flexible shape
+        at the volume of the start frame.
     temperature_K
         Temperature of the thermostat, K.
     pressure_GPa
@@ -137,7 +138,7 @@ class WalkSettings:
             raise ConfigError(
                 f"length_fs is {self.length_fs}, shorter than one step of {self.timestep_fs} fs"
             )
-        if self.ensemble == "npt" and self.barostat_fs >= self.length_fs:
+        if self.ensemble != "nvt" and self.barostat_fs >= self.length_fs:
             raise ConfigError(
                 f"barostat_fs is {self.barostat_fs} and the walk lasts {self.length_fs} fs, so "
                 f"that the pressure would not be felt: write barostat_fs={self.length_fs / 5:g}"

@@ -25,7 +25,7 @@ from mofal.dynamics.checks import (
     check_distances,
     check_motion,
 )
-from mofal.dynamics.integrator import Integrator
+from mofal.dynamics.integrator import FixedVolumeIntegrator, Integrator
 from mofal.dynamics.limits import BondLimits, check_limits
 from mofal.dynamics.settings import WalkSettings
 from mofal.dynamics.watch import Density, Place, Watch
@@ -45,6 +45,8 @@ TRACE_VARIABLES = {
     "largest_force": "eV/Å",
     "largest_strain": "1",
 }
+SHAPE_VARIABLES = {"conserved_energy": "eV"}
+"""Beside `TRACE_VARIABLES` where the shape of the cell moves at its volume."""
 
 
 class Walk(NamedTuple):
@@ -67,7 +69,8 @@ class Walk(NamedTuple):
     trace
         Samples along the walk (dim ``sample``): time, temperature, volume, potential energy,
         pressure (kinetic part included; NaN where the calculator gives no stress), largest force,
-        largest relative change of a bond's length (NaN where the walk was given no bonds).
+        largest relative change of a bond's length (NaN where the walk was given no bonds); in
+        "nvst" the conserved energy too (energy of atoms and cell less the heat of the bath).
     """
 
     frame: xr.Dataset
@@ -144,16 +147,17 @@ def walk(
     """
     settings = settings if settings is not None else WalkSettings()
     n_steps = settings.n_steps(length_fs)
-    if settings.ensemble == "npt" and n_steps * settings.timestep_fs <= settings.barostat_fs:
+    if settings.ensemble != "nvt" and n_steps * settings.timestep_fs <= settings.barostat_fs:
         raise ConfigError(
             f"a walk of {n_steps * settings.timestep_fs:g} fs with barostat_fs = "
             f"{settings.barostat_fs:g} does not feel the pressure: give a longer length_fs"
         )
     atoms = to_atoms(structures, i)
     atoms.calc = None
-    if settings.ensemble == "npt" and not (atoms.pbc.all() and abs(atoms.cell.volume) > 1e-6):
+    if settings.ensemble != "nvt" and not (atoms.pbc.all() and abs(atoms.cell.volume) > 1e-6):
         raise StructureError(
-            f"structure {i} is not periodic along all three cell vectors, as NPT needs: "
+            f"structure {i} is not periodic along all three cell vectors, as "
+            f"{settings.ensemble.upper()} needs: "
             "write WalkSettings(ensemble='nvt')"
         )
     start_id = str(structures["structure_id"].values[i])
@@ -308,12 +312,21 @@ class _Runner:
             if self.watch is not None:
                 self.watch.begin(self._features(), self.atoms.numbers)
                 self.at_start = int(self.watch.from_start.sum())
-            self._sample(step)
+            self._sample(step, integrator)
         self._advance(integrator, step)
 
     def _integrator(self) -> Integrator:
         settings = self.settings
         npt = settings.ensemble == "npt"
+        if settings.ensemble == "nvst":
+            return FixedVolumeIntegrator(
+                self.atoms,
+                timestep_fs=settings.timestep_fs,
+                temperature_K=settings.temperature_K,
+                thermostat_fs=settings.thermostat_fs,
+                barostat_fs=settings.barostat_fs,
+                rng=self.noise_rng,
+            )
         return Integrator(
             self.atoms,
             timestep_fs=settings.timestep_fs,
@@ -343,7 +356,7 @@ class _Runner:
                 self._end("exploded" if problem else "bond_broken", problem or broken, step)
                 return
             if sample:
-                self._sample(step)
+                self._sample(step, integrator)
                 if self.bonds is not None:
                     self._save(step, integrator)
             if self._lost(step):
@@ -468,7 +481,7 @@ class _Runner:
 
     # -- records
 
-    def _sample(self, step: int) -> None:
+    def _sample(self, step: int, integrator: Integrator) -> None:
         atoms = self.atoms
         pressure = np.nan
         if "stress" in self.calculator.results and atoms.pbc.all():
@@ -488,6 +501,8 @@ class _Runner:
         )
         if self.watch is not None:
             self.watch.sample(Place(step, atoms.positions.copy(), np.array(atoms.cell.array)))
+        if isinstance(integrator, FixedVolumeIntegrator):
+            self.trace[-1].append(integrator.conserved_energy())
 
     def _save(self, step: int, integrator: Integrator) -> None:
         generator = json.loads(json.dumps(self.noise_rng.bit_generator.state))
@@ -541,7 +556,13 @@ class _Runner:
         )
 
     def _trace_array(self) -> NDArray:
-        return np.array(self.trace, dtype=float).reshape(-1, len(TRACE_VARIABLES))
+        return np.array(self.trace, dtype=float).reshape(-1, len(self.columns))
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Names and units of what is sampled."""
+        shape = self.settings.ensemble == "nvst"
+        return TRACE_VARIABLES | (SHAPE_VARIABLES if shape else {})
 
     def _say(self, text: str) -> None:
         if self.progress is not None:
@@ -587,7 +608,7 @@ class _Runner:
         trace = xr.Dataset(
             {
                 name: ("sample", values[:, column], {"units": unit})
-                for column, (name, unit) in enumerate(TRACE_VARIABLES.items())
+                for column, (name, unit) in enumerate(self.columns.items())
             },
             attrs={"system": system, "start_frame": self.start_id},
         )

@@ -6,19 +6,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mofal.mechanics.curve import Curve, CurveSettings, EnergyVolume, energy_volume
+    from mofal.mechanics.curve import Curve, CurveSettings, EnergyVolume, Minimum, energy_volume
+    from mofal.mechanics.elastic import Elastic, ElasticConstants, ElasticSettings
     from mofal.mechanics.equations import Fit, Windows, fit, fit_windows
     from mofal.mechanics.levels import Level, potential_level, reference_level
     from mofal.mechanics.motion import block_motion
     from mofal.mechanics.pieces import Piece, Plan, run_serial
+    from mofal.mechanics.pressure import PressureSettings, PressureVolume, fit_pressure
     from mofal.mechanics.relaxation import Criteria, Relaxed, relax
 
 _NAMES = {
-    "curve": ("Curve", "CurveSettings", "EnergyVolume", "energy_volume"),
+    "curve": ("Curve", "CurveSettings", "EnergyVolume", "Minimum", "energy_volume"),
+    "elastic": ("Elastic", "ElasticConstants", "ElasticSettings"),
     "equations": ("Fit", "Windows", "fit", "fit_windows"),
     "levels": ("Level", "potential_level", "reference_level"),
     "motion": ("block_motion",),
     "pieces": ("Piece", "Plan", "run_serial"),
+    "pressure": ("PressureSettings", "PressureVolume", "fit_pressure"),
     "relaxation": ("Criteria", "Relaxed", "relax"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
@@ -26,16 +30,23 @@ __all__ = [
     "Criteria",
     "Curve",
     "CurveSettings",
+    "Elastic",
+    "ElasticConstants",
+    "ElasticSettings",
     "EnergyVolume",
     "Fit",
     "Level",
+    "Minimum",
     "Piece",
     "Plan",
+    "PressureSettings",
+    "PressureVolume",
     "Relaxed",
     "Windows",
     "block_motion",
     "energy_volume",
     "fit",
+    "fit_pressure",
     "fit_windows",
     "potential_level",
     "reference_level",

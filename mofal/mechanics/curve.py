@@ -480,6 +480,25 @@ def curve_dataset(records: Sequence[Record], structure: xr.Dataset, system: str)
     return describe(ds.assign(extra))
 
 
+class Minimum:
+    """The minimum of a curve alone, as a plan: what elastic constants begin from."""
+
+    def __init__(self, curve: Curve) -> None:
+        self.curve = curve
+
+    def prepare(self) -> None:
+        """Write what it starts from."""
+        self.curve.prepare()
+
+    def pieces(self) -> list[Piece]:
+        """One piece."""
+        return [self.curve.first()]
+
+    def forget_failed(self) -> int:
+        """Remove the minimum where it failed."""
+        return self.curve.forget_failed()
+
+
 @dataclass(frozen=True)
 class EnergyVolume:
     """E(V) of one system, the lower of both ways at each volume.

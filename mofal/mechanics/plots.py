@@ -25,17 +25,31 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+    from mofal.mechanics.pressure import PressureCurve, PressurePoints
+
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, GREY)
 
 
-def plot_curve(found: EnergyVolume, *, title: str, n_atoms: int) -> Figure:
-    """E(V) and P(V) at 0 K with the equations of state of the chosen window."""
+def plot_curve(
+    found: EnergyVolume, *, title: str, n_atoms: int, known: np.ndarray | None = None
+) -> Figure:
+    """E(V) and P(V) at 0 K with the equations of state of the chosen window.
+
+    Where `known` (n,) is given, volumes that the potential does not know are marked.
+    """
     with figure_style():
         figure = new_figure(7.2, 3.2)
         left, right = figure.subplots(1, 2)
         zero = found.energy.min()
         left.plot(found.volume, 1000 * (found.energy - zero) / n_atoms, "o", color=DARK, ms=4)
         right.plot(found.volume, found.pressure, "o", color=DARK, ms=4)
+        if known is not None and not known.all():
+            for axes, values in ((left, 1000 * (found.energy - zero) / n_atoms),
+                                 (right, found.pressure)):  # fmt: skip
+                axes.plot(
+                    found.volume[~known], values[~known], "x", color=VERMILLION, ms=8,
+                    label="not learnt" if axes is left else None,
+                )  # fmt: skip
         if found.windows is not None:
             low, high = found.windows.window
             grid = np.linspace(found.volume.min(), found.volume.max(), 200)
@@ -83,6 +97,34 @@ def plot_motion(motion: xr.Dataset, *, title: str) -> Figure:
 def _against_start(angles: np.ndarray, volume: np.ndarray) -> np.ndarray:
     middle = int(np.argmin(np.abs(volume - np.median(volume))))
     return angles - angles[middle]
+
+
+def plot_pressure(
+    curves: Mapping[str, tuple[PressurePoints, PressureCurve]], *, title: str
+) -> Figure:
+    """P(V) of one or several systems: points with errors, the mean curve, two deviations."""
+    with figure_style():
+        figure = new_figure(5.6, 3.8)
+        axes: Any = figure.subplots()
+        for k, (name, (points, curve)) in enumerate(curves.items()):
+            colour = COLOURS[k % len(COLOURS)]
+            axes.plot(curve.volume, curve.pressure, color=colour, label=name)
+            band = 2 * curve.deviation
+            axes.fill_between(
+                curve.volume, curve.pressure - band, curve.pressure + band, color=colour,
+                alpha=0.2, lw=0,
+            )  # fmt: skip
+            for ensemble, marker in (("npt", "o"), ("nvst", "s")):
+                mine = np.array([e == ensemble for e in points.ensemble])
+                axes.errorbar(
+                    points.volume[mine], points.pressure[mine],
+                    xerr=points.volume_error[mine], yerr=points.pressure_error[mine],
+                    fmt=marker, ms=4, color=colour, mfc="white", lw=1,
+                )  # fmt: skip
+        axes.axhline(0.0, color=GREY, lw=0.8)
+        axes.set(xlabel="volume (Å³)", ylabel="pressure (GPa)", title=title)
+        axes.legend()
+    return figure
 
 
 def plot_overlay(curves: Mapping[str, EnergyVolume], n_atoms: Mapping[str, int]) -> Figure:

@@ -14,7 +14,8 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import write
 
-from mofal.campaign.mechanics import load_systems, uio_cells
+from mofal.campaign.mechanics import load_systems
+from mofal.campaign.mechanics_show import uio_cells
 from mofal.cli import main
 from mofal.data import read_json
 from mofal.errors import ConfigError
@@ -58,6 +59,12 @@ def test_mechanics__killed_and_typed_again_gives_the_same_numbers(copper, capsys
     assert os.path.getsize("whole/copper-eos.png") > 5000
     assert main(command(copper, "--directory", "cut")) == 0
     assert "every point is there already" in capsys.readouterr().out
+    both = ["--what", "eos", "elastic", "--strains", "0.003", "--workers", "1"]
+    assert main(command(copper, "--directory", "cut", *both)) == 0
+    out = capsys.readouterr().out
+    assert "agrees with K of E(V)" in out
+    assert "Born: stable" in out
+    assert "m-3m" in read_json("cut/elastic.json")["copper"]["symmetry"]
 
 
 def _points(directory):
@@ -139,3 +146,50 @@ def test_uio_cells__other_frameworks_have_none():
     structure = build("UiO-67")
     assert uio_cells(structure, find_blocks(structure)) is None
     assert np.isfinite(structure["cell"].values).all()
+
+
+@pytest.mark.slow
+def test_campaign__ends_with_the_mechanics_of_its_last_model(copied, capsys):
+    """Added to a finished campaign: it is the same campaign, its report has a section more.
+
+    Its model is as small as can be and holds no crystal: what fails is said and stops nothing.
+    """
+    import yaml
+
+    file = copied / "campaign.yaml"
+    content = yaml.safe_load(file.read_text())
+    loose = {"max_force_meV_per_A": 5000.0, "max_stress_MPa": 1e5}
+    content["mechanics"] = {"systems": ["pristine"], "volumes": 5, "both_ways": False, **loose}
+    file.write_text(yaml.safe_dump(content))
+    assert main(["run", str(copied), "--dry-run"]) == 0
+    assert "then mechanics (eos) of pristine" in capsys.readouterr().out
+    assert main(["run", str(copied)]) == 0
+    out = capsys.readouterr().out
+    assert "pristine out-002:" in out
+    assert "what the potential has learnt" in out
+    assert (copied / "mechanics" / "eos.json").exists()
+    assert main(["run", str(copied)]) == 0
+    assert "out-002:" not in capsys.readouterr().out
+    page = (copied / "report" / "report.html").read_text()
+    assert "bricks" in page or "Mechanics" in page
+
+
+def test_config__mechanics_is_checked_with_the_file():
+    from mofal.campaign.config import parse_config
+
+    from .conftest import SMALL
+
+    def message(**section):
+        with pytest.raises(ConfigError) as error:
+            parse_config({**SMALL, "mechanics": section})
+        return str(error.value)
+
+    assert "mechanics.systems names the system 'no'" in message(systems=["no"])
+    assert "odd number" in message(volumes=6)
+    assert "mechanics.what" in message(what=["nonsense"])
+    assert "unknown key mechanics.volume" in message(volume=5)
+    pools = {"a": {"kinds": ["train", "label", "walk"]}}
+    with pytest.raises(ConfigError, match="mechanics"):
+        parse_config({**SMALL, "schedule": {"pools": pools}, "mechanics": {}})
+    one, other = parse_config(SMALL), parse_config({**SMALL, "mechanics": {}})
+    assert one.identity() == other.identity()

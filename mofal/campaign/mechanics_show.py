@@ -1,0 +1,394 @@
+"""What mechanics found, in words, tables, pictures, and a section of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mofal.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mofal.campaign.site import Site
+
+Say = Callable[[str], None]
+
+ROUND = 14.672  # Å between the centres of two bricks of UiO-66
+
+
+def uio_cells(structure: xr.Dataset, blocks: xr.Dataset | None) -> float | None:
+    """Conventional cells (of 456 atoms where pristine) in a cell of UiO-66; None for others."""
+    if blocks is None:
+        return None
+    formulas = {str(f) for f, r in zip(blocks["formula"].values, blocks["role"].values)
+                if str(r) == "linker"}  # fmt: skip
+    metals = set(np.unique(structure["numbers"].values)) - {1, 6, 8}
+    if formulas != {"C6H4"} or not metals <= {40, 72}:
+        return None
+    lengths = np.linalg.norm(structure["cell"].values[0], axis=1)
+    volume = abs(float(np.linalg.det(structure["cell"].values[0])))
+    # Whole multiples of the primitive or of the conventional vectors, whatever the strain.
+    primitive = np.prod(np.maximum(1, np.rint(lengths / ROUND))) / 4.0
+    conventional = np.prod(np.maximum(1, np.rint(lengths / (ROUND * np.sqrt(2.0)))))
+    each = ROUND**3 * 2**1.5
+    return float(min((primitive, conventional), key=lambda n: abs(np.log(volume / (n * each)))))
+
+
+def show_curves(
+    curves: dict[str, Any], place: Path, say: Say, judge: Callable[[xr.Dataset], Any] | None = None
+) -> int:
+    """Write tables and pictures of E(V), and say what was found."""
+    from mofal.data import select, write_group, write_json
+    from mofal.mechanics import block_motion, energy_volume
+    from mofal.mechanics.curve import fit_table
+    from mofal.mechanics.domain import describe_domain
+    from mofal.mechanics.motion import describe_motion
+    from mofal.mechanics.plots import plot_curve, plot_motion, plot_overlay
+
+    status = 0
+    shown, sizes, results = {}, {}, {}
+    for name, one in curves.items():
+        if not one.first().done or not one.sound:
+            status = 1
+            say(f"{name}: no E(V): {_why(one)}")
+            continue
+        curve = one.gather()
+        found = energy_volume(curve, tolerance=one.settings.tolerance)
+        n = int(one.structure["n_atoms"].values[0])
+        cells = uio_cells(one.structure, one.blocks)
+        for line in describe_curve(name, found, n_atoms=n, cells=cells):
+            say(line)
+        for line in found.failed:
+            say(f"  {line}")
+        missing = sum(not p.done for p in one.pieces())
+        if missing:
+            say(f"  {missing} points are missing; run the same command again")
+        if missing or found.failed or found.windows is None:
+            status = 1
+        if not len(found.index):
+            continue
+        table = fit_table(found)
+        known = None
+        if judge is not None:
+            domain = judge(select(curve, found.index))
+            known = domain.known
+            for line in describe_domain(found.volume, domain):
+                say(line)
+            table["unfamiliar_share"] = ("volume_point", domain.share)
+            table["mean_log_likelihood"] = ("volume_point", domain.log_likelihood)
+        if one.complete:
+            write_group(table, one.place / "fit.zarr", kind="table")
+        plot_curve(found, title=f"{name}, {one.level.spec}", n_atoms=n, known=known).savefig(
+            place / f"{name}-eos.png", dpi=150
+        )
+        if one.blocks is not None:
+            motion = block_motion(curve, found.index, one.blocks)
+            if one.complete:
+                write_group(motion, one.place / "motion.zarr", kind="table")
+            for line in describe_motion(motion):
+                say(line)
+            plot_motion(motion, title=f"{name}, {one.level.spec}").savefig(
+                place / f"{name}-motion.png", dpi=150
+            )
+        shown[name], sizes[name] = found, n
+        results[name] = summary_of(found, one, cells)
+    if len(shown) > 1:
+        plot_overlay(shown, sizes).savefig(place / "eos.png", dpi=150)
+        moduli = [r["bulk_modulus_GPa"] for r in results.values() if "bulk_modulus_GPa" in r]
+        if len(moduli) > 1:
+            say(f"K of {len(moduli)} systems: {np.mean(moduli):.2f} GPa on average, "
+                f"standard deviation {np.std(moduli, ddof=1):.2f} GPa")  # fmt: skip
+    if results:
+        write_json(results, place / "eos.json")
+        say(f"tables and pictures: {place}")
+    return status
+
+
+def show_elastic(elastic: dict[str, Any], curves: dict[str, Any], place: Path, say: Say) -> int:
+    """Write tables of elastic constants, and say what was found."""
+    from mofal.data import read_json, write_group, write_json
+    from mofal.mechanics.elastic import describe_elastic, elastic_table
+
+    status = 0
+    results: dict[str, Any] = {}
+    known = read_json(place / "eos.json") if (place / "eos.json").exists() else {}
+    for name, one in elastic.items():
+        if not one.sound or not one.complete:
+            status = 1
+            reason = _why(curves[name]) if not one.sound else "run the same command again"
+            say(f"{name}: no elastic constants: {reason}")
+            continue
+        try:
+            found = one.gather()
+        except ConfigError as error:
+            status = 1
+            say(f"{error}; the others went on")
+            continue
+        write_group(elastic_table(found), one.place / "elastic.zarr", kind="table")
+        modulus = known.get(name, {}).get("bulk_modulus_GPa")
+        for line in describe_elastic(name, found, modulus):
+            say(line)
+        results[name] = {
+            "level": one.level.spec,
+            "level_identity": one.level.identity,
+            "elastic_constants_GPa": found.constants.tolist(),
+            "pressure_GPa": found.pressure,
+            "symmetry": found.symmetry,
+            "stable": found.stable,
+            "softest_mode": found.softest,
+            "bulk_modulus_GPa": {"Voigt": found.voigt[0], "Reuss": found.reuss[0]}
+            if found.stable
+            else {"Voigt": found.voigt[0]},
+            "nonlinearity": None if np.isnan(found.nonlinearity) else found.nonlinearity,
+        }
+    if results:
+        write_json(results, place / "elastic.json")
+    return status
+
+
+def show_pressure(
+    pressures: dict[str, Any],
+    place: Path,
+    say: Say,
+    judge: Callable[[xr.Dataset], Any] | None = None,
+) -> int:
+    """Write tables and a picture of P(V), and say what was found."""
+    from mofal.data import write_group, write_json
+    from mofal.mechanics.domain import describe_domain
+    from mofal.mechanics.plots import plot_pressure
+    from mofal.mechanics.pressure import (
+        converged,
+        describe_pressure,
+        fit_pressure,
+        pressure_table,
+    )
+
+    status = 0
+    shown: dict[str, Any] = {}
+    results: dict[str, Any] = {}
+    for name, one in pressures.items():
+        if not one.sound:
+            status = 1
+            say(f"{name}: no P(V): {_why(one.curve)}")
+            continue
+        try:
+            points, lost = one.gather()
+            found = fit_pressure(points, draws=one.settings.draws, seed=one.settings.seed)
+        except DataError as error:
+            status = 1
+            say(f"{name}: no P(V): {error}")
+            continue
+        for line in describe_pressure(
+            name, points, found, temperature_K=one.settings.temperature_K
+        ):
+            say(line)
+        for line in lost:
+            say(f"  {line}")
+        verdict = ""
+        if judge is not None:
+            frames, volumes = one.frames()
+            domain = judge(frames)
+            for line in describe_domain(volumes, domain):
+                say(line)
+            # What decides P_max lies at volumes down to that of the maximum.
+            top = float(found.volume[int(np.argmax(found.pressure))])
+            near = volumes >= top - 0.005 * top
+            inside = bool(domain.known[near].all())
+            verdict = "inside" if inside else "outside"
+            say(f"  P_max lies {verdict} what the potential has learnt")
+        if lost or not one.complete:
+            status = 1
+        else:
+            write_group(pressure_table(points, found), one.place / "pv.zarr", kind="table")
+        try:
+            still, text = converged(one)
+        except DataError as error:
+            still, text = False, str(error)
+        say(f"  {'converged' if still else 'NOT converged'}: {text}")
+        shown[name] = points, found
+        results[name] = {
+            "level": one.curve.level.spec,
+            "temperature_K": one.settings.temperature_K,
+            "converged": still,
+            "largest_pressure_is_bound": found.bound,
+            "what_the_potential_has_learnt": verdict,
+            **{
+                key: None if value is None else [value.value, value.low, value.high]
+                for key, value in (
+                    ("volume_A3", found.equilibrium_volume),
+                    ("bulk_modulus_GPa", found.bulk_modulus),
+                    ("largest_pressure_GPa", found.largest_pressure),
+                )
+            },
+        }
+    if shown:
+        title = f"P(V) at {next(iter(pressures.values())).settings.temperature_K:g} K"
+        plot_pressure(shown, title=title).savefig(place / "pv.png", dpi=150)
+        write_json(results, place / "pv.json")
+    return status
+
+
+def _why(one: Any) -> str:
+    from mofal.mechanics.curve import Record
+
+    if not one.first().done:
+        return "the minimum is missing; run the same command again"
+    found = Record.load(one.point("minimum"))
+    return (
+        f"the structure given does not relax ({found.status}: {found.reason}); "
+        "once mended: --retry-failed"
+    )
+
+
+def summary_of(found: Any, one: Any, cells: float | None) -> dict[str, Any]:
+    """What `eos.json` holds of one system."""
+    out: dict[str, Any] = {
+        "level": one.level.spec,
+        "level_identity": one.level.identity,
+        "atoms": int(one.structure["n_atoms"].values[0]),
+        "group": str(one.place.name),
+        "problem": found.problem,
+        "failed": found.failed,
+        "largest_hysteresis_eV": _largest(found.hysteresis),
+    }
+    w = found.windows
+    if w is not None:
+        out |= {
+            "bulk_modulus_GPa": w.bulk_modulus,
+            "volume_A3": w.best.volume,
+            "bulk_modulus_derivative": w.best.derivative,
+            "spread": w.spread,
+            "agreed": w.agreed,
+            "window_A3": list(w.window),
+            "fits": {
+                f.equation: {
+                    "bulk_modulus_GPa": f.bulk_modulus,
+                    "volume_A3": f.volume,
+                    "derivative": f.derivative,
+                }
+                for f in w.fits
+            },
+        }
+        if cells is not None:
+            out["volume_per_456_atom_cell_A3"] = w.best.volume / cells
+    return out
+
+
+def _largest(values: np.ndarray) -> float | None:
+    kept = values[np.isfinite(values)]
+    return float(np.abs(kept).max()) if len(kept) else None
+
+
+def describe_curve(name: str, found: Any, *, n_atoms: int, cells: float | None) -> list[str]:
+    """E(V) as lines of text."""
+    w = found.windows
+    if w is None:
+        return [f"{name}: no equation of state: {found.problem}"]
+    lines = []
+    per = f" ({w.best.volume / cells:.0f} Å³ per 456-atom cell)" if cells else ""
+    lines.append(
+        f"{name}: K {w.bulk_modulus:.2f} GPa, V0 {w.best.volume:.2f} Å³{per}, "
+        f"K' {w.best.derivative:.2f} at 0 K"
+    )
+    for fit in [*w.fits, w.energy_alone]:
+        label = fit.equation if fit is not w.energy_alone else "energies alone"
+        lines.append(
+            f"  {label:16s} K {fit.bulk_modulus:8.3f} GPa   V0 {fit.volume:10.3f} Å³   "
+            f"K' {fit.derivative:6.2f}   residual {1000 * fit.residual / n_atoms:.4f} meV/atom"
+        )
+    agreed = "agree within" if w.agreed else "do NOT agree: they differ by"
+    lines.append(
+        f"  window {w.window[0]:.1f} to {w.window[1]:.1f} Å³ ({w.n_volumes} of "
+        f"{len(found.volume)} volumes); the equations {agreed} {100 * w.spread:.1f} %"
+    )
+    worst = _largest(found.hysteresis)
+    if worst is not None:
+        lines.append(f"  hysteresis {1000 * worst:.3f} meV at most between the ways out and back")
+    return lines
+
+
+# ---------------------------------------------------------------------------------- report
+PUBLISHED = {
+    "S_pr": (38.1, "37", "1.09"),
+    "S_reo": (17.7, "13", "> 0.34"),
+    "S_bcu": (10.7, "8", "0.19"),
+    "S_scu": (4.9, "2", "0.05"),
+    "S_sup": (12.5, "", ""),
+    "S_ld": (None, "32", "1.01"),
+}
+"""K at 0 K, K and P_max at 300 K (GPa) of the paper; experiment for S_pr: K 37.9, V0 9,009 Å³."""
+
+
+def report_mechanics(site: Site) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of the report's table, and its figures by name; both empty where there is nothing."""
+    from mofal.campaign.mechanics import campaign_plans
+    from mofal.data import open_group
+    from mofal.errors import MofalError
+    from mofal.mechanics import energy_volume, fit_pressure
+    from mofal.mechanics.plots import plot_motion, plot_overlay, plot_pressure
+
+    if site.config.mechanics is None or not site.path("mechanics").is_dir():
+        return [], {}
+    plans = campaign_plans(site)
+    found: dict[str, Any] = {}
+    pressures: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
+    rows = []
+    for name, one in plans.curves.items():
+        row: dict[str, Any] = {"system": name}
+        cells = uio_cells(one.structure, one.blocks)
+        if (one.place / "curve.zarr").exists():
+            result = energy_volume(open_group(one.place / "curve.zarr").load())
+            if result.windows is not None:
+                found[name] = result
+                row["K at 0 K (GPa)"] = f"{result.windows.bulk_modulus:.1f}"
+                v0 = result.windows.best.volume
+                row["V0 (Å³)"] = f"{v0:.0f}"
+                if cells is not None:
+                    row["V0 per 456-atom cell (Å³)"] = f"{v0 / cells:.0f}"
+            if (one.place / "motion.zarr").exists():
+                motion = open_group(one.place / "motion.zarr").load()
+                figures[f"motion-{name}"] = plot_motion(motion, title=name)
+        elastic = plans.elastic.get(name)
+        if elastic is not None and elastic.complete:
+            try:
+                c = elastic.gather()
+                row["C11 C12 C44 (GPa)"] = " ".join(
+                    f"{c.constants[k]:.1f}" for k in ((0, 0), (0, 1), (3, 3))
+                )
+                row["Born"] = "stable" if c.stable else "unstable"
+            except MofalError as error:
+                row["Born"] = str(error)
+        pv = plans.pressures.get(name)
+        if pv is not None and pv.complete:
+            try:
+                points, _ = pv.gather()
+                curve = fit_pressure(points, draws=pv.settings.draws, seed=pv.settings.seed)
+                pressures[name] = points, curve
+                top = curve.largest_pressure
+                row[f"P_max at {pv.settings.temperature_K:g} K (GPa)"] = (
+                    f"> {top.value:.2f}" if curve.bound else top.text(".2f")
+                )
+                if curve.bulk_modulus is not None:
+                    key = f"K at {pv.settings.temperature_K:g} K (GPa)"
+                    row[key] = curve.bulk_modulus.text(".1f")
+            except MofalError as error:
+                row["P(V)"] = str(error)
+        if len(row) == 1:
+            continue
+        paper = PUBLISHED.get(str(site.config.systems[name].build) if name in site.config.systems
+                              else "")  # fmt: skip
+        if paper is not None:
+            row["paper: K at 0 K"] = "" if paper[0] is None else f"{paper[0]:.1f}"
+            row["paper: K, P_max at 300 K"] = " / ".join(p for p in paper[1:] if p)
+        rows.append(row)
+    if found:
+        sizes = {n: int(plans.curves[n].structure["n_atoms"].values[0]) for n in found}
+        figures = {"energy-volume": plot_overlay(found, sizes), **figures}
+    if pressures:
+        figures["pressure-volume"] = plot_pressure(pressures, title="P(V), classical nuclei")
+    return rows, figures
