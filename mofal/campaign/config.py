@@ -520,13 +520,7 @@ class CampaignConfig(Section):
     def deciding(self) -> dict[str, Any]:
         """All that decides the results; where things run and how many cycles may change."""
         content = _without_devices(_without_free(self.model_dump(mode="json", exclude=set(_FREE))))
-        for part, name in (
-            *((content["seed_data"], n) for n in ("labels", "keys", "example", "frames")),
-            (content["potential"], "start"),
-        ):
-            if part[name] is None:
-                # Campaigns from before there was such a setting keep their identity.
-                del part[name]
+        _without_unset(content)
         start = content["potential"].get("start")
         if start is not None and not start.startswith("example:"):
             content["potential"]["start"] = _content_hash(Path(start) / "model.json")
@@ -570,7 +564,18 @@ def completed(deciding: dict[str, Any]) -> dict[str, Any]:
         for system in out["systems"].values():
             if system.get("rule") == "carboxylate":
                 system["rule"] = "auto"
+    _without_unset(out)
     return _without_devices(out)
+
+
+def _without_unset(content: dict[str, Any]) -> None:
+    """Campaigns from before there was such a setting keep their identity."""
+    for part, name in (
+        *((content["seed_data"], n) for n in ("labels", "keys", "example", "frames")),
+        (content["potential"], "start"),
+    ):
+        if part.get(name) is None:
+            part.pop(name, None)
 
 
 def _without_devices(content: dict[str, Any]) -> dict[str, Any]:

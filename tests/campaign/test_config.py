@@ -103,7 +103,7 @@ BAD = [
     ({"systems": {"ld": {"build": "S_ld", "file": "x.cif"}}}, "and not both"),
     ({"systems": {"ld": {"build": "S_ld", "cell": "cubic"}}}, "systems.ld.cell is 'cubic'"),
     ({"systems": {"ld": {"build": "S_ld", "repeat": [0, 1, 1]}}}, "systems.ld.repeat.0 is 0"),
-    ({"seed_data": {}}, "exactly one of `file`, `perturbed` or `clusters`"),
+    ({"seed_data": {}}, "exactly one of `example`, `file`, `perturbed` or `clusters`"),
     ({"seed_data": {"perturbed": {"system": "pr"}}}, "names the system 'pr'"),
     ({"seed_data": {"perturbed": {"system": "ld", "frames": 0}}}, "frames is 0"),
     (

@@ -529,6 +529,7 @@ def test_set_aside__by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     # A model that has learnt from it stays; the command says so.
     model = root / "cycle-000" / "model"
     model.mkdir()
+    (model / "model.json").write_text("{}")
     (root / "cycle-001" / ".model.training").mkdir(parents=True)
     assert main(["set-aside", str(root), ids[0], "--reason", "x"]) == 0
     out = capsys.readouterr().out

@@ -16,6 +16,17 @@ from tests.helpers import assert_same_bits, chunked, raise_if_dask_computes
 
 def test_registry__is_consistent():
     known = {"structure", "atom", "core", "feature", *DIM_SIZES}
+    # Of curves in mechanics.
+    known |= {
+        "average",
+        "block",
+        "elastic_mode",
+        "equation",
+        "pv_grid",
+        "pv_point",
+        "voigt_strain",
+        "volume_point",
+    }
     for name, spec in VARIABLES.items():
         assert set(spec.dims) <= known, name
         assert spec.dtype == "str" or np.dtype(spec.dtype).kind in "bif", name
