@@ -24,6 +24,12 @@ _VERBS = {
 }
 
 
+SILENT = 10.0
+"""Seconds after which a line is said whether there is news or not."""
+STALE = 120.0
+"""Seconds after which what a task has said last is no news."""
+
+
 class Display:
     """Prints progress lines, none more often than every few seconds per step.
 
@@ -43,6 +49,7 @@ class Display:
         self._began: dict[Step, float] = {}
         self._spoke: dict[Step, float] = {}
         self._shown: dict[Step, str] = {}
+        self._last = self.start
 
     def clock(self) -> str:
         """Time since the driver started, minutes and seconds."""
@@ -61,6 +68,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """Say something that is about no step."""
+        self._last = time.monotonic()
         self.say(f"[{self.clock()}] {text}")
 
     def pool(self, text: str) -> None:
@@ -73,15 +81,21 @@ class Display:
         self._began[step] = self._spoke[step] = time.monotonic()
 
     def moved(self, step: Step, done: int, n: int) -> None:
-        """Say how far a step is, if it was silent for a while."""
+        """Say how far a step is, if it was silent for a while; in any case that it goes on."""
         now = time.monotonic()
         if now - self._spoke.get(step, now) < self.every:
             return
-        note = self._note(step) if step.stage in ("train", "control") else f"{done}/{n}"
-        if note and note != self._shown.get(step):
-            self._shown[step] = note
-            self._spoke[step] = now
-            self.line(f"{self.title(step)}: {note}")
+        text = "; ".join(t for t in (f"{done}/{n}" if n > 1 else "", self._inside(step)) if t)
+        if text == self._shown.get(step, ""):
+            # Nothing new to say of this step: that it goes on is said where all are silent.
+            if now - self._last < SILENT:
+                return
+            took = now - self._began.get(step, now)
+            self.line(f"{self.title(step)}: {text or 'under way'}, for {took:.0f} s")
+        else:
+            self.line(f"{self.title(step)}: {text}")
+        self._shown[step] = text
+        self._spoke[step] = now
 
     def ended(self, step: Step, text: str) -> None:
         """Say what a step came to."""
@@ -89,9 +103,26 @@ class Display:
         after = f" ({took:.0f} s)" if took >= 1 else ""
         self.line(f"{self.title(step)}: {text}{after}")
 
-    def _note(self, step: Step) -> str:
-        file = self.site.work("progress", f"{step.stage}-{step.cycle:03d}.txt")
+    def _inside(self, step: Step) -> str:
+        """What tasks of a step that are under way have said last: the newest of them."""
+        folder = self.site.work("progress")
+        cycle = f"{step.cycle:03d}"
+        name = {
+            "train": f"train-{cycle}.txt",
+            "control": f"control-{cycle}.txt",
+            "density": f"density-{cycle}.txt",
+            "walk": f"walk-{cycle}-{step.system}-*.txt",
+            "select": f"select-{cycle}-{step.system}.txt",
+        }.get(step.stage)
+        if step.stage == "hold":
+            folder, name = self.site.work(step.makes), "*.progress"
+        if name is None:
+            return ""
         try:
-            return file.read_text(encoding="utf-8", errors="replace").strip()
-        except OSError:
+            newest = max(folder.glob(name), key=lambda p: p.stat().st_mtime, default=None)
+            # Notes of tasks that have ended stay where they are.
+            if newest is None or time.time() - newest.stat().st_mtime > STALE:
+                return ""
+            return newest.read_text(encoding="utf-8", errors="replace").strip()
+        except (OSError, ValueError):
             return ""

@@ -316,6 +316,8 @@ def density(site: Site, cycle: int) -> Summary:
     data = site.training_set(cycle - 1, whole=True)
     data = select(data, data["split"].values == "train")
     potential = load(site.path(plan.model(cycle - 1)), device=site.device("density"))
+    say = notice(site, f"density-{cycle:03d}")
+    say(f"features of {data.sizes['atom']:,} atoms")
     features = potential.featurize(data)
     write_group(features, site.path(plan.place(cycle, "training_features.zarr")), kind="features")
     settings = site.config.density
@@ -325,6 +327,7 @@ def density(site: Site, cycle: int) -> Summary:
         max_components=settings.max_components,
         pca=settings.pca,
         random_state=site.integer_seed("density", cycle),
+        progress=say,
     )
     _calibrate(fitted, potential, site.training_set(cycle - 1, whole=True))
     fitted.save(site.path(plan.place(cycle, "density.zarr")))
@@ -359,6 +362,8 @@ def select_clusters(site: Site, cycle: int, system: str) -> Summary:
 
     samples = site.group(plan.place(cycle, system, "samples.zarr")).load()
     features = site.group(plan.place(cycle, system, "features.zarr")).load()
+    say = notice(site, f"select-{cycle:03d}-{system}")
+    say(f"scores of {samples.sizes['atom']:,} atoms")
     fitted = PerElementDensity.load(site.path(plan.place(cycle, "density.zarr")))
     refuse_foreign_features(site, cycle, system, features, fitted)
     scores = score(features, fitted).compute()
@@ -367,6 +372,7 @@ def select_clusters(site: Site, cycle: int, system: str) -> Summary:
     write_group(scores, site.path(plan.place(cycle, system, "scores.zarr")), kind="scores")
     blocks = {system: site.blocks(system)}
     settings = site.config.selection
+    say(f"cutting {settings.clusters} clusters")
     clusters, refused, _ = extract(
         samples,
         scores,
