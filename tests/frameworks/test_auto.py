@@ -189,7 +189,9 @@ def test_auto__cyanide_joins_metals_and_ions_are_noted():
     blocks = check_structure(dataset(mixed_node()))
     assert Counter(blocks["formula"].values.tolist()) == {"Fe": 4, "Zn": 4, "CN": 24}
     assert set(blocks["charge"].values[blocks["formula"].values == "CN"].tolist()) == {-1}
-    assert "cations missing" in blocks.attrs["notes"]
+    # 24 CN(-) against 4 Fe and 4 Zn: the blame goes to what has the sign of the charge.
+    assert "cations missing: framework -" in blocks.attrs["notes"]
+    assert "(-1 per linker CN)" in blocks.attrs["notes"]
 
 
 # ----------------------------------------------------------------- CoRE MOF, where it is at hand
