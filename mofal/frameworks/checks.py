@@ -307,6 +307,8 @@ def check_charges(
     even = np.ones(len(role), bool)
     even[blocks["link_block"].values[(cap_charge != 0).any(axis=1)].ravel()] = False
     suspects = np.flatnonzero((per_block != 0) & even)
+    if valence is not None:
+        suspects = _blamed(blocks, numbers, per_block, total - charge, valence)
     if not len(suspects):
         suspects = np.flatnonzero(per_block != 0)
     if not len(suspects):
@@ -346,6 +348,30 @@ def check_charges(
         f"expected {charge} in all: {why}; if the charge is meant, say "
         f"read_framework(path, charge={total}) (mofal blocks --charge {total})"
     )
+
+
+def _blamed(
+    blocks: xr.Dataset,
+    numbers: NDArray[np.integer],
+    per_block: NDArray[np.integer],
+    excess: int,
+    valence: NDArray[np.float64],
+) -> NDArray[np.int64]:
+    """Blocks that explain a charge: those that lack hydrogens, else those of its sign."""
+    same = np.sign(per_block) == np.sign(excess)
+    if excess < 0:
+        atoms = np.flatnonzero(_lacking_donors(blocks, numbers, valence))
+        of_atom = np.empty(len(numbers), np.int64)
+        size = blocks["block_n_atoms"].values
+        of_atom[blocks["member_atom"].values] = np.repeat(np.arange(len(size)), size)
+        lacks = np.zeros(len(per_block), bool)
+        lacks[of_atom[atoms]] = True
+        if (same & lacks).any():
+            return np.flatnonzero(same & lacks)
+    # An ion of its own is what it should be: the framework around it is what is charged.
+    framework = same & (blocks["role"].values != "guest")
+    nodes = framework & (blocks["role"].values == "node")
+    return np.flatnonzero(nodes if nodes.any() else framework if framework.any() else same)
 
 
 def _may_lack_hydrogen(

@@ -124,3 +124,35 @@ def test_blueprint__shells_along_a_rod(shells, metals):
     z = ds["numbers"].values[plan["parent_atom"].values[plan["parent_atom"].values >= 0]]
     assert int((z == 24).sum()) == metals
     assert int(plan["charge"][0]) == 0
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("make", [published.mil53, published.mof74, published.zif])
+def test_find_blocks__order_origin_and_wrapping_do_not_matter(make, seed):
+    """Atoms in another order, moved and wrapped anew: the same blocks and the same cluster."""
+    rng = np.random.default_rng(seed)
+    atoms = make()
+    turned = atoms[rng.permutation(len(atoms))]
+    turned.positions += rng.uniform(0, 20, 3)
+    turned.positions += rng.integers(-2, 3, (len(atoms), 3)) @ atoms.cell.array
+    results = []
+    for some in (atoms, turned):
+        ds = from_atoms(some, system="x")
+        blocks = find_blocks(ds)
+        names = ("formula", "charge", "coordination", "kind_hash")
+        rows = sorted(zip(*(blocks[n].values.tolist() for n in names)))
+        metal = int(np.flatnonzero(blocks["role"].values == "node")[0])
+        clusters, _ = cut(ds, {"x": blocks}, cores_of([0], [metal]), unpaired={"Cr": 3})
+        results.append((rows, formula(clusters), int(clusters["charge"][0])))
+    assert results[0] == results[1]
+
+
+def test_cut__warm_rods_keep_their_blocks():
+    """Blocks are found once: a frame that only vibrates is cut with them."""
+    ds, blocks = load(published.mof74)
+    rng = np.random.default_rng(4)
+    warm = ds.assign(positions=ds["positions"] + 0.04 * rng.normal(size=ds["positions"].shape))
+    core = int(np.flatnonzero(blocks["formula"].values == "Mg")[0])
+    clusters, refused = cut(warm, {"x": blocks}, cores_of([0], [core]))
+    assert refused["reason"].values.tolist() == []
+    assert formula(clusters) == "C41H30Mg3O22"

@@ -121,6 +121,23 @@ def test_auto__free_carbonyls_and_pyridines_lack_no_hydrogen():
     assert lacking("NC2H6", methyls) == [0]
 
 
+def test_system__charge_of_a_file(tmp_path):
+    """`charge:` of a system in a campaign file is compared; null is not looked at."""
+    from mofal.campaign.config import SystemSettings
+    from mofal.campaign.seeding import make_system
+    from mofal.errors import StructureError
+
+    anionic = published.hkust1()
+    anionic.numbers[anionic.numbers == 29] = 3
+    path = tmp_path / "x.cif"
+    anionic.write(path)
+    for charge in (0, -48, None):
+        _, blocks = make_system("x", SystemSettings(file=path, charge=charge))
+        assert blocks["charge"].values.sum() == -48
+    with pytest.raises(StructureError, match="-48"):
+        make_system("x", SystemSettings(file=path, charge=-12))
+
+
 def test_auto__prints_what_it_decided(tmp_path, capsys):
     path = tmp_path / "mil53.cif"
     published.mil53().write(path)
@@ -189,7 +206,9 @@ def test_auto__cyanide_joins_metals_and_ions_are_noted():
     blocks = check_structure(dataset(mixed_node()))
     assert Counter(blocks["formula"].values.tolist()) == {"Fe": 4, "Zn": 4, "CN": 24}
     assert set(blocks["charge"].values[blocks["formula"].values == "CN"].tolist()) == {-1}
-    assert "cations missing" in blocks.attrs["notes"]
+    # 24 CN(-) against 4 Fe and 4 Zn: the blame goes to what has the sign of the charge.
+    assert "cations missing: framework -" in blocks.attrs["notes"]
+    assert "(-1 per linker CN)" in blocks.attrs["notes"]
 
 
 # ----------------------------------------------------------------- CoRE MOF, where it is at hand
