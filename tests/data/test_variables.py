@@ -16,17 +16,8 @@ from tests.helpers import assert_same_bits, chunked, raise_if_dask_computes
 
 def test_registry__is_consistent():
     known = {"structure", "atom", "core", "feature", *DIM_SIZES}
-    # Of curves in mechanics.
-    known |= {
-        "average",
-        "block",
-        "elastic_mode",
-        "equation",
-        "pv_grid",
-        "pv_point",
-        "voigt_strain",
-        "volume_point",
-    }
+    known |= {"volume_point", "equation", "block", "voigt_strain", "elastic_mode", "average"}
+    known |= {"pv_point", "pv_grid"}
     for name, spec in VARIABLES.items():
         assert set(spec.dims) <= known, name
         assert spec.dtype == "str" or np.dtype(spec.dtype).kind in "bif", name
