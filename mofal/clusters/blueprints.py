@@ -102,7 +102,10 @@ def _grow(
 ) -> Plan:
     """`expand`; with `fewer`, a segment of a rod has two metals and not three."""
     n = len(cores)
-    reach = int(np.abs(graph.half_shift).max(initial=0)) * (shells + CLOSING + 1)
+    step = int(np.abs(graph.half_shift).max(initial=0))
+    if graph.mates is not None:
+        step = max(step, int(np.abs(graph.mates.shift).max(initial=0)))
+    reach = step * (shells + CLOSING + 1)
     base = 2 * reach + 1
     if n > 1 and n * graph.n_blocks * base**3 >= LARGEST_KEY:
         parts = np.array_split(cores, 2)

@@ -101,12 +101,12 @@ def test_auto__missing_ions_are_a_note_and_missing_hydrogens_are_not(tmp_path):
 
 def test_auto__free_carbonyls_and_pyridines_lack_no_hydrogen():
     """O of a monodentate carboxylate, N of a free pyridine or nitrile: no hydrogen is missing."""
-    from mofal.frameworks.checks import _lacking_donors
+    from mofal.frameworks.neutrality import lacking_donors
 
     def lacking(text: str, pairs: list[tuple[int, int]]) -> list[int]:
         numbers = Atoms(text).numbers
         blocks = xr.Dataset({"bond_atom": (("bond", "end"), np.array(pairs))})
-        return np.flatnonzero(_lacking_donors(blocks, numbers, np.full(len(numbers), 0.5))).tolist()
+        return np.flatnonzero(lacking_donors(blocks, numbers, np.full(len(numbers), 0.5))).tolist()
 
     # Zn-O-C(=O)-C; a ring N between two CH; C-C-N of a nitrile.
     assert lacking("ZnOCOC", [(0, 1), (1, 2), (2, 3), (2, 4)]) == []
