@@ -293,6 +293,7 @@ def describe_curve(name: str, found: Any, *, n_atoms: int, cells: float | None) 
     lines.append(
         f"{name}: K {w.bulk_modulus:.2f} GPa, V0 {w.best.volume:.2f} Å³{per}, "
         f"K' {w.best.derivative:.2f} at 0 K"
+        + ("" if w.agreed else ", NOT to be relied on: the equations of state do not agree")
     )
     for fit in [*w.fits, w.energy_alone]:
         label = fit.equation if fit is not w.energy_alone else "energies alone"

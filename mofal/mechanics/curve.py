@@ -173,7 +173,13 @@ class Curve:
             self._found = Record.load(self.point("minimum"))
         return self._found
 
-    def _piece(self, name: str, source: Path, needs: tuple[Path, ...], **more: Any) -> Piece:
+    @property
+    def minimum_volume(self) -> float:
+        """Volume of the relaxed minimum, Å³."""
+        return self._minimum().volume
+
+    def piece(self, name: str, source: Path, needs: tuple[Path, ...], **more: Any) -> Piece:
+        """The relaxation of a point, at a volume or (None) with a free cell."""
         kwargs = {
             "place": str(self.place.absolute()),
             "name": name,
@@ -199,7 +205,7 @@ class Curve:
 
     def first(self) -> Piece:
         """The minimum, with a free cell: the grid stands around it."""
-        return self._piece("minimum", self.start, (), volume=None)
+        return self.piece("minimum", self.start, (), volume=None)
 
     def pieces(self) -> list[Piece]:
         """All pieces that are known now: the rest is known once the minimum is there."""
@@ -268,7 +274,7 @@ class Curve:
 
     def _out(self, out: list[Piece], name: str, volume: float, previous: str) -> str:
         source = self.point(previous)
-        out.append(self._piece(name, source, (source,), volume=volume))
+        out.append(self.piece(name, source, (source,), volume=volume))
         return name
 
     # -- what was found

@@ -23,7 +23,6 @@ from mofal.errors import ConfigError, DataError
 from mofal.mechanics.curve import Curve, Record, _load, _plain, _save
 from mofal.mechanics.levels import Level
 from mofal.mechanics.pieces import Piece
-from mofal.mechanics.relaxation import scaled
 from mofal.reference.ase_calculator import limit_threads
 
 if TYPE_CHECKING:
@@ -136,13 +135,27 @@ class PressureVolume:
         """Whether there is a relaxed structure to start from."""
         return self.curve.first().done and self.curve.sound
 
+    def starts(self) -> dict[float, Piece]:
+        """Relaxations at the fixed volumes, each from its neighbour on the side of the minimum."""
+        v0 = self.curve.minimum_volume
+        out: dict[float, Piece] = {}
+        for side in (-1, 1):
+            volumes = [v for v in set(self.settings.volumes) if (v > 1.0) == (side > 0)]
+            source = self.curve.point("minimum")
+            for value in sorted(volumes, key=lambda v: abs(v - 1.0)):
+                name = f"pv-{self.key[:8]}-{value:.4f}"
+                out[value] = self.curve.piece(name, source, (source,), volume=value * v0)
+                source = out[value].output
+        return out
+
     def pieces(self) -> list[Piece]:
-        """One walk per run; none before the minimum is there."""
+        """Relaxed starts, and one walk per run; none before the minimum is there."""
         if not self.sound:
             return []
-        source = self.curve.point("minimum")
-        out = []
+        starts = self.starts()
+        out = list(starts.values())
         for name, ensemble, value in self.points():
+            source = starts[value].output if ensemble == "nvst" else self.curve.point("minimum")
             for run in range(self.settings.runs):
                 path = self.record(name, run)
                 kwargs = {
@@ -151,7 +164,7 @@ class PressureVolume:
                     "level": asdict(self.curve.level),
                     "settings": asdict(self.settings),
                     "ensemble": ensemble,
-                    "value": value,
+                    "pressure_GPa": value if ensemble == "npt" else 0.0,
                     "seed": [self.settings.seed, int(hash_json([name, run])[:12], 16)],
                 }
                 out.append(
@@ -174,7 +187,11 @@ class PressureVolume:
 
     def forget_failed(self) -> int:
         """Remove runs that did not finish; returns how many."""
-        failed = [p.output for p in self.pieces() if p.done and not _finished(p.output)]
+        failed = [
+            p.output
+            for p in self.pieces()
+            if p.kind == "walk" and p.done and not _finished(p.output)
+        ]
         for path in failed:
             path.unlink(missing_ok=True)
         return len(failed)
@@ -198,7 +215,7 @@ class PressureVolume:
         """Last frames of all runs that are there, and their volumes (Å³), ascending."""
         frames = []
         for piece in self.pieces():
-            if piece.done:
+            if piece.kind == "walk" and piece.done:
                 run = _load(piece.output)
                 if "positions" in run:
                     frames.append(
@@ -241,7 +258,7 @@ def run_point(
     level: dict[str, Any],
     settings: dict[str, Any],
     ensemble: str,
-    value: float,
+    pressure_GPa: float,
     seed: Sequence[int],
 ) -> dict[str, Any]:
     """Walk once at a pressure or a volume and keep the trace; killed, it goes on where it was."""
@@ -250,8 +267,6 @@ def run_point(
     }
     chosen = PressureSettings(**given)
     atoms = Record.load(Path(source)).atoms
-    if ensemble == "nvst":
-        atoms = scaled(atoms, value * atoms.get_volume())
     path = Path(output)
     checkpoint = path.with_suffix(".checkpoint.npz")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -259,7 +274,7 @@ def run_point(
         done = walk(
             from_atoms([atoms], system="point"),
             calculator=Level(**level).calculator(),
-            settings=chosen.walk(ensemble, value if ensemble == "npt" else 0.0),
+            settings=chosen.walk(ensemble, pressure_GPa),
             seed=tuple(seed),
             out=checkpoint,
         )
