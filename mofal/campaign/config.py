@@ -1,6 +1,6 @@
 """The campaign file: everything a campaign does, as pydantic models that refuse unknown keys.
 
-`load_config` turns every mistake into one message that names the place in the file and the mend.
+`mofal.campaign.loading` reads one and turns every mistake into one message.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import difflib
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +26,6 @@ from pydantic import (
 
 from mofal.campaign.examples import seed_place
 from mofal.campaign.names import check_name, check_taken
-from mofal.data.documents import dump_yaml, parse_yaml, read_text
 from mofal.data.hashing import hash_json
 from mofal.dynamics.settings import WalkSettings, walk_length
 from mofal.errors import ConfigError
@@ -611,221 +609,15 @@ def _hash_of(path: str, *_: int) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-# ---------------------------------------------------------------------------------- messages
-def _known(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(map(str, names))}"
-
-
-def load_config(path: str | Path, *, base: Path | None = None) -> CampaignConfig:
-    """Read and validate a campaign file.
-
-    Paths in it are taken relative to the file (or to `base`).
-
-    Raises
-    ------
-    ConfigError
-        With the place in the file, what was found and what was expected.
-    """
-    file = Path(path)
-    if file.is_dir():
-        raise ConfigError(
-            f"{file} is a directory; name the campaign file: {file / 'campaign.yaml'}"
-        )
-    try:
-        text = read_text(file)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{file} does not exist; write one with: mofal init {file.name}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
-    document = parse_yaml(text, where=str(file))
-    if not isinstance(document.content, dict):
-        raise ConfigError(f"{file} holds no keys; a campaign file begins with `name: ...`")
-    config = parse_config(document.content, where=str(file), line=document.line)
-    return _resolve(config, (base or file.parent).resolve(), where=str(file))
-
-
-def parse_config(
-    content: Mapping[str, Any],
-    *,
-    where: str = "campaign",
-    line: Callable[[tuple[Any, ...]], int | None] | None = None,
-) -> CampaignConfig:
-    """Validate the content of a campaign file: a boolean is no number, and neither is text.
-
-    Parameters
-    ----------
-    content : mapping
-    where : str
-        Name of the file, for messages.
-    line : callable, optional
-        Line of a place of the file (`mofal.data.documents.Document.line`), for messages.
-
-    Raises
-    ------
-    ConfigError
-        One line for each mistake.
-    """
-    try:
-        return CampaignConfig.model_validate(_frozen(content), strict=True)
-    except ValidationError as error:
-        lines = [_explain(e, line) for e in _once(error.errors())]
-        if len(lines) > MOST_MISTAKES:
-            lines[MOST_MISTAKES:] = [f"... and {len(lines) - MOST_MISTAKES} more"]
-        shown = lines[0] if len(lines) == 1 else "\n  " + "\n  ".join(lines)
-        separator = ", " if len(lines) == 1 and shown.startswith("line ") else ": "
-        raise ConfigError(f"{where}{separator}{shown}") from None
-    except RecursionError:
-        raise ConfigError(f"{where}: too many levels inside each other") from None
-    except OverflowError as error:
-        raise ConfigError(f"{where}: a number is too large ({error})") from None
-
-
-def _once(errors: list[Any]) -> list[Any]:
-    """Mistakes less those that what holds for all trainings is said to make in each of them."""
-    places = {tuple(e["loc"][:2]) for e in errors}
-    return [
-        e
-        for e in errors
-        if len(e["loc"]) < 3
-        or (e["loc"][0], e["loc"][2]) not in places
-        or e["loc"][2] not in _SHARED
-    ]
-
-
-#: Mistakes that one message names.
-MOST_MISTAKES = 10
-
-
-def _frozen(content: Any) -> Any:
-    """Lists as tuples, which strict validation wants."""
-    if isinstance(content, Mapping):
-        return {key: _frozen(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return tuple(_frozen(value) for value in content)
-    return content
-
-
-def _explain(error: Any, line: Callable[[tuple[Any, ...]], int | None] | None) -> str:
-    text = " ".join(_complaint(error).split())
-    text = text if text.isprintable() else repr(text)
-    number = line(tuple(error["loc"])) if line is not None else None
-    text = text if len(text) <= 400 else f"{text[:390]}..."
-    return text if number is None else f"line {number}: {text}"
-
-
-def _complaint(error: Any) -> str:
-    parts = [
-        str(p) for p in error["loc"] if not str(p).startswith(("constrained", "function-", "[key]"))
-    ]
-    place = ".".join(parts) or "the file"
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        fields = _fields(error["loc"][:-1])
-        return f"unknown key {place}; {_known(str(error['loc'][-1]), fields)}"
-    if kind == "missing":
-        return f"{place} is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        return f"{place}: {message}" if parts else message
-    found = error.get("input")
-    text = f"{found!r}"
-    shown = text if len(text) < 80 else text[:77] + "..."
-    return f"{place} is {shown}: {message[:1].lower()}{message[1:]}"
-
-
-def _fields(location: tuple[Any, ...]) -> list[str]:
-    """Names of the keys that may stand at a place of the file."""
-    model: Any = CampaignConfig
-    for part in location:
-        fields = getattr(model, "model_fields", None)
-        if fields is None:
-            return []
-        if part in fields:
-            model = _section_of(fields[part].annotation)
-    return list(getattr(model, "model_fields", {}))
-
-
-def _section_of(annotation: Any) -> Any:
-    from typing import get_args
-
-    if hasattr(annotation, "model_fields"):
-        return annotation
-    for argument in get_args(annotation):
-        found = _section_of(argument)
-        if found is not None:
-            return found
-    return None
-
-
-def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfig:
-    """Make the file names in a campaign absolute, and see that they exist."""
-
-    def found(path: Path, place: str) -> Path:
-        full = path if path.is_absolute() else base / path
-        if not full.exists():
-            raise ConfigError(
-                f"{where}: {place} is {path}, which does not exist (looked for {full})"
-            )
-        return full
-
-    systems = {
-        name: s.model_copy(update={"file": found(s.file, f"systems.{name}.file")}) if s.file else s
-        for name, s in config.systems.items()
-    }
-    seed = config.seed_data
-    if seed.file is not None:
-        seed = seed.model_copy(update={"file": found(seed.file, "seed_data.file")})
-    potential = config.potential
-    if potential.start is not None and not potential.start.startswith("example:"):
-        start = found(Path(potential.start), "potential.start")
-        if not (start / "model.json").is_file():
-            raise ConfigError(f"{where}: potential.start is {start}, which holds no model.json")
-        potential = potential.model_copy(update={"start": str(start)})
-    caches = []
-    for cache in config.reference.caches:
-        full = cache.path if cache.path.is_absolute() else base / cache.path
-        if cache.mode == "r" or full.exists():  # one to write into is made
-            full = found(cache.path, "reference.caches")
-        if full.exists() and not full.is_dir():
-            raise ConfigError(f"{where}: reference.caches is {full}, a file; expected a directory")
-        caches.append(cache.model_copy(update={"path": full}))
-    blueprints = config.selection.blueprints
-    if blueprints is not None:
-        from mofal.campaign.blueprints import read_blueprints
-
-        blueprints = found(blueprints, "selection.blueprints")
-        try:
-            read_blueprints(blueprints)
-        except ConfigError as error:
-            raise ConfigError(f"{where}: selection.blueprints: {error}") from None
-    return config.model_copy(
-        update={
-            "systems": systems,
-            "seed_data": seed,
-            "potential": potential,
-            "reference": config.reference.model_copy(update={"caches": tuple(caches)}),
-            "selection": config.selection.model_copy(update={"blueprints": blueprints}),
-        }
-    )
-
-
-def dump_config(config: CampaignConfig) -> str:
-    """Write a campaign file with every setting in it, as it was validated."""
-    for exclude_none in (True, False):
-        content = _without_shared(config.model_dump(mode="json", exclude_none=exclude_none))
-        text = dump_yaml(content)
-        if not exclude_none or parse_config(parse_yaml(text, where="campaign").content) == config:
-            break  # an explicit null means something where the default is another
-    return text
-
-
 def _without_shared(content: dict[str, Any]) -> dict[str, Any]:
     """Take what holds for all trainings out of each of them, where a campaign file has it not."""
     for stage in _STAGES:
         for key in _SHARED:
             content["potential"][stage].pop(key, None)
     return content
+
+
+def _known(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(map(str, names))}"

@@ -6,9 +6,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from mofal.campaign.config import CampaignConfig, parse_config
+from mofal.campaign.config import CampaignConfig
 from mofal.campaign.driver import Campaign
 from mofal.campaign.examples import example_text
+from mofal.campaign.loading import parse_config
 from mofal.data.documents import parse_yaml
 
 Say = Callable[[str], None]

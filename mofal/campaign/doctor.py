@@ -49,7 +49,7 @@ def doctor(*, slurm: str | None = None, say: Say = print) -> int:
     if slurm is None:
         tell(look_for_slurm(), say)
     else:
-        from mofal.campaign.config import load_config
+        from mofal.campaign.loading import load_config
         from mofal.schedule.doctor import doctor_slurm
 
         settings = load_config(slurm).schedule if slurm else None

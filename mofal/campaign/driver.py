@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mofal.campaign import plan, stages
 from mofal.campaign.blueprints import complaints
-from mofal.campaign.config import CampaignConfig, load_config, parse_config
+from mofal.campaign.config import CampaignConfig
 from mofal.campaign.display import Display
 from mofal.campaign.dryrun import unfit_cores
+from mofal.campaign.loading import load_config, parse_config
 from mofal.campaign.plan import Step
 from mofal.campaign.seeding import OURS, examine, settle
 from mofal.campaign.site import FACTS, RECORDS, Site, changed_file, write_config

@@ -329,7 +329,7 @@ def label_file(
     int
         0 where every label converged, 1 where some failed (they are listed).
     """
-    from mofal.campaign.config import load_config
+    from mofal.campaign.loading import load_config
     from mofal.campaign.seed_file import open_without_spin
     from mofal.data import read, to_atoms, write
     from mofal.reference import gather, get_reference

@@ -85,7 +85,7 @@ def mechanics(
     int
         0 where every part has its result, 1 where one lacks it (the reason is said).
     """
-    from mofal.campaign.config import load_config
+    from mofal.campaign.loading import load_config
     from mofal.mechanics import CurveSettings
     from mofal.mechanics.levels import check_level
 

@@ -10,16 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.campaign import plan
-from mofal.campaign.config import (
-    CampaignConfig,
-    SystemSettings,
-    completed,
-    differences,
-    load_config,
-)
+from mofal.campaign.config import CampaignConfig, SystemSettings, completed, differences
 from mofal.campaign.devices import check_devices
 from mofal.campaign.electrons import check_electrons, with_spin
 from mofal.campaign.given import check_start, example_labels, start_potential
+from mofal.campaign.loading import load_config
 from mofal.campaign.names import check_new
 from mofal.campaign.seed_file import check_seed_file, read_seed_file
 from mofal.campaign.site import CONFIG, FACTS, ISOLATED, Site, write_config

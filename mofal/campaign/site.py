@@ -12,14 +12,9 @@ import numpy as np
 
 from mofal.campaign import plan
 from mofal.campaign.aside import absurdities, by_hand
-from mofal.campaign.config import (
-    CampaignConfig,
-    completed,
-    differences,
-    dump_config,
-    load_config,
-)
+from mofal.campaign.config import CampaignConfig, completed, differences
 from mofal.campaign.devices import device_of
+from mofal.campaign.loading import dump_config, load_config
 from mofal.errors import CampaignError, ConfigError, DataError, StoreError
 
 if TYPE_CHECKING:

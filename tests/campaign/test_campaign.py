@@ -10,8 +10,8 @@ import pytest
 import xarray as xr
 
 import mofal
-from mofal.campaign.config import load_config
 from mofal.campaign.judgement import atom_mask, defect_atoms, holdout_table
+from mofal.campaign.loading import load_config
 from mofal.campaign.seeding import examine
 from mofal.campaign.site import Site
 from mofal.cli import main

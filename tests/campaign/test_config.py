@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mofal.campaign.config import differences, dump_config, load_config, parse_config
+from mofal.campaign.config import differences
 from mofal.campaign.examples import example_names, example_text, write_example
+from mofal.campaign.loading import dump_config, load_config, parse_config
 from mofal.campaign.site import write_config
 from mofal.errors import ConfigError
 

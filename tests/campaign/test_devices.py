@@ -13,8 +13,9 @@ import yaml
 
 import mofal
 from mofal.campaign import plan, tasks
-from mofal.campaign.config import completed, load_config, parse_config
+from mofal.campaign.config import completed
 from mofal.campaign.devices import KINDS, check_devices, device_of
+from mofal.campaign.loading import load_config, parse_config
 from mofal.cli import main
 from mofal.errors import ConfigError, DataError, PotentialError
 from tests.campaign.conftest import SMALL

@@ -17,9 +17,9 @@ import yaml
 from ase.io import write
 
 from mofal.campaign import plan, stages, tasks
-from mofal.campaign.config import parse_config
 from mofal.campaign.display import Display
 from mofal.campaign.driver import Campaign, _Driver
+from mofal.campaign.loading import parse_config
 from mofal.campaign.seeding import examine, settle
 from mofal.campaign.site import CONFIG, Site
 from mofal.cli import main

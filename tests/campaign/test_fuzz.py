@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mofal.campaign.config import dump_config, load_config, parse_config
 from mofal.campaign.driver import Campaign
 from mofal.campaign.dryrun import describe_run, known_lengths
 from mofal.campaign.examples import example_text
+from mofal.campaign.loading import dump_config, load_config, parse_config
 from mofal.data.documents import parse_yaml
 from mofal.errors import MofalError
 from mofal.schedule import EventLog

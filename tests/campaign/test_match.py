@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mofal.campaign.blueprints import complaints, weighted
-from mofal.campaign.config import parse_config
+from mofal.campaign.loading import parse_config
 from mofal.campaign.match import short_names
 from mofal.campaign.site import Site
 from mofal.cli import main

@@ -175,7 +175,7 @@ def test_campaign__ends_with_the_mechanics_of_its_last_model(copied, capsys):
 
 
 def test_config__mechanics_is_checked_with_the_file():
-    from mofal.campaign.config import parse_config
+    from mofal.campaign.loading import parse_config
 
     from .conftest import SMALL
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from mofal.campaign import plan
-from mofal.campaign.config import CampaignConfig, parse_config
+from mofal.campaign.config import CampaignConfig
+from mofal.campaign.loading import parse_config
 from mofal.campaign.names import TAKEN, check_new
 from mofal.campaign.site import Site
 from mofal.cli import main

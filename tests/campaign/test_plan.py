@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mofal.campaign import plan
-from mofal.campaign.config import CampaignConfig, parse_config
+from mofal.campaign.config import CampaignConfig
+from mofal.campaign.loading import parse_config
 
 
 def make(**changes: Any) -> CampaignConfig:

@@ -13,7 +13,8 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write as write_with_ase
 
-from mofal.campaign.config import CampaignConfig, dump_config, load_config, parse_config
+from mofal.campaign.config import CampaignConfig
+from mofal.campaign.loading import dump_config, load_config, parse_config
 from mofal.campaign.seed_file import check_seed_file, read_seed_file
 from mofal.campaign.seeding import refuse_another
 from mofal.campaign.site import Site
