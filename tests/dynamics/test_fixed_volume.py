@@ -141,7 +141,7 @@ def test_conserved_energy__second_order_and_no_slope():
         integrator = integrator_of(atoms, timestep)
         integrator.gamma = integrator.barostat_gamma = 0.0
         energies = []
-        for _ in range(int(16000 / timestep)):
+        for _ in range(int(8000 / timestep)):
             integrator.step()
             energies.append(integrator.conserved_energy())
         assert integrator.heat == 0.0

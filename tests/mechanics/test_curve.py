@@ -87,6 +87,7 @@ def test_curve__copper_is_what_single_points_give(tmp_path):
     assert moduli == pytest.approx(134.0, rel=0.02)  # ASE's EMT, as its documentation has it
 
 
+@pytest.mark.slow
 def test_curve__a_crystal_that_is_not_cubic(tmp_path):
     """hcp Lennard-Jones: c/a relaxes at each volume; a search over a and c gives the same K."""
     from scipy.optimize import minimize
@@ -109,7 +110,7 @@ def test_curve__a_crystal_that_is_not_cubic(tmp_path):
             return energy(a, ratio[0] * a)
 
         return minimize(at, [1.63], method="Nelder-Mead",
-                        options={"xatol": 1e-7, "fatol": 1e-13}).fun  # fmt: skip
+                        options={"xatol": 1e-5, "fatol": 1e-12}).fun  # fmt: skip
 
     volume = np.array(found.volume)
     np.testing.assert_allclose(found.energy, [lowest(v) for v in volume], atol=1e-7)
