@@ -131,7 +131,7 @@ def test_sample_seed__clusters_have_their_spin(copper: Atoms, tmp_path: Path) ->
     found = examine(made.site)
     assert found is not None
     settle(made.site, found)
-    assert sample_seed(str(made.site.root)) == {"structures": 3}
+    assert sample_seed(str(made.site.root), made.site.identity) == {"structures": 3}
     seed = made.site.group("cycle-000/samples.zarr").load()
     copper_atoms = np.add.reduceat(
         seed["numbers"].values == 29, np.cumsum(seed["n_atoms"].values) - seed["n_atoms"].values

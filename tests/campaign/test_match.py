@@ -432,7 +432,7 @@ def cut_in_a_campaign(directory: Path, blueprints: Path | None) -> list[tuple[in
     write_group(frames, site.path(plan.place(1, system, "samples.zarr")))
     write_group(features, site.path(plan.place(1, system, "features.zarr")), kind="features")
     fitted.save(site.path(plan.place(1, "density.zarr")))
-    select_clusters(str(site.root), 1, system)
+    select_clusters(str(site.root), site.identity, cycle=1, system=system)
     clusters = site.group(plan.place(1, system, "clusters.zarr")).load()
     sizes = clusters["n_atoms"].values
     first = np.concatenate([[0], np.cumsum(sizes)])

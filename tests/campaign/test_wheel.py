@@ -109,9 +109,13 @@ def test_wheel__readme_commands_run_from_another_directory(
     (installed.work / "small.yaml").write_text(yaml.safe_dump(SMALL))
     instead = {
         "run campaign.yaml": ["run", "small.yaml", "--directory", "my-first"],  # finds it finished
+        "run campaign.yaml --dry-run": ["run", "campaign.yaml", "--dry-run", "--directory", "new"],
         "status my-first --watch": ["status", "my-first", "--watch"],  # ends with the campaign
         "label x.extxyz --reference gpaw:lcao": ["label", "x.extxyz", "--workers", "1"],
         "match S_ld --frames 3": ["match", "--help"],
+        "hold S_ld --potential my-first": ["hold", "--help"],
+        "mechanics S_ld --cell primitive --potential my-first": ["mechanics", "--help"],
+        "mechanics my.cif --reference gfn1-xtb": ["mechanics", "--help"],
         "noise x.extxyz --reference gpaw:lcao": ["noise", "--help"],
     }
     commands = readme_commands()
