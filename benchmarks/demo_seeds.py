@@ -25,15 +25,14 @@ from mofal.campaign.judgement import format_table, holdout_table
 
 def tiny(config: CampaignConfig) -> CampaignConfig:
     """Shrink the demo to what a test can afford."""
-    seed = config.seed_data.perturbed
-    assert seed is not None
+    assert config.holdout is not None
+    assert config.holding is not None
     short = {"max_epochs": 2}
     return config.model_copy(
         update={
             "cycles": 1,
-            "seed_data": config.seed_data.model_copy(
-                update={"perturbed": seed.model_copy(update={"frames": 2})}
-            ),
+            "seed_data": config.seed_data.model_copy(update={"frames": 6}),
+            "holding": config.holding.model_copy(update={"runs": 1, "length_fs": 5.0}),
             "selection": config.selection.model_copy(update={"clusters": 1}),
             "exploration": config.exploration.model_copy(
                 update={"walks": 1, "length_fs": 60.0, "barostat_fs": 20.0}

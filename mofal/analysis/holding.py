@@ -59,5 +59,6 @@ def plot_holding(runs: Mapping[str, Runs]) -> Figure:
         ax.set_xlim(0, longest)
         ax.set_ylim(0, None)
         ax.legend(loc="upper right")
+    axes[0].set_ylim(0, 1.35 * axes[0].get_ylim()[1])  # room for the legend; shared by all
     axes[0].set_ylabel("largest change of a bond (%)")
     return figure
