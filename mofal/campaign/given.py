@@ -77,9 +77,9 @@ def start_potential(config: CampaignConfig, level_hash: str = "") -> NequIPPoten
     """
     from mofal.potential import load
 
-    place = start_place(config)
-    assert place is not None  # who calls has looked
     try:
+        place = start_place(config)
+        assert place is not None  # who calls has looked
         potential = load(place)
     except MofalError as error:
         raise ConfigError(f"potential.start: {error}") from None

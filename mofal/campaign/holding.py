@@ -254,7 +254,11 @@ def hold_file(
 
     if runs < 1:
         raise ConfigError(f"--runs is {runs}, expected at least 1")
-    for name, value in (("--length", length_fs), ("--temperature", temperature_K)):
+    for name, value in (
+        ("--length", length_fs),
+        ("--temperature", temperature_K),
+        ("--timestep", timestep_fs),
+    ):
         if not (np.isfinite(value) and value > 0):
             raise ConfigError(f"{name} is {value:g}, expected a positive number")
     model = Path(potential)
