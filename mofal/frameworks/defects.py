@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from mofal.errors import StructureError
 from mofal.frameworks.bonds import structure_arrays
 from mofal.frameworks.caps import cap_positions
-from mofal.frameworks.rules import NEVER
+from mofal.frameworks.molecule import NEVER
 
 if TYPE_CHECKING:
     import xarray as xr
