@@ -3,6 +3,7 @@
     python benchmarks/paper.py --claim 4 [--size tiny|small|medium|full] [--work DIR]
         [--level sevennet0|gfn1-xtb|gpaw:lcao|gpaw:paper] [--workers 1 | --scheduler ADDRESS]
         [--results DIR]
+    python benchmarks/paper.py --table DIR          the table of docs/paper.md, of findings in DIR
 
 Without --claim: all of them. Each prints the paper's numbers, ours, the verdict and the cost. What
 a claim needs (structures, labels, models, predictions) is made as Dask tasks and kept in DIR under
@@ -115,6 +116,7 @@ def main(argv: list[str] | None = None) -> list[Any]:
     parser.add_argument("--results", help="findings as JSON, figures, small Zarr groups")
     parser.add_argument("--workers", type=int, default=1, help="processes of this machine")
     parser.add_argument("--scheduler", help="address of a Dask scheduler of yours")
+    parser.add_argument("--table", help="print the table of the findings in a directory, and end")
     options = parser.parse_args(argv)
     # Workers import the package beside this file, and have one thread each.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -122,6 +124,13 @@ def main(argv: list[str] | None = None) -> list[Any]:
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     if str(HERE) not in sys.path:
         sys.path.insert(0, str(HERE))
+    if options.table:
+        from paper.report import table
+
+        if not Path(options.table).is_dir():
+            parser.error(f"--table {options.table}: there is no such directory")
+        print(table(Path(options.table)))
+        return []
     from paper.lab import Lab
     from paper.settings import LEVELS, SIZES
     from paper.store import Store

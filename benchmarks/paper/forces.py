@@ -358,10 +358,7 @@ def claim_9(lab: Lab) -> Result:
     paper = {"r of O on S_pr": -0.26, "r of O on S_hf": -0.84}
     paper |= {"R² of O on S_pr": 0.07, "R² of O on S_hf": 0.70}
     finding = Finding(9, _title(claim_9), paper, ours, verdict, why)
-    small = {
-        name.replace("mlp_pr on ", ""): one[["mae_p", "log_likelihood", "numbers", "pearson_r"]]
-        for name, one in maps.items()
-    }
+    small = {name.replace("mlp_pr on ", ""): one.astype("f4") for name, one in maps.items()}
     return finding, {"maps": plot_likelihood_maps(maps, frames)}, small
 
 

@@ -103,13 +103,15 @@ def plot_subset_curves(
     low, high = ax.get_ylim()
     steps = [s * 10.0**e for e in range(-1, 5) for s in (1, 2, 5)]
     shown = [s for s in steps if low <= s <= high]
+    if len(shown) < 2:  # a narrow range between round numbers
+        shown = [float(f"{s:.2g}") for s in np.geomspace(low, high, 5)[1:4]]
     ax.set_yticks(shown, [f"{s:g}" for s in shown])
     ax.set_ylim(low, high)
     ax.set_xlabel("clusters N")
     ax.set_ylabel(f"{_NAMES.get(measure, measure)} (meV/Å)")
     ax.legend(loc="upper right")
     if marks:
-        note(ax, "dashes at the axis: periodic models\ndiamonds: below them", where="lower left")
+        ax.set_title("dashes: periodic models; diamonds: below them", fontsize=8.5, weight="normal")
     return figure
 
 
@@ -186,18 +188,20 @@ def plot_feature_clouds(
     panel, kind = clouds["panel"].values, clouds["kind"].values.astype(object).astype(str)
     x, y = clouds["x"].values, clouds["y"].values
     # One width for all panels: how far training spreads the atoms is part of the figure.
-    middles = [(np.median(x[panel == k]), np.median(y[panel == k])) for k in range(n)]
-    half = max(
-        np.abs(np.r_[x[panel == k] - a, y[panel == k] - b]).max()
-        for k, (a, b) in enumerate(middles)
-    )
+    middles, halves = [], []
+    for k in range(n):
+        mine = panel == k
+        ends = [(v[mine].min(), v[mine].max()) for v in (x, y)]
+        middles.append([0.5 * (low + high) for low, high in ends])
+        halves.append([0.56 * (high - low) for low, high in ends])
+    wide, tall = np.maximum(np.max(halves, axis=0), 1e-9)
     for k, (ax, (a, b)) in enumerate(zip(axes, middles)):
         for name in order:
             mine = (panel == k) & (kind == name)
             few = _thinned(x[mine], y[mine], most=800)
             ax.plot(*few, ".", color=colours.get(name, GREY), ms=3.5, mew=0, alpha=0.6)
-        ax.set(xlim=(a - 1.08 * half, a + 1.08 * half), ylim=(b - 1.08 * half, b + 1.08 * half))
-        ax.set(xticks=[], yticks=[], aspect="equal", xlabel="principal axis 1")
+        ax.set(xlim=(a - wide, a + wide), ylim=(b - 1.25 * tall, b + tall))
+        ax.set(xticks=[], yticks=[], xlabel="principal axis 1")
         ax.set_title(str(clouds["cloud"].values[k]))
         note(
             ax,
@@ -281,7 +285,7 @@ def _scatter(ax: Axes, one: xr.Dataset, number: int, element: str) -> None:
     r = float(one["pearson_r"].sel(element=element))
     note(ax, f"{element}: r = {r:.2f}, R² = {r * r:.2f}")
     ax.set_xlabel("log-likelihood")
-    ax.set_ylim(bottom=0.0)
+    ax.set_ylim(0.0, 1.2 * max(float(y.max()), 1e-9))
 
 
 def plot_error_maps(maps: xr.Dataset, structures: xr.Dataset, **options: Any) -> Figure:
