@@ -62,7 +62,7 @@ def make_curve(
             both_ways=False,
             criteria=Criteria(
                 max_force=curve["max_force"],
-                max_stress_MPa=1e6 * curve["max_force"] / 20.0,
+                max_stress_MPa=1e3 * curve["max_force"],
                 max_steps=curve["max_steps"],
             ),
         ),

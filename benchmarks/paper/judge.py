@@ -87,8 +87,8 @@ def judge_failure(mae_p95: Mapping[str, float], far: Mapping[str, float]) -> Ver
 
 
 def repaired(start: float, after: float, pristine: float) -> float:
-    """Share of the error beyond that on pristine frames that is gone."""
-    return (start - after) / (start - pristine)
+    """Share of the error beyond that on pristine frames that is gone; NaN where there is none."""
+    return (start - after) / (start - pristine) if start > pristine else float("nan")
 
 
 def judge_repair(shares: Mapping[str, Sequence[float]]) -> Verdict:

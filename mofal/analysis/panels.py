@@ -240,7 +240,7 @@ def plot_likelihood_maps(
     top = max(float(np.nanquantile(one["mae_p"].values, 0.995)) for one in maps.values()) * 1000.0
     seen = [one["log_likelihood"].values for one in maps.values()]
     finite = np.concatenate([v[np.isfinite(v)] for v in seen])
-    span = tuple(float(q) for q in np.quantile(finite, [0.01, 0.99]))
+    span = float(np.quantile(finite, 0.01)), float(np.quantile(finite, 0.99))
     low = min(float(np.nanmin(one["mae_p"].values)) for one in maps.values()) * 1000.0
     for column, (name, one) in enumerate(maps.items()):
         frame = structures[name]
