@@ -219,3 +219,53 @@ def test_teacher__labels_where_it_is_installed():
     assert one.converged
     assert other.converged
     np.testing.assert_allclose(one.forces, other.forces, atol=1e-4)
+
+
+CALLS: list[str] = []
+
+
+def _write(path: Path, *needs: Path, text: str, where: str = "") -> None:
+    CALLS.append(path.name)
+    path.write_text(text + "".join(p.read_text() for p in needs))
+
+
+def _fail(path: Path) -> None:
+    raise ValueError("no")
+
+
+def test_store__made_once_and_found_again(monkeypatch, tmp_path):
+    import dask
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    store_module = importlib.import_module("paper.store")
+    CALLS.clear()
+
+    def plan(where: str = "here", text: str = "b"):
+        store = store_module.Store(tmp_path, lambda *t: dask.compute(*t, scheduler="threads"))
+        a = store.node("a", _write, suffix=".txt", text="a", where={"where": where})
+        b = store.node("b", _write, a, a, suffix=".txt", text=text)
+        return store, a, b
+
+    store, a, b = plan()
+    assert store.make(b)[0].read_text() == "baa"
+    assert sorted(CALLS) == sorted([a.path.name, b.path.name])
+    assert set(store.cost(*store.needed(b))) == {"a", "b"}
+    # Where it is made is no part of what it is; what it is made of is.
+    store, again, _ = plan(where="there")
+    assert again.path == a.path
+    store.make(plan(where="there")[2])
+    assert len(CALLS) == 2
+    store, _, other = plan(text="c")
+    assert other.path != b.path
+    # What is there needs nothing, even when what it was made from is gone.
+    a.path.unlink()
+    store, _, b = plan()
+    assert store.make(b)[0].read_text() == "baa"
+    assert not a.path.exists()
+    assert len(CALLS) == 2
+    # A failure leaves nothing behind.
+    store.make(store.node("a", _write, suffix=".txt", text="a", where={"where": "x"}))
+    bad = store.node("bad", _fail)
+    with pytest.raises(ValueError, match="no"):
+        store.make(bad)
+    assert not bad.path.exists()
