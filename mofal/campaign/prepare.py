@@ -120,12 +120,15 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
         reference = site.reference()
     else:
         check_unimported(config.reference.name)
-    seed = None
+    seed: list[xr.Dataset] = []
     notes: list[str] = []
-    if config.seed_data.file is not None:
-        seed, notes = check_seed_file(config, reference)
-    elif config.seed_data.example is not None:
-        seed = example_labels(config, reference)
+    for source in config.seed_sources:
+        if source.seed_data.file is not None:
+            read, said = check_seed_file(source, reference)
+            seed.append(read)
+            notes += said
+        elif source.seed_data.example is not None:
+            seed.append(example_labels(source, reference))
     check_ranking(config.selection.ranking)
     notes += check_electrons(site, made, reference)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
@@ -237,7 +240,7 @@ OURS = frozenset({"systems", ISOLATED, "schedule", "work", CONFIG, "driver.lock"
 
 
 def campaign_elements(
-    config: CampaignConfig, structures: list[xr.Dataset], seed: xr.Dataset | None
+    config: CampaignConfig, structures: list[xr.Dataset], seed: list[xr.Dataset]
 ) -> list[str]:
     """Chemical symbols of the whole campaign, by atomic number."""
     from ase.data import atomic_numbers, chemical_symbols
@@ -245,7 +248,7 @@ def campaign_elements(
     found = set(config.potential.elements)
     if config.potential.start is not None:
         found |= set(start_potential(config).elements)
-    for ds in [*structures, *([seed] if seed is not None else [])]:
+    for ds in [*structures, *seed]:
         found |= {chemical_symbols[z] for z in np.unique(ds["numbers"].values)}
     found.add("H")  # clusters are capped with it
     return sorted(found, key=lambda s: atomic_numbers[s])

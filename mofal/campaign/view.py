@@ -179,7 +179,7 @@ class CampaignView:
 
     # -- joining
     def _groups(self, name: str) -> list[tuple[int, str]]:
-        out = [(0, paths.place(0, name))]
+        out = [(0, paths.seed(k, name)) for k in range(len(self.config.seed_sources))]
         for c in range(1, self.config.cycles + 1):
             out += [(c, paths.place(c, s, name)) for s in self.config.explored]
         return [(c, p) for c, p in out if self.site.exists(p)]
