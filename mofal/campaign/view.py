@@ -45,8 +45,11 @@ class CampaignView:
     Examples
     --------
     >>> import mofal
-    >>> campaign = mofal.open("demo")                       # doctest: +SKIP
-    >>> campaign.scores.log_likelihood.min().compute()      # doctest: +SKIP
+    >>> campaign = mofal.open("my-campaign")
+    >>> campaign.scores.log_likelihood.chunks is not None   # on disk until it is asked for
+    True
+    >>> bool(campaign.scores.log_likelihood.min().compute() < campaign.scores.log_likelihood.max())
+    True
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
