@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mofal.errors import StoreError
+from mofal.data import read_json, relative_energy
+from mofal.errors import DataError, StoreError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -72,9 +73,6 @@ def _short(value: float) -> str:
 
 def relative(labels: xr.Dataset) -> np.ndarray:
     """Energies from the isolated atoms, eV; zero where those are not known."""
-    from mofal.data import relative_energy
-    from mofal.errors import DataError
-
     try:
         return np.asarray(relative_energy(labels).values, np.float64)
     except DataError:
@@ -121,8 +119,6 @@ def by_hand(root: Path) -> dict[str, str]:
     StoreError
         The list is there and cannot be read.
     """
-    from mofal.data import read_json
-
     file = root / LIST
     try:
         content = read_json(file)

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.analysis import mae, mae_p
 from mofal.campaign import paths
 from mofal.campaign.directory import COMMON, Site
+from mofal.campaign.steps.hold import found_runs
+from mofal.data import concat, select
 from mofal.errors import PotentialError, StoreError
 from mofal.frameworks.defects import defect_atoms
+from mofal.potential.devices import resolve_device
+from mofal.reference import attempts_table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -100,8 +105,6 @@ class CampaignView:
     @property
     def attempts(self) -> xr.Dataset:
         """One row per attempt of this campaign at a label (not those of shared caches)."""
-        from mofal.reference import attempts_table
-
         return attempts_table(self.site.cache().records(shared=False))
 
     def training_set(self, cycle: int | None = None) -> xr.Dataset:
@@ -124,8 +127,6 @@ class CampaignView:
     def holding(self) -> dict[str, dict[str, tuple[xr.Dataset, xr.Dataset]]]:
         """How long models hold: by system and model (seed, control, campaign), the records of the
         runs (dim ``walk``) and their traces (dim ``sample``, with `walk_index`)."""
-        from mofal.campaign.steps.hold import found_runs
-
         return found_runs(self.site)
 
     def blocks(self, system: str) -> xr.Dataset:
@@ -152,7 +153,6 @@ class CampaignView:
             This machine has not the device that was asked for.
         """
         from mofal.potential import load
-        from mofal.potential.devices import resolve_device
 
         last = self.site.finished_cycles() if cycle is None else cycle
         if device is None:
@@ -185,8 +185,6 @@ class CampaignView:
         return [(c, p) for c, p in out if self.site.exists(p)]
 
     def _join(self, groups: list[tuple[int, str]], what: str) -> xr.Dataset:
-        from mofal.data import concat
-
         if not groups:
             raise StoreError(
                 f"{self.path} has no {what} yet; look again later, or run the campaign: "
@@ -265,8 +263,6 @@ def tags(view: CampaignView) -> dict[str, str]:
 
 def judged_labels(view: CampaignView, system: str) -> xr.Dataset:
     """Held-out labels that the judgements are about: the converged ones."""
-    from mofal.data import select
-
     labels = view.holdout(system).load()
     return select(labels, np.flatnonzero(labels["status"].values == "converged"))
 
@@ -276,8 +272,6 @@ def holdout_table(view: CampaignView) -> list[Row]:
 
     Errors are per force component, predicted minus reference (method.md, Metrics).
     """
-    from mofal.analysis import mae, mae_p
-
     rows: list[Row] = []
     known = tags(view)
     if "seed" not in known or "campaign" not in known:

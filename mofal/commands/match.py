@@ -13,13 +13,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from mofal.campaign.config import SystemSettings
 from mofal.campaign.electrons import with_spin
+from mofal.campaign.prepare import make_system
 from mofal.campaign.steps.label import label_structures, local_schedule
 from mofal.clusters.matched import MOST_SHELLS, write_blueprints
 from mofal.commands.label import check_seed
+from mofal.commands.match_plots import plot_by_distance, plot_on_structure, write_structures
 from mofal.commands.noise import read_noise_floor
+from mofal.data import concat, from_atoms, select, write_json
+from mofal.data.text import read_atoms
 from mofal.errors import ConfigError, StructureError
 from mofal.frameworks.defects import defect_atoms
+from mofal.potential.devices import resolve_device
+from mofal.reference import get_reference
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -98,12 +105,9 @@ def match(
         0 where a candidate passes at every level, 1 where none does at some level.
     """
     from mofal.clusters import candidates, cut_candidates
-    from mofal.data import write_json
 
     place = Path(directory)
     if potentials:
-        from mofal.potential.devices import resolve_device
-
         resolve_device(device)
     floors = _examine(references, potentials, frames, shells, tolerance_meV, noise, place, say)
     check_seed(seed)
@@ -161,8 +165,6 @@ def _examine(
     say: Say,
 ) -> dict[str, float]:
     """Refuse what cannot work before anything is paid for; noise floors (meV/Å) by level."""
-    from mofal.reference import get_reference
-
     if not references and not potentials:
         raise ConfigError("no level to compare at; give --reference or --potential")
     if frames < 0:
@@ -226,9 +228,6 @@ def _check_elements(structure: xr.Dataset, potentials: Sequence[str]) -> None:
 
 
 def _system(system: str, cell: str, rule: str) -> tuple[xr.Dataset, xr.Dataset]:
-    from mofal.campaign.config import SystemSettings
-    from mofal.campaign.prepare import make_system
-    from mofal.data.text import read_atoms
     from mofal.frameworks import find_blocks, read_framework, rule_names
 
     if rule not in rule_names():
@@ -251,8 +250,6 @@ def _frames(
 ) -> xr.Dataset:
     """Parents: the frames of a file that holds several, else perturbed ones, else the structure."""
     from mofal.clusters import check_bonds
-    from mofal.data import from_atoms, select
-    from mofal.data.text import read_atoms
     from mofal.dynamics import sample_harmonic
 
     name = str(structure["system"].values[0])
@@ -337,8 +334,6 @@ def _reference_forces(
     say: Say,
 ) -> Forces:
     """Forces in parents and clusters, and wall times; parents None where all of them failed."""
-    from mofal.data import concat
-
     core_of = ["numbers", "positions", "cell", "pbc", "n_atoms", "structure_index"]
     keep = [*core_of, "structure_id", "system", "parent", "charge", "n_unpaired"]
     n = parents.sizes["structure"]
@@ -397,7 +392,6 @@ def _compare(
     say: Say,
 ) -> dict[str, Any]:
     from mofal.clusters import compare_forces, verdict
-    from mofal.commands.match_plots import plot_by_distance, plot_on_structure, write_structures
 
     labelled, cluster_forces, (cost, unit) = forces
     groups = {"formate": focus} if len(focus) else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.analysis import HeldOut, ReportData, write_report
 from mofal.campaign import paths, plan
 from mofal.campaign.steps.hold import table
 from mofal.campaign.view import (
@@ -18,9 +19,13 @@ from mofal.campaign.view import (
     as_records,
     atom_mask,
     holdout_table,
+    judged_labels,
     open_campaign,
     tags,
 )
+from mofal.commands.report_mechanics import report_mechanics
+from mofal.commands.status import model_hash
+from mofal.data import atom_slice, read_json, select, write_json
 from mofal.frameworks.defects import defect_atoms
 
 if TYPE_CHECKING:
@@ -49,9 +54,6 @@ def report(path: str | os.PathLike[str], *, progress: Say | None = None) -> Path
     CampaignError
         There is no campaign.
     """
-    from mofal.analysis import write_report
-    from mofal.data import write_json
-
     view = open_campaign(path)
     if progress is not None:
         progress("writing the report")
@@ -65,8 +67,6 @@ def report(path: str | os.PathLike[str], *, progress: Say | None = None) -> Path
 
 def collect(view: CampaignView) -> Any:
     """Gather what the report shows: a `mofal.analysis.ReportData`."""
-    from mofal.analysis import ReportData
-
     site = view.site
     first = next(
         (s for s in view.config.explored if site.exists(paths.place(1, s, "clusters.zarr"))), None
@@ -77,8 +77,6 @@ def collect(view: CampaignView) -> Any:
     if any(site.exists(paths.place(1, s, "walks.zarr")) for s in view.config.explored):
         more["walks"] = view.walks
         more["traces"] = _traces(view)
-    from mofal.commands.report_mechanics import report_mechanics
-
     more["mechanics"], more["mechanics_figures"] = report_mechanics(site)
     return ReportData(
         title=f"mofal campaign: {view.config.name}",
@@ -125,9 +123,6 @@ def _systems(view: CampaignView) -> list[dict[str, Any]]:
 
 
 def _cycles(view: CampaignView) -> list[dict[str, Any]]:
-    from mofal.commands.status import model_hash
-    from mofal.data import read_json
-
     site = view.site
     rows = []
     for c in range(view.config.cycles + 1):
@@ -169,9 +164,6 @@ def _predictions(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _held_out(view: CampaignView) -> dict[str, Any]:
-    from mofal.analysis import HeldOut
-    from mofal.campaign.view import judged_labels
-
     known = tags(view)
     if "seed" not in known:
         return {}
@@ -217,8 +209,6 @@ def _first_cycle(view: CampaignView, system: str) -> dict[str, Any]:
     parents = [str(p) for p in clusters["parent"].values]
     ids = [str(s) for s in samples["structure_id"].values]
     chosen = max(range(len(ids)), key=lambda k: (parents.count(ids[k]), -k))
-    from mofal.data import atom_slice, select
-
     frame = select(samples, chosen)
     scores = select(site.group(paths.place(1, system, "scores.zarr")).load(), chosen)
     cores = np.zeros(frame.sizes["atom"], bool)

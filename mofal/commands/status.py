@@ -9,6 +9,8 @@ from collections.abc import Callable
 from mofal.campaign import paths, plan
 from mofal.campaign.directory import Site
 from mofal.campaign.estimate import seconds_left
+from mofal.potential.directory import read_described
+from mofal.schedule import format_status, read_status
 
 #: A hundred years: a longer estimate says nothing, and has no date.
 MOST_SECONDS = 3e9
@@ -27,8 +29,6 @@ def show(directory: str | os.PathLike[str]) -> str:
     CampaignError
         There is no campaign in it.
     """
-    from mofal.schedule import format_status, read_status
-
     site = Site(directory)
     steps = site.steps()
     left = plan.unfinished(steps, site.exists)
@@ -93,8 +93,6 @@ def cycle_rows(site: Site) -> list[str]:
 
 def model_hash(site: Site, cycle: int) -> str:
     """Hash of the model of a cycle, as its directory says."""
-    from mofal.potential.directory import read_described
-
     return str(read_described(site.path(paths.model(cycle))).get("model_hash", "-"))[:12]
 
 

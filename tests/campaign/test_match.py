@@ -332,7 +332,9 @@ def test_weighted__as_forces_matched_by_distance(tmp_path: Path) -> None:
         ),
     )
     cores = random_cores(ds, blocks, n=7, seed=0)
-    clusters = weighted(site, cut(ds, blocks, cores)[0], blocks)
+    cut_out, _ = cut(ds, blocks, cores)
+    assert weighted(cut_out, blocks, None) is cut_out
+    clusters = weighted(cut_out, blocks, site.config.weights)
     begin = np.concatenate([[0], np.cumsum(clusters["n_atoms"].values)])
     found = 0
     for k, (a, b) in enumerate(pairwise(begin)):

@@ -19,6 +19,8 @@ from mofal.campaign.steps.base import (
     on_site,
     one_task,
 )
+from mofal.clusters.matched import matched_shells, weighted
+from mofal.data import concat, write_group
 from mofal.errors import CampaignError
 from mofal.schedule.task import Task
 
@@ -31,8 +33,6 @@ _TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 def seed_structures(site: Site) -> xr.Dataset:
     """Structures of the seed data, labelled or not."""
     from mofal.clusters import cut, random_cores
-    from mofal.clusters.matched import matched_shells, weighted
-    from mofal.data import concat
 
     settings = site.config.seed_data
     if settings.file is not None:
@@ -98,9 +98,6 @@ def perturb(site: Site, system: str, settings: Any, words: tuple[str | int, ...]
 @on_site
 def sample_seed(site: Site) -> Summary:
     """Structures that the first potential learns from."""
-    from mofal.campaign.steps.sample import seed_structures
-    from mofal.data import write_group
-
     ds = seed_structures(site)
     write_group(ds, site.path(paths.place(0, "samples.zarr")))
     return {"structures": ds.sizes["structure"]}
@@ -109,8 +106,6 @@ def sample_seed(site: Site) -> Summary:
 @on_site
 def sample_holdout(site: Site, system: str) -> Summary:
     """Frames that judge, from a sampler that uses no model and a seed of their own."""
-    from mofal.data import write_group
-
     settings = site.config.holdout
     if settings is None:
         return {"structures": 0}
