@@ -26,8 +26,8 @@ from mofal.campaign.steps.label import closed_failures, record_quarantine
 from mofal.campaign.steps.mechanics import campaign_mechanics
 from mofal.campaign.view import open_campaign
 from mofal.clusters.matched import complaints
-from mofal.data.files import is_being_written, is_temporary, remove_leftovers
 from mofal.errors import CampaignError
+from mofal.files import is_being_written, is_temporary, remove_leftovers
 from mofal.reference.cache import LabelCache
 from mofal.schedule import CampaignLock, Pools
 

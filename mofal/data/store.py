@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mofal.data.files import atomic_path, not_written, read_json, remove_leftovers, write_json
 from mofal.data.manifest import (
     MANIFEST,
     check_group,
@@ -28,6 +27,7 @@ from mofal.data.manifest import (
 from mofal.data.shards import ShardReader, grids, in_one_line
 from mofal.data.variables import FORMAT, VARIABLES, describe, validate
 from mofal.errors import DataError, StoreError
+from mofal.files import atomic_path, not_written, read_json, remove_leftovers, write_json
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -25,8 +25,8 @@ from mofal.campaign.steps.base import (
     on_site,
 )
 from mofal.data import concat, hash_json, open_group, select, to_atoms, write_group
-from mofal.data.files import is_being_written, remove_leftovers
 from mofal.errors import CampaignError, ConfigError, MofalError, StructureError
+from mofal.files import is_being_written, remove_leftovers
 from mofal.reference import LabelCache, gather, get_reference, label_one
 from mofal.reference.base import begin, fail
 from mofal.reference.cache import record_key
