@@ -289,7 +289,7 @@ def test_label_one__full_disk_names_the_record(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as disk:
-        disk.setattr(files.os, "fsync", full)
+        disk.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left on device") as caught:
             label_one(molecule("H2O"), "gfn1-xtb", directory=tmp_path)
     assert caught.value.errno == errno.ENOSPC
