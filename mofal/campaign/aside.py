@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mofal.data import read_json, relative_energy
+from mofal.data.variables import TEXT
 from mofal.errors import DataError, StoreError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 LIST = "set-aside.json"
 FORMAT = 1
-_TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------------------- what is absurd
@@ -103,8 +103,8 @@ def set_aside(
             said.append(why)
     return (
         labels.assign(
-            status=("structure", np.array(status, _TEXT)),
-            reason=("structure", np.array(reason, _TEXT)),
+            status=("structure", np.array(status, TEXT)),
+            reason=("structure", np.array(reason, TEXT)),
         ),
         said,
     )

@@ -20,6 +20,7 @@ from mofal.campaign.names import check_new
 from mofal.campaign.seed_check import check_seed_file
 from mofal.campaign.steps.select import check_ranking
 from mofal.data import write_group, write_json
+from mofal.data.variables import TEXT
 from mofal.errors import CampaignError, ConfigError, MofalError
 from mofal.frameworks import supercell
 from mofal.reference import get_reference
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from mofal.reference import Reference
-
-_TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------------------- systems
@@ -60,7 +59,7 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
     if settings.disorder is not None:
         options = settings.disorder.model_dump()
         structure = disorder(structure, **options, seed=settings.seed, rule=settings.rule)
-    structure["system"] = ("structure", np.array([name], _TEXT))
+    structure["system"] = ("structure", np.array([name], TEXT))
     return structure, find_blocks(structure, rule=settings.rule)
 
 
