@@ -109,10 +109,9 @@ class SystemSettings(Section):
         return self
 
 
-class PerturbedSettings(Section):
+class FrameSettings(Section):
     """Frames drawn without any potential from a network of springs (`mofal.dynamics`)."""
 
-    system: Name
     frames: Count = 20
     temperature_K: Temperature = 600.0
     volume_strain: StrainRange = Field(
@@ -121,16 +120,17 @@ class PerturbedSettings(Section):
     shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
 
 
-class SeedClusterSettings(Section):
+class PerturbedSettings(FrameSettings):
+    """Frames of one system."""
+
+    system: Name
+
+
+class SeedClusterSettings(FrameSettings):
     """Random clusters cut from perturbed frames of every explored system."""
 
     per_system: Count = 20
     frames: Count = 10
-    temperature_K: Temperature = 600.0
-    volume_strain: StrainRange = Field(
-        (-0.03, 0.05), description="range of the relative change of volume"
-    )
-    shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
 
 
 class SeedKeys(Section):
@@ -331,6 +331,10 @@ class ExplorationSettings(Section):
         0.005, description="a walk ends where atoms stay below it; 0: walks are not watched"
     )
     unfamiliar_fs: Positive = Field(20.0, description="and for how long")
+    sample_every: Count = Field(10, description="steps between samples of a walk's trace")
+    checkpoint_every: Count = Field(
+        50, description="steps between checkpoints; an exploded walk ends where its last one was"
+    )
     ramp_cycles: Count = Field(3, description="cycles over which walks grow to their full length")
 
     @model_validator(mode="after")
@@ -364,16 +368,11 @@ class SelectionSettings(Section):
     )
 
 
-class HoldoutSettings(Section):
+class HoldoutSettings(FrameSettings):
     """Frames no model has seen or made, labelled to judge all of them."""
 
     systems: tuple[Name, ...] = Field((), description="default: every system")
     frames: Count = 10
-    temperature_K: Temperature = 600.0
-    volume_strain: StrainRange = Field(
-        (-0.03, 0.05), description="range of the relative change of volume"
-    )
-    shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
 
 
 class HoldingSettings(Section):
@@ -587,6 +586,10 @@ def _without_unset(content: dict[str, Any]) -> None:
             part.pop(name, None)
     if not content.get("more_seed_data"):
         content.pop("more_seed_data", None)
+    walks = content.get("exploration", {})
+    for name in ("sample_every", "checkpoint_every"):
+        if walks.get(name) == ExplorationSettings.model_fields[name].default:
+            del walks[name]
 
 
 def _seeds(content: dict[str, Any]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from mofal.campaign.steps.base import (
     one_task,
     progress_files,
 )
+from mofal.data import select, write_group
 from mofal.schedule.task import Task
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 @on_site
 def density(site: Site, cycle: int) -> Summary:
     """Fit the density of the training part of the data in the features of the last model."""
-    from mofal.data import select, write_group
     from mofal.density import fit_density
     from mofal.potential import load
 
@@ -63,8 +63,6 @@ density is too confident, but of a few atoms no quantile can be told."""
 
 
 def _calibrate(fitted: PerElementDensity, potential: Potential, data: xr.Dataset) -> None:
-    from mofal.data import select
-
     validation = select(data, data["split"].values == "validation")
     if validation.sizes["structure"] == 0:
         return

@@ -21,7 +21,9 @@ from mofal.campaign.steps.base import (
     progress_files,
 )
 from mofal.clusters.matched import matched_shells, weighted
+from mofal.data import write_group, write_json
 from mofal.errors import ConfigError, DataError
+from mofal.potential.directory import is_model, read_described
 from mofal.schedule.task import Task
 
 if TYPE_CHECKING:
@@ -38,7 +40,6 @@ SCORED = ("log_likelihood", "quantile")
 def select_clusters(site: Site, cycle: int, system: str) -> Summary:
     """Score the samples of a system, choose cores, cut clusters."""
     from mofal.clusters import extract
-    from mofal.data import write_group, write_json
     from mofal.density import PerElementDensity, score
 
     samples = site.group(paths.place(cycle, system, "samples.zarr")).load()
@@ -83,8 +84,6 @@ def refuse_foreign_features(
     DataError
         Also where the features do not say whose they are.
     """
-    from mofal.potential.directory import is_model, read_described
-
     made_by = site.path(paths.model(cycle - 1))
     if not fitted.model_hash and is_model(made_by):
         # Densities of the version before did not write it down.
@@ -101,7 +100,6 @@ def refuse_foreign_features(
 
 def check_ranking(name: str) -> None:
     """Refuse a ranking that does not exist before anything has been paid for."""
-    from mofal.campaign.steps.select import SCORED
     from mofal.clusters import get_ranking, ranking_names
 
     known = ranking_names()

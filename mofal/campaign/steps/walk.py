@@ -21,6 +21,9 @@ from mofal.campaign.steps.base import (
     on_site,
     progress_files,
 )
+from mofal.data import concat, open_group, select, write_group
+from mofal.data.store import atomic_path
+from mofal.dynamics import walk_length
 from mofal.errors import CampaignError
 from mofal.schedule.task import Outcome, Task
 
@@ -39,7 +42,6 @@ def start_frame(site: Site, cycle: int, system: str, index: int) -> xr.Dataset:
     bonds still hold, where there are such; a bond that a poor potential broke would stay broken.
     """
     from mofal.clusters import check_bonds
-    from mofal.data import select
     from mofal.dynamics import sample_harmonic
 
     blocks = site.blocks(system)
@@ -70,12 +72,8 @@ def start_frame(site: Site, cycle: int, system: str, index: int) -> xr.Dataset:
 @on_site
 def walk(site: Site, cycle: int, system: str, index: int) -> Summary:
     """Walk once, and featurize where it ended."""
-    from mofal.campaign.steps.walk import start_frame
-    from mofal.data import write_group
-    from mofal.data.store import atomic_path
     from mofal.density import PerElementDensity
     from mofal.dynamics import walk as walk_from
-    from mofal.dynamics import walk_length
     from mofal.potential import load
 
     potential = load(site.path(paths.model(cycle - 1)), device=site.device("walk"))
@@ -164,8 +162,6 @@ def tasks(site: Site, step: Step, retry_failed: bool) -> list[Task]:
 def finish(site: Site, step: Step, outcomes: Sequence[Outcome], pending: Collection[str]) -> str:
     """Gather the ends of the walks, their features and their traces."""
     import xarray as xr
-
-    from mofal.data import concat, open_group, write_group
 
     lost = {int(o.task.kwargs["index"]): o.reason for o in outcomes if not o.ok}
     frames, features, records, traces = [], [], [], []
