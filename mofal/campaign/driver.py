@@ -191,7 +191,7 @@ class _Open:
 
 class _Driver:
     def __init__(
-        self, site: Site, pools: Any, display: Display, *, retry_failed: bool = False
+        self, site: Site, pools: Pools, display: Display, *, retry_failed: bool = False
     ) -> None:
         self.site = site
         self.retry_failed = retry_failed
