@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.campaign import paths, plan
+from mofal.campaign.coverage import core_coverage
 from mofal.campaign.directory import COMMON, Site
 from mofal.data.ragged import TEXT
 from mofal.errors import PotentialError, StoreError
@@ -19,7 +20,7 @@ from mofal.frameworks.defects import defect_atoms
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mofal.density import PerElementDensity
+    from mofal.density import Coverage, PerElementDensity
     from mofal.potential import Potential
 
 
@@ -156,6 +157,14 @@ class CampaignView:
         from mofal.campaign.steps.hold import found_runs
 
         return found_runs(self.site)
+
+    def coverage(self, cycle: int) -> dict[str, Coverage]:
+        """How often the bound of the force error of a cycle held, cores only.
+
+        By how the cores were chosen: ``drawn`` at random or ``selected``. Empty where there is no
+        bound, for too few labelled structures validate, or where the cycle has no labels yet.
+        """
+        return core_coverage(self.site, cycle)
 
     def blocks(self, system: str) -> xr.Dataset:
         """Blocks of a system."""

@@ -161,6 +161,14 @@ def chatter(*, megabytes: int) -> dict[str, Any]:
     return {}
 
 
+def hold(*, output: str, until: str, trace: str = "") -> None:
+    """Keep a worker busy until a file is there."""
+    note(trace, f"start {Path(output).name} {os.getpid()}")
+    while not Path(until).exists():
+        time.sleep(0.05)
+    write(output)
+
+
 def nap(seconds: float) -> int:
     """One task of a graph: sleep, and say where."""
     time.sleep(seconds)
