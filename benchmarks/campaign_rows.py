@@ -56,7 +56,7 @@ def content(options: argparse.Namespace) -> dict[str, Any]:
         "potential": {"start": "example:uio66-gfn1"},
         "cycles": 1,
         "reference": {"name": "gfn1-xtb"},
-        "density": {"components": options.components},
+        "density": {"components": options.components, "in_memory": options.in_memory},
         "exploration": {"walks": options.walks},
         "selection": {"clusters": 10, "ranking": "lowest_quantile"},
     }
@@ -215,6 +215,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--walks", type=int, default=422)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--backend", default="local")
+    parser.add_argument("--in-memory", type=int, default=2_000_000)
     parser.add_argument("--components", type=int, default=8)
     options = parser.parse_args(argv)
     site = prepare(options.directory.absolute(), options)

@@ -445,9 +445,13 @@ class Evaluator:
         if self.n_product or guided:
             phi = self._columns(t, work)
             joint = work.take("joint", n)
-            np.matmul(self.coefficients, phi, out=joint)
+            size = self.coefficients.shape[0]
+            np.matmul(self.coefficients, phi, out=joint[:size])
             if self.kind == "tied":
                 square = np.einsum("ij,ij->j", phi[1:], phi[1:])
+            elif size < joint.shape[0]:  # log-densities of stable components come in its place
+                square = work.take("square", n)
+                np.copyto(square, joint[size - 1])
             else:
                 square = joint[-1]
         if guided:
@@ -468,7 +472,8 @@ class Evaluator:
         elif self.n_stable:
             y = work.take("y", n)
             raw = work.take("raw", n) if self.distant[self.stable_index].any() else None
-            stable = self._stable(x, t, self.stable_index, y, work.take("stable", n), raw)
+            where = work.take("stable", n) if joint is None else joint[self.n_product :]
+            stable = self._stable(x, t, self.stable_index, y, where[: self.n_stable], raw)
         respond = statistics is not None or visit is not None
         if entries is not None and not respond and len(self.shares) == 1 and not self.n_product:
             log_likelihood = entries.log_likelihood(top)
@@ -508,7 +513,7 @@ class Evaluator:
                     l_k *= w
                     log_likelihood *= w
                 statistics.log_likelihood[model] += log_likelihood.sum()
-                if not share.pure:
+                if not share.pure and len(self.shares) > 1:
                     n_p = share.product.stop - share.product.start
                     assert joint is not None
                     assert stable is not None
@@ -568,11 +573,15 @@ class Evaluator:
     def _workspace(self) -> Workspace:
         d, k = self.n_features, self.n_stable
         width = d + self.matrix
+        joint = self.coefficients.shape[0]
+        if self.n_product and not self.guided:
+            joint = self.n_product + k + 1
         shapes: dict[str, tuple[int, ...]] = {
             "t": (width,),
             "ring": (d + d // 2,),
             "phi": (self.n_columns,),
-            "joint": (self.coefficients.shape[0],),
+            "joint": (joint,),
+            "square": (),
             "guide": (self.norms.size + 1,),
             "raw": (d,),
             "y": (k, width),
@@ -647,6 +656,8 @@ class Evaluator:
             return stable[share.stable]
         if stable is None or share.stable.start == share.stable.stop:
             return joint[share.product]
+        if len(self.shares) == 1:
+            return joint[: self.n_product + self.n_stable]  # side by side
         return np.concatenate([joint[share.product], stable[share.stable]])
 
     def _to_repeat(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,53 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-import xarray as xr
 
 import mofal
-from mofal.campaign import paths
 from mofal.campaign.config import CampaignConfig
 from mofal.campaign.directory import Site
-from mofal.campaign.examples import seed_place
 from mofal.campaign.loading import parse_config
-from mofal.campaign.prepare import examine, settle
 from mofal.campaign.steps.select import check_ranking
-from mofal.data import write_group
 from mofal.density import PerElementDensity
 from mofal.errors import ConfigError
-from mofal.potential.directory import read_described
 from mofal.schedule import read_events
 
 from .conftest import SMALL
-from .services import PAIRS
+from .generated import CHEAP, pid_of, prepare_density
 
 ROOT = Path(__file__).parents[2]
-CHEAP: dict[str, Any] = {
-    "name": "joined",
-    "seed": 5,
-    "systems": {"p": {"build": "S_ld", "cell": "primitive"}},
-    "seed_data": {"perturbed": {"system": "p", "frames": 6}},
-    "cycles": 1,
-    "reference": {"name": PAIRS, "max_force_eV_per_A": 1e6},
-    "potential": {
-        "architecture": {"r_max": 3.5, "n_layers": 2, "n_features": 4},
-        "validation_fraction": 0.5,
-        "seed": {"max_epochs": 2},
-        "final": {"max_epochs": 1},
-    },
-    "density": {"components": 2, "in_memory": 100, "coverage": 0.5},
-    "exploration": {
-        "walks": 2,
-        "length_fs": 5,
-        "ramp_cycles": 1,
-        "barostat_fs": 2,
-        "unfamiliar_quantile": 0,
-        "bond_z": None,
-        "bond_mean_z": None,
-    },
-    "selection": {"clusters": 4, "drawn": 0.5, "ranking": "calibrated_score"},
-    "schedule": {"backend": "inline"},
-}
-"""A campaign whose features are never in memory whole, and whose validation part makes a bound."""
 
 
 @pytest.fixture(scope="module")
@@ -154,49 +120,6 @@ def test_check_ranking__what_the_campaign_will_not_have_is_refused() -> None:
 
 
 # ------------------------------------------------------------------ one density on every backend
-def _features(seed: int, n_structures: int, model_hash: str) -> xr.Dataset:
-    """Features of three elements in structures of 100 atoms."""
-    rng = np.random.default_rng(seed)
-    n = 100 * n_structures
-    numbers = np.tile(np.repeat([1, 6, 8], [30, 40, 30]), n_structures).astype(np.int32)
-    which = rng.integers(4, size=n)
-    centres = np.random.default_rng(1).normal(size=(119, 4, 6)) * 3.0
-    x = centres[numbers, which] + rng.normal(size=(n, 6)) * rng.uniform(0.3, 1.2, size=(n, 1))
-    return xr.Dataset(
-        {
-            "features": (("atom", "feature"), x.astype(np.float32)),
-            "numbers": ("atom", numbers),
-            "n_atoms": ("structure", np.full(n_structures, 100)),
-            "structure_index": ("atom", np.repeat(np.arange(n_structures), 100)),
-            "structure_id": ("structure", [f"{seed}-{k}" for k in range(n_structures)]),
-            "system": ("structure", ["p"] * n_structures),
-        },
-        attrs={"model_hash": model_hash},
-    )
-
-
-def prepare_density(place: Path, *, in_memory: int, structures: int) -> Site:
-    """A campaign that is about to fit the density of its first cycle, to generated features."""
-    content = {
-        **CHEAP,
-        "density": {"components": 4, "in_memory": in_memory},
-        "selection": {"clusters": 2},
-    }
-    site = Site(place, parse_config(content))
-    findings = examine(site)
-    assert findings is not None
-    place.mkdir(parents=True)
-    settle(site, findings)
-    model = site.path(paths.model(0))
-    shutil.copytree(seed_place("uio66-gfn1") / "model", model)
-    model_hash = read_described(model)["model_hash"]
-    for seed, part, n in ((0, "training", structures), (1, "validation", 5)):
-        ds = _features(seed, n, model_hash)
-        target = site.path(paths.place(1, f"{part}_features.zarr"))
-        write_group(ds, target, kind="features", rows_per_shard=in_memory)
-    return site
-
-
 def _run(site: Site, backend: str, *, kill: bool) -> str:
     """Run the step, killed once on the way if asked for; what the process said."""
     command = [sys.executable, "-m", "tests.campaign.one_step", str(site.root), backend]
@@ -225,22 +148,13 @@ def _run(site: Site, backend: str, *, kill: bool) -> str:
             started = [e for e in read_events(site.root) if e["event"] == "worker"]
             assert started
             owner = next(e["worker"] for e in read_events(site.root) if e["event"] == "start")
-            os.kill(_pid_of(owner), signal.SIGKILL)
+            os.kill(pid_of(owner, site.root), signal.SIGKILL)
             assert process.wait(timeout=200) == 0, log.read_text()
             break
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         assert not site.exists("cycle-001/density.zarr")
     return log.read_text()
-
-
-def _pid_of(worker: str) -> int:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"mofal.schedule.worker" in words and worker.rpartition(".")[0].encode() in words:
-                return int(entry.name)
-    raise AssertionError(f"no process of worker {worker}")
 
 
 def test_density__same_hash_on_every_backend_though_each_is_killed_once(tmp_path: Path) -> None:

@@ -41,10 +41,11 @@ def density(site: Site, cycle: int) -> Summary:
     are so many of them that it may borrow workers, by all of these.
     """
     from mofal.density import fit_density
-    from mofal.potential import load
 
     @functools.cache
     def potential() -> Potential:
+        from mofal.potential import load  # torch with it, which features on the disk do without
+
         return load(site.path(paths.model(cycle - 1)), device=site.device("density"))
 
     say = notice(site, f"density-{cycle:03d}")
