@@ -1,10 +1,10 @@
 """A campaign's own density, gathering and selection on 10⁷ training rows and 10⁷ rows of walks.
 
-    python benchmarks/campaign_rows.py DIRECTORY [--rows 10000000] [--walks 422] [--workers 2]
-        [--backend local] [--components 8]
+    python benchmarks/campaign_rows.py DIRECTORY [--rows 10000000] [--walks 54] [--repeat 8]
+        [--workers 2] [--backend local] [--components 4]
 
-Prepares a campaign on S_sup (23,700 atoms), puts generated features of 16 numbers where its first
-model's would be (four elements, mixtures of 12 components of ordinary random shape), and ends of
+Prepares a campaign on S_sup of 8 x 8 x 8 cells (about 190,000 atoms), puts generated features of 16 numbers where its first
+model's would be (four elements, each a mixture of components of ordinary random shape), and ends of
 walks with such features where its walks would leave them. Then the campaign's own tasks run as its
 driver runs them: the density, gathering the walks, scores and selection. Printed are the time of
 each, and the largest resident memory of every process meanwhile, this one (the driver) included,
@@ -43,7 +43,7 @@ from mofal.density.rows import threads
 from mofal.schedule import Pools, ScheduleSettings
 
 ELEMENTS = np.array([1, 6, 8, 40], np.int32)
-D, K = 16, 12
+D = 16
 
 
 def content(options: argparse.Namespace) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def content(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "name": "rows",
         "seed": 1,
-        "systems": {"sup": {"build": "S_sup"}},
+        "systems": {"sup": {"build": "S_sup", "repeat": [options.repeat] * 3}},
         "seed_data": {"example": "uio66-gfn1"},
         "potential": {"start": "example:uio66-gfn1"},
         "cycles": 1,
@@ -62,19 +62,19 @@ def content(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def draw(numbers: np.ndarray, seed: int) -> np.ndarray:
-    """Features (atom, 16) float32 for elements: mixtures that are the same for every seed."""
+def draw(numbers: np.ndarray, seed: int, k: int) -> np.ndarray:
+    """Features (atom, 16) float32 of elements: mixtures of k components, whatever the seed."""
     truth = np.random.default_rng(0)
     rng = np.random.default_rng(seed)
     x = np.empty((numbers.size, D), np.float32)
     for z in np.union1d(ELEMENTS, numbers):
-        means = 3.0 * truth.normal(size=(K, D))
-        lower = np.eye(D) + 0.4 * truth.normal(size=(K, D, D))
+        means = 3.0 * truth.normal(size=(k, D))
+        lower = np.eye(D) + 0.4 * truth.normal(size=(k, D, D))
         own = np.flatnonzero(numbers == z)
-        which = rng.integers(K, size=own.size)
-        for k in range(K):
-            rows = own[which == k]
-            x[rows] = means[k] + rng.normal(size=(rows.size, D)) @ lower[k].T
+        which = rng.integers(k, size=own.size)
+        for i in range(k):
+            rows = own[which == i]
+            x[rows] = means[i] + rng.normal(size=(rows.size, D)) @ lower[i].T
     return x
 
 
@@ -91,12 +91,12 @@ def prepare(place: Path, options: argparse.Namespace) -> Site:
     for part, rows in (("training", options.rows), ("validation", 10_000)):
         target = site.path(paths.place(1, f"{part}_features.zarr"))
         if not target.exists():
-            ds = generated(rows, shard_rows(site), model_hash)
+            ds = generated(rows, shard_rows(site), model_hash, options.components)
             write_group(ds, target, kind="features", rows_per_shard=shard_rows(site))
     return site
 
 
-def generated(n: int, chunk: int, model_hash: str) -> xr.Dataset:
+def generated(n: int, chunk: int, model_hash: str, k: int) -> xr.Dataset:
     """Lazy features of n atoms in structures of 1000."""
     import dask.array as da
 
@@ -104,7 +104,7 @@ def generated(n: int, chunk: int, model_hash: str) -> xr.Dataset:
     numbers = da.from_array(np.resize(ELEMENTS, n), chunks=(tuple(size),))
     parts = [
         da.map_blocks(
-            draw, numbers.blocks[i], i + 1, new_axis=1, chunks=((m,), (D,)), dtype=np.float32
+            draw, numbers.blocks[i], i + 1, k, new_axis=1, chunks=((m,), (D,)), dtype=np.float32
         )
         for i, m in enumerate(size)
     ]
@@ -124,7 +124,7 @@ def generated(n: int, chunk: int, model_hash: str) -> xr.Dataset:
     )
 
 
-def leave_walks(site: Site, n: int, model_hash: str) -> None:
+def leave_walks(site: Site, n: int, model_hash: str, components: int) -> None:
     """What `n` walks would leave."""
     base = site.structure("sup")
     numbers = base["numbers"].values
@@ -137,7 +137,9 @@ def leave_walks(site: Site, n: int, model_hash: str) -> None:
         moved = base["positions"].values + 0.03 * rng.normal(size=base["positions"].shape)
         frame = base.assign(positions=(("atom", "xyz"), moved))
         frame["structure_id"] = ("structure", structure_ids(frame))
-        features = frame[kept].assign(features=(("atom", "feature"), draw(numbers, 10_000 + k)))
+        features = frame[kept].assign(
+            features=(("atom", "feature"), draw(numbers, 10_000 + k, components))
+        )
         features.attrs = {"model_hash": model_hash}
         record = {"walk_status": ("walk", ["finished"]), "length_fs": ("walk", [1.0])}
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -212,15 +214,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--walks", type=int, default=422)
+    parser.add_argument("--walks", type=int, default=54)
+    parser.add_argument("--repeat", type=int, default=8)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--backend", default="local")
     parser.add_argument("--in-memory", type=int, default=2_000_000)
-    parser.add_argument("--components", type=int, default=8)
+    parser.add_argument("--components", type=int, default=4)
     options = parser.parse_args(argv)
     site = prepare(options.directory.absolute(), options)
     model_hash = start_potential(site.config).model_hash
-    leave_walks(site, options.walks, model_hash)
+    leave_walks(site, options.walks, model_hash, options.components)
     atoms = options.walks * int(site.structure("sup")["n_atoms"].values[0])
     print(
         f"{options.rows:,} training rows, {atoms:,} rows of {options.walks} walks; backend "

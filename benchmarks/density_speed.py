@@ -1,6 +1,6 @@
 """An EM iteration and scoring against scikit-learn, in one process on the same cores.
 
-    python benchmarks/density_speed.py [--size tiny|full] [--repeats N] [--only N [N ...]]
+    python benchmarks/density_speed.py [--size tiny|small|full] [--repeats N] [--only N [N ...]]
 
 Both libraries start from the same parameters (a fit that has run two iterations), see the same
 rows, and are timed in turn; the best time of each counts. An iteration is one E-step and one
@@ -73,7 +73,7 @@ CASES = (
 )
 PATIENCE = 15.0
 """Seconds after which a pair of functions is not timed again."""
-SIZES = {"tiny": 3000, "full": 400_000}
+SIZES = {"tiny": 3000, "small": 50_000, "full": 400_000}
 
 
 def rows_of(case: Case, n: int, seed: int = 0) -> tuple[np.ndarray, dict[str, Any]]:
