@@ -5,11 +5,11 @@
 
 Prepares a campaign on S_sup of 8 x 8 x 8 cells (about 190,000 atoms), puts generated features of 16
 numbers where its first model's would be (four elements, each a mixture of components of ordinary
-random shape), and ends of walks with such features where its walks would leave them. Then the campaign's own tasks run as its
-driver runs them: the density, gathering the walks, scores and selection. Printed are the time of
-each, and the largest resident memory of every process meanwhile, this one (the driver) included,
-and the rows per second and iteration of the fit beside those of a fit in memory. What is in
-DIRECTORY already is not made again.
+random shape), and ends of walks with such features where its walks would leave them. Then the
+campaign's own tasks run as its driver runs them: the density, gathering the walks, scores and
+selection. Printed are the time of each, and the largest resident memory of every process meanwhile,
+this one (the driver) included, and the rows per second and iteration of the fit beside those of a
+fit in memory. What is in DIRECTORY already is not made again.
 """
 
 from __future__ import annotations
