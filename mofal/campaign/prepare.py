@@ -20,7 +20,7 @@ from mofal.campaign.names import check_new
 from mofal.campaign.seed_check import check_seed_file
 from mofal.campaign.steps.select import check_ranking
 from mofal.data import write_group, write_json
-from mofal.data.variables import TEXT
+from mofal.data.variables import STRING
 from mofal.errors import CampaignError, ConfigError, MofalError
 from mofal.frameworks import supercell
 from mofal.reference import get_reference
@@ -59,7 +59,7 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
     if settings.disorder is not None:
         options = settings.disorder.model_dump()
         structure = disorder(structure, **options, seed=settings.seed, rule=settings.rule)
-    structure["system"] = ("structure", np.array([name], TEXT))
+    structure["system"] = ("structure", np.array([name], STRING))
     return structure, find_blocks(structure, rule=settings.rule)
 
 
@@ -127,7 +127,7 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
         seed, notes = check_seed_file(config, reference)
     elif config.seed_data.example is not None:
         seed = example_labels(config, reference)
-    check_ranking(config.selection.ranking)
+    check_ranking(config, seed_size(config, seed))
     notes += check_electrons(site, made, reference)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
     level = reference.level_hash if reference is not None else ""
@@ -231,6 +231,18 @@ def refuse_foreign_file(site: Site) -> None:
 
 OURS = frozenset({"systems", ISOLATED, "schedule", "work", CONFIG, "driver.lock", "driver.json"})
 """What an interrupted preparation may have left behind."""
+
+
+def seed_size(config: CampaignConfig, seed: xr.Dataset | None) -> int | None:
+    """Structures of the seed data, None where a file in another form holds them."""
+    settings = config.seed_data
+    if seed is not None:
+        return int(seed.sizes["structure"])
+    if settings.perturbed is not None:
+        return settings.perturbed.frames
+    if settings.clusters is not None:
+        return settings.clusters.per_system * len(config.explored)
+    return None
 
 
 def campaign_elements(
