@@ -20,7 +20,7 @@ from mofal.campaign.names import check_new
 from mofal.campaign.seed_check import check_seed_file
 from mofal.campaign.steps.select import check_ranking
 from mofal.data import write_group, write_json
-from mofal.data.variables import TEXT
+from mofal.data.variables import STRING
 from mofal.errors import CampaignError, ConfigError, MofalError
 from mofal.frameworks import supercell
 from mofal.reference import get_reference
@@ -59,7 +59,7 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
     if settings.disorder is not None:
         options = settings.disorder.model_dump()
         structure = disorder(structure, **options, seed=settings.seed, rule=settings.rule)
-    structure["system"] = ("structure", np.array([name], TEXT))
+    structure["system"] = ("structure", np.array([name], STRING))
     return structure, find_blocks(structure, rule=settings.rule)
 
 
@@ -123,14 +123,17 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
         check_unimported(config.reference.name)
     seed: list[xr.Dataset] = []
     notes: list[str] = []
+    sizes: list[int | None] = []
     for source in config.seed_sources:
+        found: xr.Dataset | None = None
         if source.seed_data.file is not None:
-            read, said = check_seed_file(source, reference)
-            seed.append(read)
+            found, said = check_seed_file(source, reference)
             notes += said
         elif source.seed_data.example is not None:
-            seed.append(example_labels(source, reference))
-    check_ranking(config.selection.ranking)
+            found = example_labels(source, reference)
+        seed += [found] if found is not None else []
+        sizes.append(seed_size(source, found))
+    check_ranking(config, None if None in sizes else sum(n for n in sizes if n is not None))
     notes += check_electrons(site, made, reference)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
     level = reference.level_hash if reference is not None else ""
@@ -234,6 +237,18 @@ def refuse_foreign_file(site: Site) -> None:
 
 OURS = frozenset({"systems", ISOLATED, "schedule", "work", CONFIG, "driver.lock", "driver.json"})
 """What an interrupted preparation may have left behind."""
+
+
+def seed_size(config: CampaignConfig, seed: xr.Dataset | None) -> int | None:
+    """Structures of a source of seed data, None where a file in another form holds them."""
+    settings = config.seed_data
+    if seed is not None:
+        return int(seed.sizes["structure"])
+    if settings.perturbed is not None:
+        return settings.perturbed.frames
+    if settings.clusters is not None:
+        return settings.clusters.per_system * len(config.explored)
+    return None
 
 
 def campaign_elements(

@@ -81,7 +81,7 @@ def collect(view: CampaignView) -> Any:
         title=f"mofal campaign: {view.config.name}",
         summary=_summary(view),
         systems=_systems(view),
-        cycles=cycle_table(site),
+        cycles=_cycles(view),
         held_out=_held_out(view),
         holding=view.holding,
         holding_lines=table(view.site),
@@ -118,6 +118,17 @@ def _systems(view: CampaignView) -> list[dict[str, Any]]:
                 "held out": "yes" if name in view.config.holdout_systems else "no",
             }
         )
+    return rows
+
+
+def _cycles(view: CampaignView) -> list[dict[str, Any]]:
+    rows = cycle_table(view.site)
+    for row in rows:
+        for how, met in (view.coverage(row["cycle"]) if row["cycle"] else {}).items():
+            row[f"within the {met.stated:g} bound, {how} cores"] = (
+                f"{100 * met.atoms:.0f} % ({100 * met.low:.0f} to {100 * met.high:.0f}) "
+                f"of {met.n_structures}"
+            )
     return rows
 
 
@@ -166,13 +177,25 @@ def _first_cycle(view: CampaignView, system: str) -> dict[str, Any]:
             core = clusters["region"].values[span] == 0
             cores[clusters["parent_atom"].values[span][core]] = True
     return {
-        "training_features": site.group(paths.place(1, "training_features.zarr")).load(),
+        "training_features": _thinned(site.group(paths.place(1, "training_features.zarr"))),
         "new_features": fresh,
         "frame": frame,
         "frame_scores": scores,
         "frame_cores": cores,
         "clusters": clusters,
     }
+
+
+MOST_ON_MAP = 200_000
+"""Atoms that the map of features is drawn from."""
+
+
+def _thinned(features: xr.Dataset) -> xr.Dataset:
+    """Every so many-th atom, where there are more than a map can show."""
+    step = max(1, features.sizes["atom"] // MOST_ON_MAP)
+    if step == 1:
+        return features.load()
+    return features[["features", "numbers"]].isel(atom=slice(None, None, step)).load()
 
 
 def _traces(view: CampaignView) -> list[Any]:

@@ -22,7 +22,7 @@ from mofal.campaign.steps.base import (
 )
 from mofal.clusters.matched import matched_shells, weighted
 from mofal.data import concat, write_group
-from mofal.data.variables import TEXT
+from mofal.data.variables import STRING
 from mofal.errors import CampaignError
 from mofal.schedule.task import Task
 
@@ -47,13 +47,13 @@ def seed_structures(site: Site, source: int = 0) -> xr.Dataset:
     if settings.perturbed is not None:
         name = settings.perturbed.system
         ds = perturb(site, name, settings.perturbed, (*words, name))
-        ds["system"] = ("structure", np.array([name] * ds.sizes["structure"], TEXT))
+        ds["system"] = ("structure", np.array([name] * ds.sizes["structure"], STRING))
         return with_spin(ds, site.blocks(name), unpaired, place=f"systems.{name}")
     assert settings.clusters is not None  # the config gives one of the three
     parts, reasons = [], []
     for name in site.config.explored:
         frames = perturb(site, name, settings.clusters, (*words, name))
-        frames["system"] = ("structure", np.array([name] * frames.sizes["structure"], TEXT))
+        frames["system"] = ("structure", np.array([name] * frames.sizes["structure"], STRING))
         blocks = {name: site.blocks(name)}
         cores = random_cores(
             frames,
@@ -118,7 +118,7 @@ def sample_holdout(site: Site, system: str) -> Summary:
     ds = with_spin(
         ds, site.blocks(system), site.config.selection.unpaired, place=f"systems.{system}"
     )
-    ds["system"] = ("structure", np.array([system] * ds.sizes["structure"], TEXT))
+    ds["system"] = ("structure", np.array([system] * ds.sizes["structure"], STRING))
     write_group(ds, site.path(paths.holdout(system, "samples.zarr")))
     return {"structures": ds.sizes["structure"]}
 
