@@ -200,6 +200,7 @@ def test_verdicts__the_paper_itself_holds(judge):
     assert judge.judge_fall({"S_pr": 38.1, "S_sup": np.nan})[0] == judge.NOT_RUN
 
 
+@pytest.mark.slow
 def test_teacher__labels_where_it_is_installed():
     pytest.importorskip("sevenn")
     from mofal.data import to_atoms
