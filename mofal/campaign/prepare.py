@@ -121,12 +121,15 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
         reference = site.reference()
     else:
         check_unimported(config.reference.name)
-    seed = None
+    seed: list[xr.Dataset] = []
     notes: list[str] = []
-    if config.seed_data.file is not None:
-        seed, notes = check_seed_file(config, reference)
-    elif config.seed_data.example is not None:
-        seed = example_labels(config, reference)
+    for source in config.seed_sources:
+        if source.seed_data.file is not None:
+            read, said = check_seed_file(source, reference)
+            seed.append(read)
+            notes += said
+        elif source.seed_data.example is not None:
+            seed.append(example_labels(source, reference))
     check_ranking(config, seed_size(config, seed))
     notes += check_electrons(site, made, reference)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
@@ -233,20 +236,20 @@ OURS = frozenset({"systems", ISOLATED, "schedule", "work", CONFIG, "driver.lock"
 """What an interrupted preparation may have left behind."""
 
 
-def seed_size(config: CampaignConfig, seed: xr.Dataset | None) -> int | None:
-    """Structures of the seed data, None where a file in another form holds them."""
-    settings = config.seed_data
-    if seed is not None:
-        return int(seed.sizes["structure"])
-    if settings.perturbed is not None:
-        return settings.perturbed.frames
-    if settings.clusters is not None:
-        return settings.clusters.per_system * len(config.explored)
-    return None
+def seed_size(config: CampaignConfig, read: list[xr.Dataset]) -> int:
+    """Structures of the seed data: those that were read, and those that are going to be drawn."""
+    n = sum(int(ds.sizes["structure"]) for ds in read)
+    for source in config.seed_sources:
+        settings = source.seed_data
+        if settings.perturbed is not None:
+            n += settings.perturbed.frames
+        elif settings.clusters is not None:
+            n += settings.clusters.per_system * len(config.explored)
+    return n
 
 
 def campaign_elements(
-    config: CampaignConfig, structures: list[xr.Dataset], seed: xr.Dataset | None
+    config: CampaignConfig, structures: list[xr.Dataset], seed: list[xr.Dataset]
 ) -> list[str]:
     """Chemical symbols of the whole campaign, by atomic number."""
     from ase.data import atomic_numbers, chemical_symbols
@@ -254,7 +257,7 @@ def campaign_elements(
     found = set(config.potential.elements)
     if config.potential.start is not None:
         found |= set(start_potential(config).elements)
-    for ds in [*structures, *([seed] if seed is not None else [])]:
+    for ds in [*structures, *seed]:
         found |= {chemical_symbols[z] for z in np.unique(ds["numbers"].values)}
     found.add("H")  # clusters are capped with it
     return sorted(found, key=lambda s: atomic_numbers[s])

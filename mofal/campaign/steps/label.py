@@ -394,7 +394,7 @@ def closed_failures(site: Site) -> str:
     A group is never written again. A cluster of an earlier cycle joins the next cycle once it has a
     label; seed data and held-out frames have no next one.
     """
-    groups = [paths.place(0, "labels.zarr")]
+    groups = [p for c, p in site.label_groups(0, whole=True)]
     groups += [paths.holdout(s, "labels.zarr") for s in site.config.holdout_systems]
     clusters = [p for c, p in site.label_groups(site.config.cycles) if c]
     last = not any(
@@ -507,7 +507,7 @@ def _expected(config: CampaignConfig, step: Step) -> int:
         return config.holdout.frames
     if step.cycle:
         return config.selection.clusters
-    seed = config.seed_data
+    seed = config.seed_sources[step.source].seed_data
     if seed.perturbed is not None:
         return seed.perturbed.frames
     return seed.clusters.per_system * len(config.explored) if seed.clusters is not None else 0
