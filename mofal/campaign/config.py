@@ -108,10 +108,9 @@ class SystemSettings(Section):
         return self
 
 
-class PerturbedSettings(Section):
+class FrameSettings(Section):
     """Frames drawn without any potential from a network of springs (`mofal.dynamics`)."""
 
-    system: Name
     frames: Count = 20
     temperature_K: Temperature = 600.0
     volume_strain: StrainRange = Field(
@@ -120,16 +119,17 @@ class PerturbedSettings(Section):
     shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
 
 
-class SeedClusterSettings(Section):
+class PerturbedSettings(FrameSettings):
+    """Frames of one system."""
+
+    system: Name
+
+
+class SeedClusterSettings(FrameSettings):
     """Random clusters cut from perturbed frames of every explored system."""
 
     per_system: Count = 20
     frames: Count = 10
-    temperature_K: Temperature = 600.0
-    volume_strain: StrainRange = Field(
-        (-0.03, 0.05), description="range of the relative change of volume"
-    )
-    shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
 
 
 class SeedKeys(Section):
@@ -336,6 +336,10 @@ class ExplorationSettings(Section):
         0.005, description="a walk ends where atoms stay below it; 0: walks are not watched"
     )
     unfamiliar_fs: Positive = Field(20.0, description="and for how long")
+    sample_every: Count = Field(10, description="steps between samples of a walk's trace")
+    checkpoint_every: Count = Field(
+        50, description="steps between checkpoints; an exploded walk ends where its last one was"
+    )
     ramp_cycles: Count = Field(3, description="cycles over which walks grow to their full length")
 
     @model_validator(mode="after")
@@ -374,16 +378,11 @@ class SelectionSettings(Section):
     )
 
 
-class HoldoutSettings(Section):
+class HoldoutSettings(FrameSettings):
     """Frames no model has seen or made, labelled to judge all of them."""
 
     systems: tuple[Name, ...] = Field((), description="default: every system")
     frames: Count = 10
-    temperature_K: Temperature = 600.0
-    volume_strain: StrainRange = Field(
-        (-0.03, 0.05), description="range of the relative change of volume"
-    )
-    shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
 
 
 class HoldingSettings(Section):
@@ -569,6 +568,10 @@ def _without_unset(content: dict[str, Any]) -> None:
     ):
         if part.get(name) is None:
             part.pop(name, None)
+    walks = content.get("exploration", {})
+    for name in ("sample_every", "checkpoint_every"):
+        if walks.get(name) == ExplorationSettings.model_fields[name].default:
+            del walks[name]
 
 
 def _without_devices(content: dict[str, Any]) -> dict[str, Any]:

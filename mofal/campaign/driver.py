@@ -23,10 +23,13 @@ from mofal.campaign.plan import Step
 from mofal.campaign.prepare import OURS, examine, settle
 from mofal.campaign.steps import STAGES, closing, expand, failure, finish
 from mofal.campaign.steps.label import closed_failures, record_quarantine
+from mofal.campaign.steps.mechanics import campaign_mechanics
+from mofal.campaign.view import open_campaign
 from mofal.clusters.matched import complaints
-from mofal.data.files import is_being_written, is_temporary, remove_leftovers
 from mofal.errors import CampaignError
+from mofal.files import is_being_written, is_temporary, remove_leftovers
 from mofal.reference.cache import LabelCache
+from mofal.schedule import CampaignLock, Pools
 
 if TYPE_CHECKING:
     from mofal.campaign.view import CampaignView
@@ -102,9 +105,6 @@ class Campaign:
         ScheduleError
             Workers cannot be had.
         """
-        from mofal.campaign.view import open_campaign
-        from mofal.schedule import CampaignLock, Pools
-
         refuse_foreign(self.directory)
         findings = examine(self.site)
         with CampaignLock(self.directory):
@@ -144,8 +144,6 @@ class Campaign:
             ) as pools:
                 _Driver(self.site, pools, display, retry_failed=retry_failed).run()
                 if self.config.mechanics is not None:
-                    from mofal.campaign.steps.mechanics import campaign_mechanics
-
                     campaign_mechanics(self.site, pools, display.line)
         return open_campaign(self.directory)
 

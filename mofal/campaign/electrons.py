@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mofal.clusters.matched import matched_shells
+from mofal.data import structure_ids, to_atoms
 from mofal.errors import ConfigError
+from mofal.reference.base import refusal
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,7 +51,6 @@ def with_spin(
     """
     from mofal.clusters.electrons import electron_reasons, open_atoms
     from mofal.clusters.graph import block_graph
-    from mofal.data import structure_ids
 
     first = int(structures["n_atoms"].values[0])
     numbers = structures["numbers"].values[:first].astype(np.int64)
@@ -94,9 +96,6 @@ def check_electrons(
     ConfigError
         With the place, the reason and the mend.
     """
-    from mofal.data import to_atoms
-    from mofal.reference.base import refusal
-
     config = site.config
     seed = config.seed_data
     whole = set(config.holdout_systems)
@@ -127,9 +126,6 @@ def _check_clusters(
     import xarray as xr
 
     from mofal.clusters import cut
-    from mofal.clusters.matched import matched_shells
-    from mofal.data import to_atoms
-    from mofal.reference.base import refusal
 
     config = site.config
     place = f"systems.{name}"

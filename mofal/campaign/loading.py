@@ -22,6 +22,7 @@ from mofal.campaign.config import (
     _without_shared,
     _without_unset,
 )
+from mofal.clusters.matched import read_blueprints
 from mofal.data.documents import dump_yaml, parse_yaml, read_text
 from mofal.errors import ConfigError
 
@@ -203,8 +204,6 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
         caches.append(cache.model_copy(update={"path": full}))
     blueprints = config.selection.blueprints
     if blueprints is not None:
-        from mofal.clusters.matched import read_blueprints
-
         blueprints = found(blueprints, "selection.blueprints")
         try:
             read_blueprints(blueprints)

@@ -19,14 +19,17 @@ from mofal.campaign.loading import completed, differences, load_config
 from mofal.campaign.names import check_new
 from mofal.campaign.seed_check import check_seed_file
 from mofal.campaign.steps.select import check_ranking
+from mofal.data import write_group, write_json
+from mofal.data.variables import TEXT
 from mofal.errors import CampaignError, ConfigError, MofalError
+from mofal.frameworks import supercell
+from mofal.reference import get_reference
+from mofal.reference.code import check_unimported, is_foreign
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from mofal.reference import Reference
-
-_TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------------------- systems
@@ -42,7 +45,7 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
     ConfigError, StructureError
         No such framework, or a file that cannot be what it says.
     """
-    from mofal.frameworks import build, disorder, find_blocks, read_framework, supercell
+    from mofal.frameworks import build, disorder, find_blocks, read_framework
 
     if settings.build is not None:
         structure = build(
@@ -56,7 +59,7 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
     if settings.disorder is not None:
         options = settings.disorder.model_dump()
         structure = disorder(structure, **options, seed=settings.seed, rule=settings.rule)
-    structure["system"] = ("structure", np.array([name], _TEXT))
+    structure["system"] = ("structure", np.array([name], TEXT))
     return structure, find_blocks(structure, rule=settings.rule)
 
 
@@ -92,8 +95,6 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     MofalError
         Anything in the campaign file that cannot work.
     """
-    from mofal.reference.code import check_unimported, is_foreign
-
     config = site.config
     check_devices(config)
     facts_file = site.root / FACTS
@@ -164,8 +165,6 @@ def refuse_another(site: Site, facts: dict[str, Any]) -> None:
 
 def _same_labels(reference: Reference, before: str) -> bool:
     """Whether a reference gives the labels of another specification: only ranks or limits differ"""
-    from mofal.reference import get_reference
-
     try:
         other = get_reference(before)
     except MofalError:
@@ -184,8 +183,6 @@ def settle(site: Site, findings: Findings) -> None:
     CampaignError
         Another campaign's file is in the directory.
     """
-    from mofal.data import write_group, write_json
-
     refuse_foreign_file(site)
     if site.path("systems").is_dir():
         shutil.rmtree(site.path("systems"))

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mofal.data.files import is_being_written
 from mofal.data.hashing import hash_json
 from mofal.errors import DataError, StoreError
+from mofal.files import is_being_written
 from mofal.reference.base import (
     STATUSES,
     Attempt,

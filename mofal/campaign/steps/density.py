@@ -21,8 +21,10 @@ from mofal.campaign.steps.base import (
     progress_files,
     summary_of,
 )
+from mofal.data import select, write_group
 from mofal.data.shards import SHARD_BYTES
 from mofal.errors import DataError
+from mofal.potential.directory import read_described
 from mofal.schedule.task import Outcome, Task
 from mofal.schedule.wide import spread
 
@@ -94,9 +96,6 @@ def featurized(
     """
     import dask
 
-    from mofal.data import select, write_group
-    from mofal.potential.directory import read_described
-
     relative = paths.place(cycle, FEATURES[part])
     if not site.exists(relative):
         data = site.training_set(cycle - 1, whole=True)
@@ -156,7 +155,6 @@ def calibrate(
     Only where it is large enough for them. The errors are those of the model that the cycle begins
     with; of clusters those of their cores count, whose environments are whole.
     """
-    from mofal.data import select
     from mofal.density import least_structures
 
     numbers = np.asarray(features["numbers"].values)

@@ -24,15 +24,20 @@ from mofal.campaign.steps.base import (
     Summary,
     on_site,
 )
-from mofal.data.files import is_being_written, remove_leftovers
+from mofal.data import concat, hash_json, open_group, select, to_atoms, write_group
 from mofal.errors import CampaignError, ConfigError, MofalError, StructureError
-from mofal.schedule.settings import ScheduleSettings
+from mofal.files import is_being_written, remove_leftovers
+from mofal.reference import LabelCache, gather, get_reference, label_one
+from mofal.reference.base import begin, fail
+from mofal.reference.cache import record_key
+from mofal.reference.gpaw_memory import machine_memory_bytes
+from mofal.schedule import CampaignLock, Pools
+from mofal.schedule.settings import ScheduleSettings, cpu_count
 from mofal.schedule.task import Outcome, Task
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mofal.reference import LabelCache
 
 Say = Callable[[str], None]
 
@@ -46,9 +51,6 @@ def label_record(
     caches: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Label one structure of a group; the record is on disk when this returns."""
-    from mofal.data import open_group, select
-    from mofal.reference import label_one
-
     attempt = label_one(
         select(open_group(group), index).load(),
         reference,
@@ -66,8 +68,6 @@ def open_cache(records: str | os.PathLike[str], caches: Sequence[str] = ()) -> L
     ConfigError
         A shared cache is no directory.
     """
-    from mofal.reference import LabelCache
-
     shared: list[str | LabelCache] = []
     for text in caches:
         path = text.removesuffix(":rw")
@@ -113,11 +113,6 @@ def label_structures(
     list of Attempt
         One per structure, in order.
     """
-    from mofal.data import hash_json, write_group
-    from mofal.reference import get_reference
-    from mofal.reference.cache import record_key
-    from mofal.schedule import Pools
-
     n = structures.sizes["structure"]
     specs = [references] * n if isinstance(references, str) else list(references)
     levels = {spec: get_reference(spec).level_hash for spec in dict.fromkeys(specs)}
@@ -174,8 +169,6 @@ def only_one(place: Path) -> Iterator[None]:
     CampaignError
         Another one does.
     """
-    from mofal.schedule import CampaignLock
-
     lock = CampaignLock(place)
     try:
         lock.acquire()
@@ -260,10 +253,6 @@ def _record_quarantine(
     outcome: Any, cache: LabelCache, structures: xr.Dataset, specs: list[str]
 ) -> None:
     """Give a label whose task ended its workers a record that says so."""
-    from mofal.data import to_atoms
-    from mofal.reference import get_reference
-    from mofal.reference.base import begin, fail
-
     if outcome.status == "quarantined":
         k = int(outcome.task.kwargs["index"])
         attempt = begin(get_reference(specs[k]), to_atoms(structures, k))
@@ -282,10 +271,6 @@ def local_schedule(
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers is {workers}, expected at least 1")
     if workers is None and references:
-        from mofal.reference import get_reference
-        from mofal.reference.gpaw_memory import machine_memory_bytes
-        from mofal.schedule.settings import cpu_count
-
         methods = [get_reference(spec) for spec in references]
         cores = max(getattr(m, "ranks", 1) * getattr(m, "threads", 1) for m in methods)
         workers = max(1, cpu_count() // cores)
@@ -298,8 +283,6 @@ def local_schedule(
 
 def _largest_job(method: Any, structures: xr.Dataset) -> float:
     """Estimated memory of the largest label, GB; 0 where the reference does not say."""
-    from mofal.data import to_atoms
-
     if not hasattr(method, "cost"):
         return 0.0
     found = [0.0]
@@ -318,9 +301,6 @@ def forces_of(attempts: Sequence[Any]) -> np.ndarray:
 @on_site
 def label(site: Site, group: str, index: int, attempts: int) -> Summary:
     """Label one structure; the record is on disk when this returns."""
-    from mofal.data import select
-    from mofal.reference import label_one
-
     one = select(site.group(group), index).load()
     attempt = label_one(
         one,
@@ -356,8 +336,6 @@ def _earlier(site: Site, step: Step) -> list[str]:
 
 
 def _labels_of(site: Site, step: Step, group: str, retry_failed: bool) -> list[Task]:
-    from mofal.reference.cache import record_key
-
     level = site.facts["level_hash"]
     cache = site.cache()
     ds = site.group(group)
@@ -429,10 +407,6 @@ FAILED = ("not_converged", "crashed", "timed_out", "out_of_memory", "inconsisten
 
 def finish(site: Site, step: Step, outcomes: Sequence[Outcome], pending: Collection[str]) -> str:
     """Gather the labels that are there, and set aside those that cannot be meant."""
-    from mofal.data import concat, select, write_group
-    from mofal.reference import gather
-    from mofal.reference.cache import record_key
-
     group = step.needs[0]
     structures = site.group(group).load()
     if "energy" in structures:
@@ -479,9 +453,6 @@ def isolated_atoms(site: Site) -> dict[str, float]:
 
 def record_quarantine(site: Site, outcome: Outcome) -> None:
     """Give a label whose task ended its workers a record that says so; it is not tried again."""
-    from mofal.data import select, to_atoms
-    from mofal.reference.base import begin, fail
-
     one = select(site.group(outcome.task.kwargs["group"]), int(outcome.task.kwargs["index"]))
     attempt = begin(site.reference(), to_atoms(one.load(), 0))
     site.cache().put(fail(attempt, ended_by(outcome.reason), f"{outcome.status}: {outcome.reason}"))
@@ -493,8 +464,6 @@ def _late(site: Site, step: Step) -> xr.Dataset | None:
     Their cycle did not wait for them (a quorum), or it has them as failed, and another attempt
     brought the label since.
     """
-    from mofal.data import concat, select
-
     cache, level = site.cache(), site.facts["level_hash"]
     own = site.group(paths.place(step.cycle, step.system, "clusters.zarr"))
     taken = {str(s) for s in own["structure_id"].values}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mofal.campaign import paths
+from mofal.campaign.config import FrameSettings
 from mofal.campaign.directory import Site
 from mofal.campaign.electrons import with_spin
 from mofal.campaign.given import example_labels
@@ -19,20 +20,19 @@ from mofal.campaign.steps.base import (
     on_site,
     one_task,
 )
+from mofal.clusters.matched import matched_shells, weighted
+from mofal.data import concat, write_group
+from mofal.data.variables import TEXT
 from mofal.errors import CampaignError
 from mofal.schedule.task import Task
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
-
 
 def seed_structures(site: Site) -> xr.Dataset:
     """Structures of the seed data, labelled or not."""
     from mofal.clusters import cut, random_cores
-    from mofal.clusters.matched import matched_shells, weighted
-    from mofal.data import concat
 
     settings = site.config.seed_data
     if settings.file is not None:
@@ -44,13 +44,13 @@ def seed_structures(site: Site) -> xr.Dataset:
     if settings.perturbed is not None:
         name = settings.perturbed.system
         ds = perturb(site, name, settings.perturbed, ("seed", name))
-        ds["system"] = ("structure", np.array([name] * ds.sizes["structure"], _TEXT))
+        ds["system"] = ("structure", np.array([name] * ds.sizes["structure"], TEXT))
         return with_spin(ds, site.blocks(name), unpaired, place=f"systems.{name}")
     assert settings.clusters is not None  # the config gives one of the three
     parts, reasons = [], []
     for name in site.config.explored:
         frames = perturb(site, name, settings.clusters, ("seed", name))
-        frames["system"] = ("structure", np.array([name] * frames.sizes["structure"], _TEXT))
+        frames["system"] = ("structure", np.array([name] * frames.sizes["structure"], TEXT))
         blocks = {name: site.blocks(name)}
         cores = random_cores(
             frames,
@@ -78,7 +78,9 @@ def seed_structures(site: Site) -> xr.Dataset:
     return out
 
 
-def perturb(site: Site, system: str, settings: Any, words: tuple[str | int, ...]) -> xr.Dataset:
+def perturb(
+    site: Site, system: str, settings: FrameSettings, words: tuple[str | int, ...]
+) -> xr.Dataset:
     """Frames of a system from a network of springs on its bonds; no potential enters."""
     from mofal.dynamics import sample_harmonic
 
@@ -98,9 +100,6 @@ def perturb(site: Site, system: str, settings: Any, words: tuple[str | int, ...]
 @on_site
 def sample_seed(site: Site) -> Summary:
     """Structures that the first potential learns from."""
-    from mofal.campaign.steps.sample import seed_structures
-    from mofal.data import write_group
-
     ds = seed_structures(site)
     write_group(ds, site.path(paths.place(0, "samples.zarr")))
     return {"structures": ds.sizes["structure"]}
@@ -109,8 +108,6 @@ def sample_seed(site: Site) -> Summary:
 @on_site
 def sample_holdout(site: Site, system: str) -> Summary:
     """Frames that judge, from a sampler that uses no model and a seed of their own."""
-    from mofal.data import write_group
-
     settings = site.config.holdout
     if settings is None:
         return {"structures": 0}
@@ -118,7 +115,7 @@ def sample_holdout(site: Site, system: str) -> Summary:
     ds = with_spin(
         ds, site.blocks(system), site.config.selection.unpaired, place=f"systems.{system}"
     )
-    ds["system"] = ("structure", np.array([system] * ds.sizes["structure"], _TEXT))
+    ds["system"] = ("structure", np.array([system] * ds.sizes["structure"], TEXT))
     write_group(ds, site.path(paths.holdout(system, "samples.zarr")))
     return {"structures": ds.sizes["structure"]}
 
