@@ -1,4 +1,4 @@
-"""A picture of how a framework is taken apart: blocks with their charges, and the bonds that are cut.
+"""A picture of how a framework is taken apart: blocks, their charges, and the bonds cut.
 
 One node with what surrounds it, then every kind of block by itself. Behind each atom lies the
 colour of its kind of block; cut bonds are dashed; donors that get a proton where a cluster leaves
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -78,7 +79,7 @@ class _Layout:
         count = blocks["block_n_atoms"].values
         start = np.concatenate([[0], np.cumsum(count)])
         self.atom, self.shift = blocks["member_atom"].values, blocks["member_shift"].values
-        self.members = [slice(int(a), int(b)) for a, b in zip(start, start[1:])]
+        self.members = [slice(a, b) for a, b in pairwise(start.tolist())]
         self.whole = structures["positions"].values[span][self.atom] + self.shift @ self.cell
         self.row = np.empty(len(self.atom), np.int64)
         self.row[self.atom] = np.arange(len(self.atom))
@@ -140,7 +141,7 @@ class _Layout:
 
     def around(self, block: int) -> list[tuple[int, ...]]:
         """A block, its neighbours, and what short bridges (OH, formate, cyanide) lead to."""
-        keys = [(block, 0, 0, 0)]
+        keys: list[tuple[int, ...]] = [(block, 0, 0, 0)]
         size = self.members[block].stop - self.members[block].start
         near = self.neighbours(keys[0])
         beyond = [
@@ -158,11 +159,9 @@ class _Layout:
 
 
 def _signed(charge: int) -> str:
-    return (
-        "0"
-        if charge == 0
-        else f"{abs(charge) if abs(charge) > 1 else ''}{'+' if charge > 0 else '−'}"
-    )
+    """A charge as chemists write it: 2+, -."""
+    size = str(abs(charge)) if abs(charge) > 1 else ""
+    return size + ("+" if charge > 0 else "\N{MINUS SIGN}")
 
 
 def _kinds(blocks: xr.Dataset) -> list[int]:
@@ -214,7 +213,8 @@ def _panel(
             metal = mine[IS_METAL[piece.numbers[mine]]]
             at = flat[metal if len(metal) else mine].mean(axis=0)
             ax.text(
-                *at, _signed(charge), ha="center", va="center", fontsize=7.5, zorder=6, color=DARK,
+                float(at[0]), float(at[1]), _signed(charge), ha="center", va="center",
+                fontsize=7.5, zorder=6, color=DARK,
                 bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": GREY, "lw": 0.5,
                       "alpha": 0.85},
             )  # fmt: skip

@@ -1,7 +1,7 @@
-"""Partly occupied sites: what nothing binds is dropped, one alternative is kept where that is asked.
+"""Partly occupied sites: what nothing binds is dropped, one alternative kept where that is asked.
 
-A disordered site holds several alternatives, of which a crystal has one in each cell. CIF names them
-by assemblies (what is disordered together) and groups (its alternatives); where it does not, atoms
+A disordered site holds alternatives, of which a crystal has one in each cell. CIF names them by
+assemblies (what is disordered together) and groups (its alternatives); where it does not, atoms
 that cannot both be there are alternatives of each other. Which of them is meant is for the user to
 say: without a word of theirs the file is refused by the names of its sites.
 """
@@ -188,10 +188,10 @@ def _refusal(sites: Sites, bound: NDArray[np.bool_], rivals: NDArray[np.int64]) 
     beside = f", an alternative of {against[0]}" if against else ""
     return (
         f"site {sites.label[first]} is partly occupied ({sites.occupancy[first]:g}){beside}"
-        f"{others if len(labels) > 1 else ''}: disorder in the crystal; keep the larger alternative "
-        "of each with read_framework(path, alternatives='major') (mofal blocks --alternatives "
-        "major; in a campaign file alternatives: major), or set the occupancy of the ones that you "
-        "mean to 1 and remove the others"
+        f"{others if len(labels) > 1 else ''}: disorder in the crystal; keep the larger "
+        "alternative of each with read_framework(path, alternatives='major') (mofal blocks "
+        "--alternatives major; in a campaign file alternatives: major), or set the occupancy of "
+        "the ones that you mean to 1 and remove the others"
     )
 
 

@@ -111,7 +111,7 @@ def test_add_hydrogens__what_nobody_can_tell():
         [-3.3, 0, 0], [-1.9, 1.2, 0], [-0.6, 1.2, 0], [0, -0.12, 0], [1.33, -0.7, 0],
         [2.0, -1.8, 0], [3.9, -1.8, 0],
     ], cell=[15, 15, 15], pbc=True)  # fmt: skip
-    with pytest.raises(StructureError, match="neither single nor double|no geometry tells"):
+    with pytest.raises(StructureError, match=r"neither single nor double|no geometry tells"):
         add_hydrogens(chain)
 
 
@@ -119,6 +119,6 @@ def test_add_hydrogens__neutral_cells_get_none_on_metals():
     """V(IV)=O and V(III)-OH of one average structure: the charge alone tells, and it is neutral."""
     atoms = bare(published.mil53())
     atoms.numbers[atoms.numbers == 24] = 23
-    grown, notes = add_hydrogens(atoms)
+    _, notes = add_hydrogens(atoms)
     assert len(notes) == 1  # C-H alone
     assert "on C" in notes[0]
