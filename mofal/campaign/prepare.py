@@ -53,7 +53,13 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
         )
     else:
         assert settings.file is not None  # the config gives one of the two
-        structure = read_framework(settings.file, rule=settings.rule, charge=settings.charge)
+        structure = read_framework(
+            settings.file,
+            rule=settings.rule,
+            charge=settings.charge,
+            alternatives=settings.alternatives,
+            add_hydrogens=settings.add_hydrogens,
+        )
         if settings.repeat is not None:
             structure = supercell(structure, settings.repeat)
     if settings.disorder is not None:
