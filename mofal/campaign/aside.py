@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mofal.data import read_json, relative_energy
-from mofal.data.variables import TEXT
+from mofal.data.variables import STRING
 from mofal.errors import DataError, StoreError
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def set_aside(
             said.append(why)
     return (
         labels.assign(
-            status=("structure", np.array(status, TEXT)),
-            reason=("structure", np.array(reason, TEXT)),
+            status=("structure", np.array(status, STRING)),
+            reason=("structure", np.array(reason, STRING)),
         ),
         said,
     )

@@ -9,6 +9,7 @@ import difflib
 import functools
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -467,7 +468,10 @@ class CampaignConfig(Section):
     name: Name
     seed: Seed
     systems: Annotated[dict[Name, SystemSettings], Field(min_length=1)]
-    seed_data: SeedSettings
+    seed_data: SeedSettings = Field(description="one source, or a list of them")
+    more_seed_data: tuple[SeedSettings, ...] = Field(
+        (), description="those of the list `seed_data` after the first; not written by hand"
+    )
     cycles: Cycles
     reference: ReferenceSettings = ReferenceSettings()
     potential: PotentialSettings = PotentialSettings()
@@ -488,6 +492,17 @@ class CampaignConfig(Section):
     )
     schedule: ScheduleSettings = ScheduleSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sources(cls, content: Any) -> Any:
+        """`seed_data` may be a list: its first source stands where the only one does."""
+        given = content.get("seed_data") if isinstance(content, Mapping) else None
+        if not isinstance(given, list | tuple):
+            return content
+        if not given:
+            raise ValueError("`seed_data` is an empty list; give at least one source")
+        return {**content, "seed_data": given[0], "more_seed_data": tuple(given[1:])}
+
     @model_validator(mode="after")
     def _consistent(self) -> CampaignConfig:
         def known(name: str, where: str) -> None:
@@ -495,8 +510,10 @@ class CampaignConfig(Section):
                 raise ValueError(f"{where} names the system {name!r}; {_known(name, self.systems)}")
 
         check_taken(self.systems)
-        if self.seed_data.perturbed is not None:
-            known(self.seed_data.perturbed.system, "seed_data.perturbed.system")
+        sources = [source.seed_data for source in self.seed_sources]
+        for source in sources:
+            if source.perturbed is not None:
+                known(source.perturbed.system, "seed_data.perturbed.system")
         for name in self.holdout.systems if self.holdout else ():
             known(name, "holdout.systems")
         for name in self.holding.systems if self.holding else ():
@@ -507,7 +524,7 @@ class CampaignConfig(Section):
             self.schedule.pool_of("mechanics")  # a pool must take its tasks
         if not any(s.explore for s in self.systems.values()) and self.cycles > 0:
             raise ValueError("every system has `explore: false`, so a cycle has nothing to walk")
-        if self.control and self.seed_data.clusters is not None and self.cycles == 0:
+        if self.control and self.cycles == 0 and any(s.clusters is not None for s in sources):
             raise ValueError("a control needs at least one cycle to be compared with")
         return self
 
@@ -515,6 +532,16 @@ class CampaignConfig(Section):
     def explored(self) -> tuple[str, ...]:
         """Names of the systems that walk."""
         return tuple(n for n, s in self.systems.items() if s.explore)
+
+    @property
+    def seed_sources(self) -> tuple[CampaignConfig, ...]:
+        """The campaign with each source of seed data as its only one."""
+        if not self.more_seed_data:
+            return (self,)
+        return tuple(
+            self.model_copy(update={"seed_data": source, "more_seed_data": ()})
+            for source in (self.seed_data, *self.more_seed_data)
+        )
 
     @property
     def holdout_systems(self) -> tuple[str, ...]:
@@ -535,7 +562,7 @@ class CampaignConfig(Section):
         start = content["potential"].get("start")
         if start is not None and not start.startswith("example:"):
             content["potential"]["start"] = _content_hash(Path(start) / "model.json")
-        for part in (content["seed_data"], *content["systems"].values()):
+        for part in (*_seeds(content), *content["systems"].values()):
             # The same file under another name is the same campaign.
             if part.get("file") is not None:
                 part["file"] = _content_hash(part["file"])
@@ -563,15 +590,22 @@ def _without_free(content: dict[str, Any]) -> dict[str, Any]:
 def _without_unset(content: dict[str, Any]) -> None:
     """Campaigns from before there was such a setting keep their identity."""
     for part, name in (
-        *((content["seed_data"], n) for n in ("labels", "keys", "example", "frames")),
+        *((s, n) for s in _seeds(content) for n in ("labels", "keys", "example", "frames")),
         (content["potential"], "start"),
     ):
         if part.get(name) is None:
             part.pop(name, None)
+    if not content.get("more_seed_data"):
+        content.pop("more_seed_data", None)
     walks = content.get("exploration", {})
     for name in ("sample_every", "checkpoint_every"):
         if walks.get(name) == ExplorationSettings.model_fields[name].default:
             del walks[name]
+
+
+def _seeds(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every source of seed data of a campaign's content."""
+    return [content["seed_data"], *content.get("more_seed_data", ())]
 
 
 def _without_devices(content: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mofal.campaign.aside import absurdities, by_hand
 from mofal.campaign.config import CampaignConfig
 from mofal.campaign.devices import device_of
 from mofal.campaign.loading import completed, differences, dump_config, load_config
-from mofal.data import open_group, read_json, select
+from mofal.data import TEXT, open_group, read_json, select
 from mofal.data.store import atomic_path
 from mofal.errors import CampaignError, ConfigError, DataError, StoreError
 from mofal.potential import split_structures
@@ -213,7 +213,7 @@ class Site:
             Also those that are not there: to open one is an error then, for work that must not go
             on with less.
         """
-        out = [(0, paths.place(0, "labels.zarr"))]
+        out = [(0, paths.seed(k, "labels.zarr")) for k in range(len(self.config.seed_sources))]
         for c in range(1, last + 1):
             out += [(c, paths.place(c, s, "labels.zarr")) for s in self.config.explored]
         return [(c, p) for c, p in out if whole or self.exists(p)]
@@ -261,8 +261,12 @@ class Site:
             converged = np.flatnonzero(ds["status"].values == "converged")
             if len(converged):
                 # Only an example's labels are divided already, by walk.
-                names = (*COMMON, "split") if self.config.seed_data.example else COMMON
-                part = select(ds[[v for v in names if v in ds]], converged)
+                part = select(ds[[v for v in COMMON if v in ds]], converged)
+                if any(source.seed_data.example for source in self.config.seed_sources):
+                    given = (
+                        ds["split"].values[converged] if "split" in ds else [""] * len(converged)
+                    )
+                    part["split"] = ("structure", np.array(given, TEXT))
                 part["cycle"] = ("structure", np.full(len(converged), c, np.int64))
                 by_cycle.setdefault(c, []).append(part)
         for c in sorted(by_cycle):

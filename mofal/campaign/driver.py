@@ -59,8 +59,17 @@ class Campaign:
 
     Examples
     --------
-    >>> campaign = mofal.Campaign("campaign.yaml", directory="my-campaign")  # doctest: +SKIP
-    >>> campaign.run(progress=print)                                        # doctest: +SKIP
+    >>> import mofal
+    >>> content = {
+    ...     "name": "first", "seed": 1, "cycles": 0,
+    ...     "systems": {"pristine": {"build": "S_pr", "cell": "primitive"}},
+    ...     "seed_data": {"example": "uio66-gfn1", "frames": 5},
+    ...     "potential": {"start": "example:uio66-gfn1"},
+    ...     "schedule": {"backend": "inline"},
+    ... }
+    >>> campaign = mofal.Campaign(content, directory="my-first").run()
+    >>> campaign.training_set().sizes["structure"]
+    5
     """
 
     def __init__(
@@ -192,7 +201,7 @@ class _Open:
 
 class _Driver:
     def __init__(
-        self, site: Site, pools: Any, display: Display, *, retry_failed: bool = False
+        self, site: Site, pools: Pools, display: Display, *, retry_failed: bool = False
     ) -> None:
         self.site = site
         self.retry_failed = retry_failed

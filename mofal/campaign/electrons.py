@@ -97,10 +97,10 @@ def check_electrons(
         With the place, the reason and the mend.
     """
     config = site.config
-    seed = config.seed_data
+    sources = [source.seed_data for source in config.seed_sources]
     whole = set(config.holdout_systems)
-    if seed.perturbed is not None:
-        whole.add(seed.perturbed.system)
+    whole |= {s.perturbed.system for s in sources if s.perturbed is not None}
+    clusters = any(s.clusters is not None for s in sources)
     notes: list[str] = []
     for name, (structure, blocks) in systems.items():
         place = f"systems.{name}"
@@ -114,7 +114,7 @@ def check_electrons(
             if "n_unpaired" in frame:
                 n_unpaired = int(frame["n_unpaired"].values[0])
                 notes.append(f"{name}: its frames have {n_unpaired} unpaired electrons")
-        if name in config.explored and (config.cycles > 0 or seed.clusters is not None):
+        if name in config.explored and (config.cycles > 0 or clusters):
             lines = _check_clusters(site, name, structure, blocks, reference)
             notes += [f"{name}: {line}" for line in lines]
     return notes

@@ -56,8 +56,11 @@ class CampaignView:
     Examples
     --------
     >>> import mofal
-    >>> campaign = mofal.open("demo")                       # doctest: +SKIP
-    >>> campaign.scores.log_likelihood.min().compute()      # doctest: +SKIP
+    >>> campaign = mofal.open("my-campaign")
+    >>> campaign.scores.log_likelihood.chunks is not None   # on disk until it is asked for
+    True
+    >>> bool(campaign.scores.log_likelihood.min().compute() < campaign.scores.log_likelihood.max())
+    True
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -234,7 +237,7 @@ class CampaignView:
 
     def groups(self, name: str) -> list[tuple[int, str]]:
         """Cycles and paths of the groups of a name that are there."""
-        out = [(0, paths.place(0, name))]
+        out = [(0, paths.seed(k, name)) for k in range(len(self.config.seed_sources))]
         for c in range(1, self.config.cycles + 1):
             out += [(c, paths.place(c, s, name)) for s in self.config.explored]
         return [(c, p) for c, p in out if self.site.exists(p)]

@@ -25,7 +25,7 @@ from mofal.commands.match_plots import plot_by_distance, plot_on_structure, writ
 from mofal.commands.noise import read_noise_floor
 from mofal.data import concat, from_atoms, select, write_json
 from mofal.data.text import read_atoms
-from mofal.data.variables import TEXT
+from mofal.data.variables import STRING
 from mofal.errors import ConfigError, StructureError
 from mofal.frameworks.bonds import IS_METAL
 from mofal.frameworks.defects import defect_atoms, defect_name
@@ -268,7 +268,7 @@ def _frames(
             bonds=blocks["bond_atom"].values,
             shifts=blocks["bond_shift"].values,
         )
-        return parents.assign(system=("structure", np.array([name] * n, TEXT)))
+        return parents.assign(system=("structure", np.array([name] * n, STRING)))
     there = len(frames)
     held = from_atoms(frames, system=name, labels=False)
     chosen = np.unique(np.linspace(0, there - 1, min(n or 1, there)).round().astype(int))
@@ -342,7 +342,7 @@ def _reference_forces(
     if "n_unpaired" not in parents:
         parents = parents.assign(n_unpaired=("structure", np.zeros(n, np.int32)))
     neutral = parents.assign(
-        parent=("structure", np.array([""] * n, TEXT)),
+        parent=("structure", np.array([""] * n, STRING)),
         charge=("structure", np.zeros(n, np.int32)),
     )
     structures = concat([neutral[keep], clusters[keep]])

@@ -81,7 +81,7 @@ def collect(view: CampaignView) -> Any:
         title=f"mofal campaign: {view.config.name}",
         summary=_summary(view),
         systems=_systems(view),
-        cycles=_with_coverage(view, cycle_table(site)),
+        cycles=_cycles(view),
         held_out=_held_out(view),
         holding=view.holding,
         holding_lines=table(view.site),
@@ -121,10 +121,10 @@ def _systems(view: CampaignView) -> list[dict[str, Any]]:
     return rows
 
 
-def _with_coverage(view: CampaignView, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The table of cycles with how often the bound of the force error held, cores only."""
+def _cycles(view: CampaignView) -> list[dict[str, Any]]:
+    rows = cycle_table(view.site)
     for row in rows:
-        for how, met in view.coverage(row["cycle"]).items() if row["cycle"] else ():
+        for how, met in (view.coverage(row["cycle"]) if row["cycle"] else {}).items():
             row[f"within the {met.stated:g} bound, {how} cores"] = (
                 f"{100 * met.atoms:.0f} % ({100 * met.low:.0f} to {100 * met.high:.0f}) "
                 f"of {met.n_structures}"

@@ -77,7 +77,9 @@ def take_out(
 
 def _known(site: Site) -> dict[str, list[str]]:
     """Paths, relative to the campaign, of the groups that each structure is in."""
-    names = [paths.place(0, "samples.zarr"), paths.place(0, "labels.zarr")]
+    names = []
+    for k in range(len(site.config.seed_sources)):
+        names += [paths.seed(k, "samples.zarr"), paths.seed(k, "labels.zarr")]
     for c in range(1, site.config.cycles + 1):
         for s in site.config.explored:
             names += [paths.place(c, s, "clusters.zarr"), paths.place(c, s, "labels.zarr")]

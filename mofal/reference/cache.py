@@ -180,8 +180,11 @@ class LabelCache:
 
     Examples
     --------
-    >>> cache = LabelCache("my-campaign/label-records", shared=["/data/everybody/labels"])
-    >>> cache = LabelCache("label-records", shared=[LabelCache("/data/our-group/labels")])
+    >>> from pathlib import Path
+    >>> Path("our-labels").mkdir()
+    >>> cache = LabelCache("my-labels", shared=["our-labels"])
+    >>> cache.get("0123456789abcdef0123", "0123456789abcdef") is None    # asked for in both
+    True
     """
 
     def __init__(

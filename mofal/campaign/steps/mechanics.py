@@ -18,6 +18,7 @@ from mofal.mechanics import potential_level
 from mofal.mechanics.domain import domain_of
 from mofal.mechanics.pieces import describe_outcome
 from mofal.mechanics.show import show_curves, show_elastic, show_pressure
+from mofal.schedule import Pools
 from mofal.schedule.task import Task
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def campaign_plans(site: Site) -> Plans:
     )
 
 
-def campaign_mechanics(site: Site, pools: Any, say: Say) -> None:
+def campaign_mechanics(site: Site, pools: Pools, say: Say) -> None:
     """Do the mechanics of a campaign on its own pools; what failed is said and stops nothing."""
     plans = campaign_plans(site)
     for one in plans.all:
@@ -181,7 +182,7 @@ def quiet(say: Say) -> Say:
     return pool
 
 
-def run_plans(plans: Sequence[Plan], pools: Any, *, say: Say) -> None:
+def run_plans(plans: Sequence[Plan], pools: Pools, *, say: Say) -> None:
     """Have the pieces of all plans done, each as soon as what it needs is there."""
 
     def open_pieces() -> list[Piece]:
