@@ -14,6 +14,7 @@ from mofal.errors import ConfigError, StructureError
 
 if TYPE_CHECKING:
     import xarray as xr
+    from distributed import Client
 
     from mofal.campaign.directory import Site
     from mofal.mechanics import CurveSettings, ElasticSettings, Level, PressureSettings
@@ -40,6 +41,7 @@ def mechanics(
     workers: int | None = None,
     schedule: str | None = None,
     retry_failed: bool = False,
+    client: Client | None = None,
     say: Say = print,
 ) -> int:
     """Mechanics of crystals with a potential or any reference; started again, it goes on.
@@ -71,6 +73,8 @@ def mechanics(
         A campaign file whose `schedule` section is used.
     retry_failed : bool
         Try points that failed once more.
+    client : distributed.Client, optional
+        Whose workers do the work, instead of those of a schedule; it stays open.
 
     Returns
     -------
@@ -110,7 +114,9 @@ def mechanics(
         else:
             from mofal.schedule import Pools
 
-            with Pools.from_settings(where, directory=place, progress=quiet(say)) as pools:
+            with Pools.from_settings(
+                where, directory=place, progress=quiet(say), client=client
+            ) as pools:
                 run_plans(plans.all, pools, say=say)
         plans.judge = judge_of(site, level, place) if site is not None else None
         return plans.show(place, say)

@@ -103,6 +103,13 @@ class ClientBackend:
         self._client.subscribe_topic(self._topic, self._event)
         write_json(self._mark, {"mark": self._run})
         self._say(f"workers of the Dask cluster at {self._client.scheduler.address}: {ABSENT}")
+        together = workers_per_adaptive_job(getattr(self._client, "cluster", None))
+        if together > 1:
+            self._say(
+                f"warning: found a cluster that adapts, with jobs of {together} workers: when one "
+                "of them has nothing to do the whole job is ended, with what the others have in "
+                "hand; expected processes=1, or cluster.scale(jobs=...) instead of adapt()"
+            )
         self._look = self._client.submit(
             eval,
             look_expression_of(self._mark),
@@ -307,6 +314,14 @@ def look_expression_of(mark: Path) -> str:
     from mofal.schedule.foreign import look_expression
 
     return look_expression(mark, patience=PATIENCE)
+
+
+def workers_per_adaptive_job(cluster: Any) -> int:
+    """Workers that an adaptive cluster starts and ends together; 1 where it is not known."""
+    if getattr(cluster, "_adaptive", None) is None:
+        return 1
+    spec = getattr(cluster, "new_spec", None)
+    return len(spec.get("group") or ("",)) if isinstance(spec, Mapping) else 1
 
 
 def begun(claim: Path, key: str) -> int:
