@@ -19,7 +19,6 @@ from mofal.schedule.settings import (
     DriverSettings,
     PoolSettings,
     ScheduleSettings,
-    format_walltime,
 )
 from mofal.schedule.slurm import (
     SlurmCommands,
@@ -29,7 +28,7 @@ from mofal.schedule.slurm import (
     run_command,
     wanted,
 )
-from mofal.schedule.units import parse_limit
+from mofal.schedule.units import format_walltime, parse_limit
 
 #: One thing looked at: its name, whether it works, what was seen, how to mend it.
 Finding = tuple[str, bool, str, str]
