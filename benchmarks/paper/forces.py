@@ -233,7 +233,7 @@ def claim_4(lab: Lab) -> Result:
 
 def claim_6(lab: Lab) -> Result:
     """Linker and node defects teach each other."""
-    count = lab.size.counts[-1]
+    count = lab.size.cross
     models = {f"mlp_{s[2:]}^c": lab.cluster_model(s, count) for s in DEFECTS}
     table = table_of(lab, {"mlp_pr": lab.pristine(), **models}, sets_of(lab))
     values = grid(table, "mae_p95")
@@ -255,11 +255,11 @@ def claim_6(lab: Lab) -> Result:
 
 def claim_7(lab: Lab) -> Result:
     """Only the mix of all kinds gets the energy of every system right."""
-    count = lab.size.counts[-1]
+    count = lab.size.cross
     models = {
         "mlp_pr": lab.pristine(),
         **{f"mlp_{s[2:]}^c": lab.cluster_model(s, count) for s in DEFECTS},
-        "mlp_mix^c": lab.mixed(lab.size.counts[0]),
+        "mlp_mix^c": lab.mixed(count),
     }
     table = table_of(lab, models, sets_of(lab))
     average = grid(table, "energy_avg")
@@ -285,7 +285,7 @@ def claim_7(lab: Lab) -> Result:
 
 def claim_8(lab: Lab) -> Result:
     """S_sup's clusters beat all others without having seen their systems."""
-    count = lab.size.pool and min(lab.size.counts[0], lab.size.pool)
+    count = lab.size.cross
     models = {"mlp_mix^c": lab.mixed(count), "mlp_sup^c*": lab.super_model()}
     if lab.size.larger != lab.size.architecture:
         models["mlp_sup^c"] = lab.super_model(larger=True)

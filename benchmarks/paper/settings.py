@@ -72,6 +72,8 @@ class Size:
         Clusters per learning curve.
     subsets : tuple of int
         Disjoint random subsets at each of these counts.
+    cross : int
+        Clusters of each kind in the models of the cross-validation (claims 6, 7) and of the mix.
     pool : int
         Clusters of each kind that are labelled; the subsets are drawn from them.
     super_clusters, super_test, super_frames : int
@@ -104,6 +106,7 @@ class Size:
     test: int
     counts: tuple[int, ...]
     subsets: tuple[int, ...]
+    cross: int
     pool: int
     super_clusters: int
     super_test: int
@@ -138,6 +141,7 @@ SIZES: dict[str, Size] = {
         test=2,
         counts=(1,),
         subsets=(1,),
+        cross=1,
         pool=1,
         super_clusters=1,
         super_test=1,
@@ -162,7 +166,8 @@ SIZES: dict[str, Size] = {
         periodic=16,
         test=8,
         counts=(10, 30),
-        subsets=(2, 1),
+        subsets=(1, 1),
+        cross=10,
         pool=30,
         super_clusters=30,
         super_test=10,
@@ -188,6 +193,7 @@ SIZES: dict[str, Size] = {
         test=30,
         counts=(10, 30, 100),
         subsets=(3, 3, 3),
+        cross=100,
         pool=300,
         super_clusters=300,
         super_test=60,
@@ -213,6 +219,7 @@ SIZES: dict[str, Size] = {
         test=100,
         counts=(2, 5, 10, 20, 50, 100, 200, 500),
         subsets=(3,) * 8,
+        cross=500,
         pool=1500,
         super_clusters=1500,
         super_test=500,
