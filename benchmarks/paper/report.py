@@ -86,17 +86,16 @@ def numbers(claim: int, ours: dict[str, Any]) -> str:
 def table(results: Path) -> str:
     """A row for each claim, in Markdown; claims without a finding are "not run"."""
     lines = [
-        "| claim | what | in numbers | paper | here | verdict | CPU min |",
-        "|---|---|---|---|---|---|---|",
+        "| claim | what | in numbers | paper | here | verdict |",
+        "|---|---|---|---|---|---|",
     ]
     for claim, title in TITLES.items():
         file = results / f"claim-{claim:02d}.json"
-        here, verdict, cost = "–", "not run", "–"
+        here, verdict = "–", "not run"
         if file.exists():
             found = json.loads(file.read_text())
             here, verdict = numbers(claim, found["ours"]), found["verdict"]
-            cost = f"{sum(found['cost'].values()) / 60:.0f}"
         lines.append(
-            f"| {claim} | {title} | {UNITS[claim]} | {PAPER[claim]} | {here} | {verdict} | {cost} |"
+            f"| {claim} | {title} | {UNITS[claim]} | {PAPER[claim]} | {here} | {verdict} |"
         )
     return "\n".join(lines)
