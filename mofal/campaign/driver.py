@@ -6,10 +6,11 @@ the disk and goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,6 +33,8 @@ from mofal.reference.cache import LabelCache
 from mofal.schedule import CampaignLock, Pools
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from mofal.campaign.view import CampaignView
     from mofal.schedule.task import Outcome, Task
 
@@ -40,6 +43,22 @@ Say = Callable[[str], None]
 
 def _silent(_: str) -> None:
     return None
+
+
+@contextlib.contextmanager
+def _here(client: Client | None) -> Iterator[None]:
+    """Have what the driver itself looks at computed in its own threads.
+
+    A session's client is Dask's default: on its workers a look at a few labels would wait behind
+    labels that take hours.
+    """
+    if client is None:
+        yield
+        return
+    import dask
+
+    with dask.config.set(scheduler="threads"):
+        yield
 
 
 class Campaign:
@@ -90,7 +109,13 @@ class Campaign:
     def __repr__(self) -> str:
         return f"Campaign({self.config.name!r}, directory={str(self.directory)!r})"
 
-    def run(self, *, progress: Say | None = None, retry_failed: bool = False) -> CampaignView:
+    def run(
+        self,
+        *,
+        progress: Say | None = None,
+        retry_failed: bool = False,
+        client: Client | None = None,
+    ) -> CampaignView:
         """Run, or go on with, the campaign until nothing is left to do.
 
         Parameters
@@ -100,6 +125,11 @@ class Campaign:
         retry_failed : bool
             Give labels whose attempts failed one more, also those of clusters of earlier cycles,
             which join the cycle that is open. Groups of labels that are finished stay as they are.
+        client : distributed.Client, optional
+            Whose workers do the work, whatever the file's `schedule` says: of a ``LocalCluster``,
+            a ``dask_jobqueue.SLURMCluster`` (also one that adapts, from no worker), a scheduler
+            that was started by hand. It stays open. The file's pools say which kinds of task go
+            where the workers declare resources of these names.
 
         Returns
         -------
@@ -114,10 +144,14 @@ class Campaign:
         ScheduleError
             Workers cannot be had.
         """
+        if client is not None:
+            from mofal.schedule.client import check_client
+
+            check_client(client)
         refuse_foreign(self.directory)
         findings = examine(self.site)
-        with CampaignLock(self.directory):
-            self._clear()
+        with CampaignLock(self.directory), _here(client):
+            self._clear(client)
             display = Display(self.site, progress or _silent)
             # Another driver may have come first, with other settings.
             if findings is not None and self.site.exists(FACTS):
@@ -145,22 +179,26 @@ class Campaign:
                 return open_campaign(self.directory)
             if len(left) < len(steps):
                 display.line(f"going on: {len(steps) - len(left)} of {len(steps)} steps are done")
-            warning = unfit_cores(self.site)
+            warning = unfit_cores(self.site) if client is None else ""
             if warning:
                 display.line(warning)
             with Pools(
-                self.config.schedule, directory=self.directory, progress=display.pool
+                self.config.schedule,
+                directory=self.directory,
+                progress=display.pool,
+                client=client,
             ) as pools:
                 _Driver(self.site, pools, display, retry_failed=retry_failed).run()
                 if self.config.mechanics is not None:
                     campaign_mechanics(self.site, pools, display.line)
         return open_campaign(self.directory)
 
-    def _clear(self) -> None:
+    def _clear(self, client: Client | None) -> None:
         """Remove what killed processes left half-written; the lock is held."""
         pools = self.config.schedule.effective_pools().values()
         # Workers of a dead driver may be at work elsewhere, under ids that mean nothing here.
-        elsewhere_s = 86400.0 if any(p.backend == "slurm" for p in pools) else 0.0
+        remote = client is not None or any(p.backend in ("slurm", "client") for p in pools)
+        elsewhere_s = 86400.0 if remote else 0.0
         remove_leftovers(
             self.site.root, spare=lambda path: is_being_written(path, elsewhere_s=elsewhere_s)
         )

@@ -22,7 +22,7 @@ def unfit_cores(site: Site) -> str:
     """Say so where the labels' pool books other cores than the reference uses; "" where it fits."""
     reference, schedule = site.reference(), site.config.schedule
     ranks = getattr(reference, "ranks", None)
-    if ranks is None or schedule.backend in ("inline", "threads"):
+    if ranks is None or schedule.backend in ("inline", "threads", "client"):
         return ""
     threads = int(getattr(reference, "threads", 1))
     name = schedule.pool_of("label")
@@ -83,6 +83,8 @@ def seconds_left(site: Site) -> float | None:
     """Time (s) that what is left takes with all workers that the pools may have, one kind after
     the other; None where the length of a kind is not known yet."""
     schedule = site.config.schedule
+    if schedule.backend == "client":
+        return None  # how many workers there are is the cluster's affair
     pools = schedule.effective_pools()
     total = 0.0
     for item in work_left(site):

@@ -24,6 +24,7 @@ from mofal.schedule import Pools
 
 if TYPE_CHECKING:
     import xarray as xr
+    from distributed import Client
 
     from mofal.mechanics import CurveSettings, ElasticSettings, Level, PressureSettings
 
@@ -49,6 +50,7 @@ def mechanics(
     workers: int | None = None,
     schedule: str | None = None,
     retry_failed: bool = False,
+    client: Client | None = None,
     say: Say = print,
 ) -> int:
     """Mechanics of crystals with a potential or any reference; started again, it goes on.
@@ -80,6 +82,8 @@ def mechanics(
         A campaign file whose `schedule` section is used.
     retry_failed : bool
         Try points that failed once more.
+    client : distributed.Client, optional
+        Whose workers do the work, instead of those of a schedule; it stays open.
 
     Returns
     -------
@@ -113,7 +117,9 @@ def mechanics(
         if all(piece.done for plan in plans.all for piece in plan.pieces()):
             say("every point is there already")
         else:
-            with Pools.from_settings(where, directory=place, progress=quiet(say)) as pools:
+            with Pools.from_settings(
+                where, directory=place, progress=quiet(say), client=client
+            ) as pools:
                 run_plans(plans.all, pools, say=say)
         plans.judge = judge_of(site, level, place) if site is not None else None
         return plans.show(place, say)

@@ -75,6 +75,8 @@ def code_of(config: CampaignConfig) -> list[str]:
     schedule = config.schedule
     if schedule.backend in ("inline", "threads"):
         return lines
+    if schedule.backend == "client":
+        return [*lines, f"  on the workers of the Dask cluster at {schedule.address or '(given)'}"]
     pools = schedule.effective_pools()
     for name, pool in pools.items():
         lines.append(
@@ -84,10 +86,11 @@ def code_of(config: CampaignConfig) -> list[str]:
         lines += [f"  pool {name}: #SBATCH {line}" for line in pool.job_extra]
         if pool.environment:
             lines.append(f"  pool {name}: sets {', '.join(pool.environment)}")
-    if schedule.driver is not None:
+    driver = schedule.effective_driver()
+    if driver is not None:
         lines.append(f"  driver: command {sys.executable} -m mofal run (with --submit)")
-        lines += [f"  driver: shell {line}" for line in schedule.driver.prologue]
-        lines += [f"  driver: #SBATCH {line}" for line in schedule.driver.job_extra]
+        lines += [f"  driver: shell {line}" for line in driver.prologue]
+        lines += [f"  driver: #SBATCH {line}" for line in driver.job_extra]
     if any(pool.backend == "slurm" for pool in pools.values()):
         lines.append("  SLURM: commands sbatch, squeue, scancel")
     return [line if line.isprintable() else repr(line) for line in lines]

@@ -100,6 +100,11 @@ class Layout:
             self.logs.chmod(0o700)
 
 
+def lock_of(claims: Path, task: str) -> Path:
+    """Held by a worker of a cluster of others as long as it has a task in hand (`foreign.py`)."""
+    return claims / f"{task}.lock"
+
+
 def job_of_worker(worker: str) -> str:
     """Name of the job of worker ``JOB.INDEX.GENERATION`` (see `job.py`)."""
     return worker.rsplit(".", 2)[0]
