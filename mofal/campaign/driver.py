@@ -22,12 +22,16 @@ from mofal.campaign.estimate import unfit_cores
 from mofal.campaign.loading import load_config, parse_config
 from mofal.campaign.plan import Step
 from mofal.campaign.prepare import OURS, examine, settle
-from mofal.campaign.steps import STAGES, expand, failure, finish
+from mofal.campaign.steps import STAGES, closing, expand, failure, finish
 from mofal.campaign.steps.label import closed_failures, record_quarantine
+from mofal.campaign.steps.mechanics import campaign_mechanics
+from mofal.campaign.view import open_campaign
 from mofal.clusters.matched import complaints
-from mofal.data.files import is_being_written, is_temporary, remove_leftovers
 from mofal.errors import CampaignError
+from mofal.files import is_being_written, is_temporary, remove_leftovers
 from mofal.reference.cache import LabelCache
+from mofal.schedule import CampaignLock, Pools
+from mofal.schedule.client import check_client
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -75,8 +79,17 @@ class Campaign:
 
     Examples
     --------
-    >>> campaign = mofal.Campaign("campaign.yaml", directory="my-campaign")  # doctest: +SKIP
-    >>> campaign.run(progress=print)                                        # doctest: +SKIP
+    >>> import mofal
+    >>> content = {
+    ...     "name": "first", "seed": 1, "cycles": 0,
+    ...     "systems": {"pristine": {"build": "S_pr", "cell": "primitive"}},
+    ...     "seed_data": {"example": "uio66-gfn1", "frames": 5},
+    ...     "potential": {"start": "example:uio66-gfn1"},
+    ...     "schedule": {"backend": "inline"},
+    ... }
+    >>> campaign = mofal.Campaign(content, directory="my-first").run()
+    >>> campaign.training_set().sizes["structure"]
+    5
     """
 
     def __init__(
@@ -132,12 +145,7 @@ class Campaign:
         ScheduleError
             Workers cannot be had.
         """
-        from mofal.campaign.view import open_campaign
-        from mofal.schedule import CampaignLock, Pools
-
         if client is not None:
-            from mofal.schedule.client import check_client
-
             check_client(client)
         refuse_foreign(self.directory)
         findings = examine(self.site)
@@ -181,8 +189,6 @@ class Campaign:
             ) as pools:
                 _Driver(self.site, pools, display, retry_failed=retry_failed).run()
                 if self.config.mechanics is not None:
-                    from mofal.campaign.steps.mechanics import campaign_mechanics
-
                     campaign_mechanics(self.site, pools, display.line)
         return open_campaign(self.directory)
 
@@ -223,6 +229,7 @@ class _Open:
 
     names: set[str]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    closing: bool = False
 
     @property
     def settled(self) -> int:
@@ -231,7 +238,7 @@ class _Open:
 
 class _Driver:
     def __init__(
-        self, site: Site, pools: Any, display: Display, *, retry_failed: bool = False
+        self, site: Site, pools: Pools, display: Display, *, retry_failed: bool = False
     ) -> None:
         self.site = site
         self.retry_failed = retry_failed
@@ -315,6 +322,12 @@ class _Driver:
                 record_quarantine(self.site, outcome)
         raise CampaignError(why)
 
+    def _closing(self, step: Step, state: _Open) -> Task | None:
+        outcomes = list(state.outcomes.values())
+        return (
+            None if any(failure(step, o) for o in outcomes) else closing(self.site, step, outcomes)
+        )
+
     def _finish_settled(self) -> bool:
         """Finish steps whose tasks have all ended (of labels: a quorum of them)."""
         quorum = self.site.config.quorum
@@ -324,7 +337,14 @@ class _Driver:
             if state.settled >= share * len(state.names) - 1e-9:
                 done.append(step)
         for step in done:
-            state = self.open.pop(step)
+            state = self.open[step]
+            last = None if state.closing else self._closing(step, state)
+            if last is not None:
+                state.closing = True
+                state.names.add(last.name)
+                self._submit(step, state, last)
+                continue
+            del self.open[step]
             text = finish(
                 self.site,
                 step,

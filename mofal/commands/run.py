@@ -10,6 +10,8 @@ from mofal.campaign.devices import describe_devices
 from mofal.campaign.electrons import describe_electrons
 from mofal.campaign.estimate import unfit_cores, work_left
 from mofal.campaign.prepare import examine
+from mofal.reference.code import describe_code, is_foreign
+from mofal.schedule.preview import dry_run
 
 if TYPE_CHECKING:
     from mofal.campaign.config import CampaignConfig
@@ -26,9 +28,6 @@ def describe_run(campaign: Campaign) -> str:
     MofalError
         Whatever `mofal run` would refuse.
     """
-    from mofal.reference.code import is_foreign
-    from mofal.schedule.preview import dry_run
-
     site = campaign.site
     config = campaign.config
     findings = examine(site, run_code=False)
@@ -68,8 +67,6 @@ def code_of(config: CampaignConfig) -> list[str]:
 
     Told from the file; none of it is imported or run.
     """
-    from mofal.reference.code import describe_code
-
     lines = ["a run will call, with your rights (so read the file of somebody else first):"]
     lines += [f"  reference: {line}" for line in describe_code(config.reference.name)]
     ranking = code_of_ranking(config.selection.ranking)
