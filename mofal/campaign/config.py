@@ -100,6 +100,12 @@ class SystemSettings(Section):
     charge: int | None = Field(
         0, description="formal charge of the cell of the file; null: whatever it is"
     )
+    alternatives: Literal["refuse", "major"] = Field(
+        "refuse", description="of a disordered CIF; major: the larger one of each"
+    )
+    add_hydrogens: bool = Field(
+        False, description="complete the file where geometry and charge leave one way"
+    )
     explore: bool = Field(True, description="false: serves seed data and hold-out only")
 
     @model_validator(mode="after")

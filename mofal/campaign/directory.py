@@ -15,7 +15,8 @@ from mofal.campaign.aside import absurdities, by_hand
 from mofal.campaign.config import CampaignConfig
 from mofal.campaign.devices import device_of
 from mofal.campaign.loading import completed, differences, dump_config, load_config
-from mofal.data import TEXT, open_group, read_json, select
+from mofal.data import open_group, read_json, select
+from mofal.data.ragged import TEXT
 from mofal.data.store import atomic_path
 from mofal.errors import CampaignError, ConfigError, DataError, StoreError
 from mofal.potential import split_structures

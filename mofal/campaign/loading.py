@@ -240,10 +240,10 @@ def dump_config(config: CampaignConfig) -> str:
     """
     for exclude_none in (True, False):
         content = _without_shared(config.model_dump(mode="json", exclude_none=exclude_none))
-        content["schedule"] = config.schedule.model_dump(mode="json", exclude_unset=True)
         more = content.pop("more_seed_data")
         if more:
             content["seed_data"] = [content["seed_data"], *more]
+        content["schedule"] = config.schedule.model_dump(mode="json", exclude_unset=True)
         text = dump_yaml(content)
         if not exclude_none or parse_config(parse_yaml(text, where="campaign").content) == config:
             break  # an explicit null means something where the default is another

@@ -53,7 +53,13 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
         )
     else:
         assert settings.file is not None  # the config gives one of the two
-        structure = read_framework(settings.file, rule=settings.rule, charge=settings.charge)
+        structure = read_framework(
+            settings.file,
+            rule=settings.rule,
+            charge=settings.charge,
+            alternatives=settings.alternatives,
+            add_hydrogens=settings.add_hydrogens,
+        )
         if settings.repeat is not None:
             structure = supercell(structure, settings.repeat)
     if settings.disorder is not None:
@@ -123,17 +129,14 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
         check_unimported(config.reference.name)
     seed: list[xr.Dataset] = []
     notes: list[str] = []
-    sizes: list[int | None] = []
     for source in config.seed_sources:
-        found: xr.Dataset | None = None
         if source.seed_data.file is not None:
-            found, said = check_seed_file(source, reference)
+            read, said = check_seed_file(source, reference)
+            seed.append(read)
             notes += said
         elif source.seed_data.example is not None:
-            found = example_labels(source, reference)
-        seed += [found] if found is not None else []
-        sizes.append(seed_size(source, found))
-    check_ranking(config, None if None in sizes else sum(n for n in sizes if n is not None))
+            seed.append(example_labels(source, reference))
+    check_ranking(config, seed_size(config, seed))
     notes += check_electrons(site, made, reference)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
     level = reference.level_hash if reference is not None else ""
@@ -239,16 +242,16 @@ OURS = frozenset({"systems", ISOLATED, "schedule", "work", CONFIG, "driver.lock"
 """What an interrupted preparation may have left behind."""
 
 
-def seed_size(config: CampaignConfig, seed: xr.Dataset | None) -> int | None:
-    """Structures of a source of seed data, None where a file in another form holds them."""
-    settings = config.seed_data
-    if seed is not None:
-        return int(seed.sizes["structure"])
-    if settings.perturbed is not None:
-        return settings.perturbed.frames
-    if settings.clusters is not None:
-        return settings.clusters.per_system * len(config.explored)
-    return None
+def seed_size(config: CampaignConfig, read: list[xr.Dataset]) -> int:
+    """Structures of the seed data: those that were read, and those that are going to be drawn."""
+    n = sum(int(ds.sizes["structure"]) for ds in read)
+    for source in config.seed_sources:
+        settings = source.seed_data
+        if settings.perturbed is not None:
+            n += settings.perturbed.frames
+        elif settings.clusters is not None:
+            n += settings.clusters.per_system * len(config.explored)
+    return n
 
 
 def campaign_elements(

@@ -43,7 +43,7 @@ __all__ = [
     "write_json",
 ]
 
-"""What text is stored as; in memory it is Python strings (`mofal.data.ragged.STRING`)."""
+"""What text is stored as; in memory it is Python strings (`mofal.data.ragged.TEXT`)."""
 
 
 def write_group(

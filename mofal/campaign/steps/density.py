@@ -203,8 +203,12 @@ def tasks(site: Site, step: Step, retry_failed: bool) -> list[Task]:
 def finish(site: Site, step: Step, outcomes: Sequence[Outcome], pending: Collection[str]) -> str:
     """Say what it was fitted to; the task left the density itself."""
     summary = summary_of(outcomes)
-    bound = f", a bound of the force error at {summary['coverage']:g}" * ("coverage" in summary)
-    return f"{summary['atoms']} atoms{bound}" if summary else ""
+    if not summary:
+        return ""
+    text = f"{summary['atoms']} atoms"
+    if "coverage" in summary:
+        text += f", a bound of the force error at {summary['coverage']:g}"
+    return text
 
 
 def _notes(site: Site, step: Step) -> Iterable[Path]:
