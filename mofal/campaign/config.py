@@ -301,6 +301,12 @@ class DensitySettings(Section):
     components: Literal["bic", "aic"] | Count = "bic"
     max_components: Annotated[int, Field(ge=1, le=1000)] = 12
     pca: Fraction | Count | None = Field(None, description="explained variance, or dimension")
+    in_memory: Annotated[int, Field(ge=100, le=10**9)] = Field(
+        2_000_000,
+        description="atoms whose features are held in memory at most; more stay on disk, in shards "
+        "of no more atoms than that",
+    )
+    coverage: Fraction = Field(0.9, description="of the bound of the force error")
 
 
 class ExplorationSettings(Section):
@@ -354,6 +360,11 @@ class SelectionSettings(Section):
 
     clusters: Count = 150
     ranking: str = "least_likely_atom"
+    drawn: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1,
+        description="fraction of the clusters whose cores are drawn at random where there is a "
+        "bound of the force error: they tell how often it holds",
+    )
     shells: Annotated[int, Field(ge=0, le=4)] = 1
     blueprints: File | None = Field(
         None, description="what `mofal match` found: shells by kind of core, before `shells`"

@@ -46,6 +46,7 @@ COMMON = (
     "charge",
     "n_unpaired",
     "n_electrons",
+    "drawn",
     "energy",
     "forces",
     "stress",

@@ -21,7 +21,7 @@ from mofal.campaign.estimate import unfit_cores
 from mofal.campaign.loading import load_config, parse_config
 from mofal.campaign.plan import Step
 from mofal.campaign.prepare import OURS, examine, settle
-from mofal.campaign.steps import STAGES, expand, failure, finish
+from mofal.campaign.steps import STAGES, closing, expand, failure, finish
 from mofal.campaign.steps.label import closed_failures, record_quarantine
 from mofal.clusters.matched import complaints
 from mofal.data.files import is_being_written, is_temporary, remove_leftovers
@@ -185,6 +185,7 @@ class _Open:
 
     names: set[str]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    closing: bool = False
 
     @property
     def settled(self) -> int:
@@ -277,6 +278,12 @@ class _Driver:
                 record_quarantine(self.site, outcome)
         raise CampaignError(why)
 
+    def _closing(self, step: Step, state: _Open) -> Task | None:
+        outcomes = list(state.outcomes.values())
+        return (
+            None if any(failure(step, o) for o in outcomes) else closing(self.site, step, outcomes)
+        )
+
     def _finish_settled(self) -> bool:
         """Finish steps whose tasks have all ended (of labels: a quorum of them)."""
         quorum = self.site.config.quorum
@@ -286,7 +293,14 @@ class _Driver:
             if state.settled >= share * len(state.names) - 1e-9:
                 done.append(step)
         for step in done:
-            state = self.open.pop(step)
+            state = self.open[step]
+            last = None if state.closing else self._closing(step, state)
+            if last is not None:
+                state.closing = True
+                state.names.add(last.name)
+                self._submit(step, state, last)
+                continue
+            del self.open[step]
             text = finish(
                 self.site,
                 step,

@@ -126,7 +126,7 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
         seed, notes = check_seed_file(config, reference)
     elif config.seed_data.example is not None:
         seed = example_labels(config, reference)
-    check_ranking(config.selection.ranking)
+    check_ranking(config, seed_size(config, seed))
     notes += check_electrons(site, made, reference)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
     level = reference.level_hash if reference is not None else ""
@@ -234,6 +234,18 @@ def refuse_foreign_file(site: Site) -> None:
 
 OURS = frozenset({"systems", ISOLATED, "schedule", "work", CONFIG, "driver.lock", "driver.json"})
 """What an interrupted preparation may have left behind."""
+
+
+def seed_size(config: CampaignConfig, seed: xr.Dataset | None) -> int | None:
+    """Structures of the seed data, None where a file in another form holds them."""
+    settings = config.seed_data
+    if seed is not None:
+        return int(seed.sizes["structure"])
+    if settings.perturbed is not None:
+        return settings.perturbed.frames
+    if settings.clusters is not None:
+        return settings.clusters.per_system * len(config.explored)
+    return None
 
 
 def campaign_elements(

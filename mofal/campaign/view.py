@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mofal.campaign import paths
+from mofal.campaign import paths, plan
+from mofal.campaign.coverage import core_coverage
 from mofal.campaign.directory import COMMON, Site
+from mofal.data.ragged import TEXT
 from mofal.errors import PotentialError, StoreError
 from mofal.frameworks.defects import defect_atoms
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mofal.density import PerElementDensity
+    from mofal.density import Coverage, PerElementDensity
     from mofal.potential import Potential
 
 
@@ -86,16 +90,42 @@ class CampaignView:
 
     @property
     def walks(self) -> xr.Dataset:
-        """One row per walk."""
-        import xarray as xr
+        """One row per walk, with its `cycle` and `system`."""
+        return self._rows("walks.zarr", "walk")
 
-        parts = []
-        for c, relative in self._groups("walks.zarr"):
-            ds = self.site.group(relative).load()
-            parts.append(ds.assign(cycle=("walk", np.full(ds.sizes["walk"], c))))
-        if not parts:
-            raise StoreError(f"{self.path} has no walks yet; look again when cycle 1 has begun")
-        return xr.concat(parts, "walk")
+    @property
+    def traces(self) -> xr.Dataset:
+        """What walks looked like on their way: one row per sample of a walk.
+
+        `walk_index(sample)` is the walk's number among those of its `cycle` and `system`.
+        """
+        return self._rows("traces.zarr", "sample")
+
+    @property
+    def predictions(self) -> xr.Dataset:
+        """What models said of labelled structures that they had not learnt from.
+
+        `model(structure)` is ``model-002`` or ``control-002``, the model of cycle 2 or its control,
+        and `judged(structure)` tells ``held out`` frames from clusters that it ``proposed``, which
+        are those of the next cycle. `predicted_forces` and the others stay on disk; the labels
+        beside them are those of the same `structure_id`.
+        """
+        last = self.config.cycles
+        groups: list[tuple[int, str, str, str]] = []
+        for system in self.config.holdout_systems:
+            for tag in plan.judged(self.config, last):
+                relative = paths.holdout(system, f"{tag}.zarr")
+                groups.append((int(tag.rpartition("-")[2]), relative, tag, "held out"))
+        for c in range(1, last + 1):
+            tag = paths.model(c - 1).partition("/")[0].replace("cycle", "model")
+            groups.append((c - 1, paths.place(c, "proposal.zarr"), tag, "proposed"))
+        found = [g for g in groups if self.site.exists(g[1]) and "numbers" in self.site.group(g[1])]
+        return self._join(
+            [(c, relative) for c, relative, _, _ in found],
+            "predictions",
+            model=[tag for _, _, tag, _ in found],
+            judged=[how for _, _, _, how in found],
+        )
 
     @property
     def attempts(self) -> xr.Dataset:
@@ -127,6 +157,14 @@ class CampaignView:
         from mofal.campaign.steps.hold import found_runs
 
         return found_runs(self.site)
+
+    def coverage(self, cycle: int) -> dict[str, Coverage]:
+        """How often the bound of the force error of a cycle held, cores only.
+
+        By how the cores were chosen: ``drawn`` at random or ``selected``. Empty where there is no
+        bound, for too few labelled structures validate, or where the cycle has no labels yet.
+        """
+        return core_coverage(self.site, cycle)
 
     def blocks(self, system: str) -> xr.Dataset:
         """Blocks of a system."""
@@ -178,13 +216,28 @@ class CampaignView:
         return PerElementDensity.load(self.site.path(paths.place(last, "density.zarr")))
 
     # -- joining
+    def _rows(self, name: str, dim: str) -> xr.Dataset:
+        """Tables of all cycles and systems below each other."""
+        import xarray as xr
+
+        parts = []
+        for c, relative in self._groups(name):
+            ds = self.site.group(relative)
+            n = ds.sizes[dim]
+            system = np.full(n, PurePosixPath(relative).parts[1], TEXT)
+            parts.append(ds.assign(cycle=(dim, np.full(n, c, np.int64)), system=(dim, system)))
+        if not parts:
+            raise StoreError(f"{self.path} has no walks yet; look again when cycle 1 has begun")
+        return xr.concat(parts, dim, join="outer", combine_attrs="drop_conflicts")
+
     def _groups(self, name: str) -> list[tuple[int, str]]:
         out = [(0, paths.place(0, name))]
         for c in range(1, self.config.cycles + 1):
             out += [(c, paths.place(c, s, name)) for s in self.config.explored]
         return [(c, p) for c, p in out if self.site.exists(p)]
 
-    def _join(self, groups: list[tuple[int, str]], what: str) -> xr.Dataset:
+    def _join(self, groups: list[tuple[int, str]], what: str, **texts: Sequence[str]) -> xr.Dataset:
+        """Groups of all cycles as one Dataset, with a `cycle` and further `texts` of each."""
         from mofal.data import concat
 
         if not groups:
@@ -194,12 +247,15 @@ class CampaignView:
             )
         parts = []
         made_by: dict[str, list[str]] = {"model_hash": [], "density_hash": []}
-        for c, relative in groups:
+        for k, (c, relative) in enumerate(groups):
             ds: Any = self.site.group(relative)
             if what in ("structures", "labels"):
                 ds = ds[[v for v in COMMON if v in ds]]
-            ds = ds.assign(cycle=("structure", np.full(ds.sizes["structure"], c, np.int64)))
-            if what in ("features", "scores"):
+            n = ds.sizes["structure"]
+            ds = ds.assign(cycle=("structure", np.full(n, c, np.int64)))
+            for name, words in texts.items():
+                ds = ds.assign({name: ("structure", np.full(n, words[k], TEXT))})
+            if what in ("features", "scores", "predictions"):
                 # Several models stand side by side here on purpose; `cycle` tells them apart. The
                 # attributes name them all, so that no density takes them for its own.
                 for key, found in made_by.items():

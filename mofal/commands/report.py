@@ -156,6 +156,11 @@ def _cycles(view: CampaignView) -> list[dict[str, Any]]:
         if "mae_meV_per_A" in attrs:
             row["proposal_mae"] = float(attrs["mae_meV_per_A"])
             row["proposal_mae_p95"] = float(attrs["mae_p95_meV_per_A"])
+        for how, met in (view.coverage(c) if c else {}).items():
+            row[f"within the {met.stated:g} bound, {how} cores"] = (
+                f"{100 * met.atoms:.0f} % ({100 * met.low:.0f} to {100 * met.high:.0f}) "
+                f"of {met.n_structures}"
+            )
         if site.exists(paths.model(c)):
             row["steps"] = site.model_record(paths.model(c)).get("steps")
             row["model_hash"] = model_hash(site, c)
@@ -228,13 +233,25 @@ def _first_cycle(view: CampaignView, system: str) -> dict[str, Any]:
             core = clusters["region"].values[span] == 0
             cores[clusters["parent_atom"].values[span][core]] = True
     return {
-        "training_features": site.group(paths.place(1, "training_features.zarr")).load(),
+        "training_features": _thinned(site.group(paths.place(1, "training_features.zarr"))),
         "new_features": fresh,
         "frame": frame,
         "frame_scores": scores,
         "frame_cores": cores,
         "clusters": clusters,
     }
+
+
+MOST_ON_MAP = 200_000
+"""Atoms that the map of features is drawn from."""
+
+
+def _thinned(features: xr.Dataset) -> xr.Dataset:
+    """Every so many-th atom, where there are more than a map can show."""
+    step = max(1, features.sizes["atom"] // MOST_ON_MAP)
+    if step == 1:
+        return features.load()
+    return features[["features", "numbers"]].isel(atom=slice(None, None, step)).load()
 
 
 def _traces(view: CampaignView) -> list[Any]:

@@ -76,6 +76,16 @@ class Backend(Protocol):
     def forget(self, identity: str) -> None:
         """The dispatcher has no more use for this attempt."""
 
+    @property
+    def lends(self) -> bool:
+        """Whether workers can be lent to a task that runs on another one."""
+
+    def lend(self, worker: str, identity: str) -> None:
+        """Let the graphs of an attempt be computed on this worker too."""
+
+    def take_back(self, worker: str, identity: str) -> None:
+        """Let them be computed there no more."""
+
     def scale(self, pool: str, view: PoolView, *, busy: Mapping[str, int]) -> None:
         """Bring the number of workers of a pool to what the work wants."""
 
@@ -119,6 +129,14 @@ class ThreadsBackend:
         self._queues[worker].put(attempt)
 
     def forget(self, identity: str) -> None:
+        pass
+
+    lends = False  # a wide task computes in Dask's own threads
+
+    def lend(self, worker: str, identity: str) -> None:
+        pass
+
+    def take_back(self, worker: str, identity: str) -> None:
         pass
 
     def scale(self, pool: str, view: PoolView, *, busy: Mapping[str, int]) -> None:

@@ -26,7 +26,7 @@ from mofal.schedule.events import EventLog, schedule_directory
 from mofal.schedule.execution import Result, one_line
 from mofal.schedule.files import Layout, job_of_worker
 from mofal.schedule.handover import HandedOver, Handover
-from mofal.schedule.policy import PoolView, TaskQueue, look_ahead
+from mofal.schedule.policy import Borrower, PoolView, TaskQueue, borrower, look_ahead
 from mofal.schedule.settings import ScheduleSettings
 from mofal.schedule.status import StatusReader
 from mofal.schedule.task import Outcome, Task, function_reference
@@ -71,6 +71,7 @@ class Entry:
 class _Worker:
     info: WorkerInfo
     running: OrderedDict[str, Entry] = field(default_factory=OrderedDict)
+    lent: str = ""  # attempt of the wide task that it is lent to
     started: float = 0.0  # when its first running task started
     idle_since: float = 0.0
 
@@ -98,6 +99,7 @@ class Dispatcher:
         self._entries: dict[tuple[str, str], Entry] = {}
         self._attempts: dict[str, tuple[Entry, str]] = {}  # attempt -> entry, worker
         self._workers: dict[str, _Worker] = {}
+        self._wide: dict[str, Entry] = {}  # attempts that may borrow workers
         self._claimed: list[Entry] = []
         self._dead: dict[str, MofalError] = {}
         self._lock = threading.Lock()  # guards listeners and outcomes of entries
@@ -338,8 +340,60 @@ class Dispatcher:
         for ahead in (False, True):
             for worker in self._workers.values():
                 pool = self._queues.get(worker.info.pool)
-                if pool and (ahead or not worker.running):
+                if not worker.lent and not worker.running:
+                    self._lend(worker)
+                if pool and not worker.lent and (ahead or not worker.running):
                     self._fill(worker, pool, self._capacity(worker) if ahead else 1)
+
+    def _lend(self, worker: _Worker) -> None:
+        """Lend an idle worker to a wide task of its pool, if one could use it."""
+        running = self._borrowers(worker.info.pool)
+        if not running:
+            return
+        assert self._backend is not None
+        worker.lent = borrower(running, waiting=self._queues[worker.info.pool].priority)
+        if worker.lent:
+            self._backend.lend(worker.info.name, worker.lent)
+            entry = self._attempts[worker.lent][0]
+            self._events.write(
+                "lent", worker=worker.info.name, kind=entry.task.kind, key=entry.task.key
+            )
+
+    def _borrowers(self, pool: str) -> list[Borrower]:
+        """Wide tasks of a pool that run."""
+        lent = Counter(worker.lent for worker in self._workers.values() if worker.lent)
+        return [
+            Borrower(identity, entry.task.priority, self._width(entry), lent[identity])
+            for identity, entry in self._wide.items()
+            if entry.pool == pool
+        ]
+
+    def _width(self, entry: Entry) -> int:
+        """Workers that a task can use: never more than its pool may have."""
+        return min(entry.task.width, self._pools[entry.pool].workers.max)
+
+    def _borrowable(self, pool: str) -> int:
+        """Workers that the wide tasks of a pool could use beside those that they have."""
+        assert self._backend is not None
+        if not self._backend.lends:
+            return 0
+        waiting = sum(
+            self._width(entry) - 1
+            for entry in self._entries.values()
+            if entry.task.width > 1 and entry.pool == pool and entry.state == "waiting"
+        )
+        return waiting + sum(b.width - 1 - b.lent for b in self._borrowers(pool))
+
+    def _take_back(self, identity: str) -> None:
+        """Take back what was lent to an attempt that is over."""
+        if self._wide.pop(identity, None) is None:
+            return
+        for worker in self._workers.values():
+            if worker.lent == identity:
+                worker.lent = ""
+                worker.idle_since = time.monotonic()
+                if self._backend is not None:
+                    self._backend.take_back(worker.info.name, identity)
 
     def _fill(self, worker: _Worker, pool: TaskQueue[Entry], capacity: int) -> None:
         """Send tasks to a worker until it holds so many, or none fits."""
@@ -368,7 +422,7 @@ class Dispatcher:
         longest = 0.0
         for entry in worker.running.values():
             length = self._estimator.expected(entry.task.kind, entry.task.cost)
-            if length is None or entry.kills:
+            if length is None or entry.kills or entry.task.width > 1:
                 return 1
             longest = max(longest, length)
         return look_ahead(longest)
@@ -386,6 +440,8 @@ class Dispatcher:
             worker.started = time.monotonic()
         worker.running[attempt.identity] = entry
         self._attempts[attempt.identity] = (entry, worker.info.name)
+        if self._backend.lends and self._width(entry) > 1:
+            self._wide[attempt.identity] = entry
         try:
             self._backend.send(worker.info.name, attempt)
         except ScheduleError as error:  # arguments that cannot travel
@@ -406,6 +462,7 @@ class Dispatcher:
     def _forget(self, identity: str) -> str:
         """Take an attempt off its worker; returns the worker's name."""
         _, name = self._attempts.pop(identity)
+        self._take_back(identity)
         if self._backend is not None:
             self._backend.forget(identity)
         worker = self._workers.get(name)
@@ -505,6 +562,7 @@ class Dispatcher:
             self._say(f"worker {name} is lost: {loss.reason}")
         for position, (identity, entry) in enumerate(worker.running.items()):
             self._attempts.pop(identity, None)
+            self._take_back(identity)
             if self._backend is not None:
                 self._backend.forget(identity)
             # Only the first was at work; the others had travelled ahead.
@@ -630,13 +688,14 @@ class Dispatcher:
             )
             for worker in self._workers.values():
                 if worker.info.pool == pool:
-                    busy[worker.info.job] += bool(worker.running)
+                    busy[worker.info.job] += bool(worker.running or worker.lent)
             view = PoolView(
                 least=settings.workers.min,
                 most=settings.workers.max,
                 workers_per_job=settings.workers_per_job,
                 waiting=len(self._queues[pool]),
                 waiting_seconds=self._queues[pool].seconds(self._estimator),
+                borrowable=self._borrowable(pool),
                 needs=self._queues[pool].needs(self._estimator, walltime=self._walltime(pool)),
             )
             self._backend.scale(pool, view, busy=busy)

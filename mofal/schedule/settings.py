@@ -77,6 +77,10 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+AS_OTHERS = {"gather": "select"}
+"""Kinds of task that are younger than campaign files, and the kind with which they go where a file
+names no pool for them."""
+
 Bytes = Annotated[int, BeforeValidator(parse_memory)]
 Seconds = Annotated[int, BeforeValidator(parse_walltime)]
 
@@ -335,6 +339,8 @@ class ScheduleSettings(_Settings):
     def pool_of(self, kind: str) -> str:
         """Name of the pool that takes tasks of this kind."""
         pools = self.effective_pools()
+        if kind in AS_OTHERS and not any(kind in pool.kinds for pool in pools.values()):
+            return self.pool_of(AS_OTHERS[kind])
         for wanted in (kind, "*"):
             for name, pool in pools.items():
                 if wanted in pool.kinds:

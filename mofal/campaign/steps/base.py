@@ -56,6 +56,8 @@ class Stage:
         Whether a task that ended every worker which it met is left out, and the step goes on.
     judged_title : str
         Its title of the held-out frames, where that is another one.
+    closing : callable, optional
+        Of (site, step, outcomes): one more task, once all others have ended.
     """
 
     title: str
@@ -67,10 +69,17 @@ class Stage:
     notes: Callable[[Site, Step], Iterable[Path]] = _silent
     loses: bool = False
     judged_title: str = ""
+    closing: Callable[[Site, Step, Sequence[Outcome]], Task] | None = None
 
 
 def one_task(
-    site: Site, step: Step, priority: int, function: Callable[..., Any], **arguments: Any
+    site: Site,
+    step: Step,
+    priority: int,
+    function: Callable[..., Any],
+    *,
+    width: int = 1,
+    **arguments: Any,
 ) -> list[Task]:
     """Return the one task of a step that makes the step's product itself."""
     kind = "train" if step.stage == "control" else step.stage
@@ -83,6 +92,7 @@ def one_task(
             output=site.path(paths.marker(step.makes)),
             priority=priority,
             resumable=kind == "train",
+            width=width,
         )
     ]
 
