@@ -1,4 +1,4 @@
-"""Headless Chromium, driven by the DevTools protocol over a pipe: no driver, no network, no port."""
+"""Headless Chromium through the DevTools protocol over a pipe: no driver, network or port."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import Any
 
 FLAGS = (
-    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+    "--headless --no-sandbox --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --disable-extensions --mute-audio "
-    "--hide-scrollbars --enable-unsafe-swiftshader --use-angle=swiftshader"
+    # WebGL without a graphics card; in one process, for a second one never answered in some runs.
+    "--hide-scrollbars --enable-unsafe-swiftshader --use-angle=swiftshader --in-process-gpu"
 )
 
 
@@ -82,7 +83,10 @@ class Browser:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         os.close(self._to)
         self._process.terminate()
@@ -167,9 +171,7 @@ class Browser:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         time.sleep(0.2)
         for kind in ("mousePressed", "mouseReleased"):
-            self.call(
-                "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-            )
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def picture(self, path: Path | None = None, *, whole: bool = False) -> bytes:
         """PNG of what is seen (`whole`: of the page down to its end)."""

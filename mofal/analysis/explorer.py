@@ -36,8 +36,7 @@ LARGE = 5000
 begins with the least familiar atoms (chemiscope's time to choose an atom is that of all atoms times
 those on the map)."""
 RADIUS, SURROUNDINGS = 4.0, 9.0
-"""Å around the chosen atom: what is drawn in full colour, and what is drawn at all of a large one."""
-PALETTES = ("viridis", "magma", "bwr", "hsv (periodic)")
+"""Å around the chosen atom: what is drawn in full colour; what is drawn of a large structure."""
 
 
 @dataclass

@@ -119,7 +119,9 @@ def _client(workers: int | None, scheduler: str | None, client: Any) -> Iterator
     from distributed import Client, LocalCluster
 
     if scheduler is not None:
-        file = {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
+        file = (
+            {"scheduler_file": scheduler} if Path(scheduler).is_file() else {"address": scheduler}
+        )
         try:
             found = Client(**file, timeout=20)
         except (OSError, TimeoutError) as error:
@@ -144,17 +146,15 @@ def _client(workers: int | None, scheduler: str | None, client: Any) -> Iterator
 def supercell_of(atoms: int) -> tuple[int, int, int]:
     """Repeats of the conventional cell that come nearest to a number of atoms, nearly a cube."""
     cells = max(1, round(atoms / CELL))
-    best = (1, 1, 1)
-    for a in range(1, cells + 1):
-        if a**3 > 2 * cells + 8:
-            break
-        for b in range(a, 2 * a + 2):
-            for c in {max(b, round(cells / (a * b))), b}:
-                if c > 2 * a + 1:
-                    continue
-                if abs(a * b * c - cells) < abs(best[0] * best[1] * best[2] - cells):
-                    best = (a, b, c)
-    return best
+    side = round(cells ** (1 / 3)) + 2
+    nearly = [
+        (a, b, c)
+        for a in range(1, side + 1)
+        for b in range(a, 2 * a + 2)
+        for c in {max(b, cells // (a * b)), max(b, -(-cells // (a * b)))}
+        if c <= 2 * a + 1
+    ]
+    return min(nearly, key=lambda r: (abs(r[0] * r[1] * r[2] - cells), r[2] - r[0]))
 
 
 def _warm_up(model: Any) -> None:

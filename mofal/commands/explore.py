@@ -1,18 +1,18 @@
-"""`mofal explore`: atoms of a campaign or of a file, a map of their features beside the structure."""
+"""`mofal explore`: atoms of a campaign or a file, a map of their features beside the structure."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mofal.analysis.explorer import Column, Exploration, write_explorer
 from mofal.campaign import paths
 from mofal.campaign.view import CampaignView, open_campaign
-from mofal.errors import ConfigError, StoreError
+from mofal.errors import ConfigError, DependencyError, StoreError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -85,6 +85,26 @@ def explore(
     ds = exploration.structures
     say(f"wrote {written}: {ds.sizes['atom']:,} atoms of {ds.sizes['structure']} structures")
     return written
+
+
+def write_page(view: CampaignView, directory: Path) -> tuple[str, str]:
+    """Put the page of the last cycle beside a report.
+
+    Returns
+    -------
+    name, hint : str
+        Of the file, empty where there is none; a line for the reader where something is missing.
+    """
+    name = "explore.html"
+    try:
+        write_explorer(campaign_exploration(view), directory / name)
+    except StoreError:
+        # No cycle has clusters, or its groups are gone: the report stands by itself.
+        (directory / name).unlink(missing_ok=True)
+        return "", ""
+    except DependencyError as error:
+        return "", f"There is no explorer beside this report: {error}"
+    return name, ""
 
 
 # ---------------------------------------------------------------------------------- a campaign

@@ -50,13 +50,18 @@ def report(path: str | os.PathLike[str], *, progress: Say | None = None) -> Path
         There is no campaign.
     """
     from mofal.analysis import write_report
+    from mofal.commands.explore import write_page
     from mofal.data import write_json
 
     view = open_campaign(path)
     if progress is not None:
         progress("writing the report")
     directory = view.path / "report"
-    page = write_report(collect(view), directory)
+    data = collect(view)
+    directory.mkdir(parents=True, exist_ok=True)
+    data.explorer, hint = write_page(view, directory)
+    data.summary += [hint] if hint else []
+    page = write_report(data, directory)
     rows = holdout_table(view)
     if rows:
         write_json(as_records(rows), directory / "holdout.json")

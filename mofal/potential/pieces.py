@@ -132,6 +132,8 @@ def gather(features: xr.Dataset, pieces: xr.Dataset, whole: xr.Dataset) -> xr.Da
     out = np.empty((whole.sizes["atom"], values.shape[1]), values.dtype)
     out[pieces["parent_atom"].values[kept]] = values
     names = ("numbers", "n_atoms", "structure_index", "structure_id", "system")
-    return whole[[v for v in names if v in whole]].assign(
-        features=(("atom", "feature"), out)
-    ).assign_attrs({k: v for k, v in features.attrs.items() if k == "model_hash"})
+    return (
+        whole[[v for v in names if v in whole]]
+        .assign(features=(("atom", "feature"), out))
+        .assign_attrs({k: v for k, v in features.attrs.items() if k == "model_hash"})
+    )
