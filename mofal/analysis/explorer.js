@@ -86,7 +86,7 @@
         color: colour, size: { factor: own.size }, markerOutline: false,
       },
       structure: [{
-        color: atoms, unitCell: !own.large, keepOrientation: true,
+        color: atoms, unitCell: !own.large, keepOrientation: own.large,
         environments: {
           activated: true, center: own.large, cutoff: own.cutoff,
           bgColor: view.element ? "CPK" : "property",
@@ -106,6 +106,8 @@
 
   function tell(row) {
     current = row;
+    // After chemiscope has turned its own camera.
+    if (own.large) setTimeout(() => approach(row), 50);
     const e = all.environments[row];
     const line = get("selected");
     line.textContent = "";
@@ -128,6 +130,22 @@
     }
     for (const child of (own.children[row] || []).slice(0, 6)) {
       link(own.names[all.environments[child].structure], child);
+    }
+  }
+
+  /* chemiscope keeps the camera on the whole of a large frame; its surroundings are what is drawn. */
+  function approach(row) {
+    const { structure, center } = all.environments[row];
+    const { x, y, z, size } = all.structures[structure];
+    const near = [];
+    for (let k = 0; k < size; k++) {
+      const d = Math.hypot(x[k] - x[center], y[k] - y[center], z[k] - z[center]);
+      if (d < own.cutoff) near.push(k);
+    }
+    for (const cell of visualizer.structure._cellsData?.values() ?? []) {
+      const viewer = Object.values(cell).find((part) => part?._viewer?.zoomTo)?._viewer;
+      viewer?.zoomTo({ index: near });
+      viewer?.render();
     }
   }
 

@@ -49,8 +49,9 @@ def bench_supercell(
     """Measure a supercell of UiO-66 with missing linkers and bricks, stage by stage.
 
     Build, blocks and selection run in this process; features, scores and cutting are Dask tasks.
-    There is one frame for each worker, and `atoms/s` counts the atoms of all frames where a stage
-    does (features, scores, selection, cutting).
+    There is one frame for each worker, or a single one where a frame is large enough to be
+    featurized in pieces; `atoms/s` counts the atoms of all frames where a stage does (features,
+    scores, selection, cutting).
 
     Parameters
     ----------
@@ -177,6 +178,7 @@ def _one(atoms: int, n: int, clusters: int, model: Any, client: Any) -> Iterator
     from mofal.data import concat
     from mofal.density import fit_density, score
     from mofal.frameworks import build, disorder, find_blocks
+    from mofal.potential.pieces import LARGEST
 
     repeat = supercell_of(atoms)
     meter = _Meter(client)
@@ -196,7 +198,7 @@ def _one(atoms: int, n: int, clusters: int, model: Any, client: Any) -> Iterator
     blocks, row = stage("blocks", size, lambda: find_blocks(ds))
     yield row
     by_system = {str(ds["system"].values[0]): blocks}
-    frames = concat([_rattled(ds, k) for k in range(n)])
+    frames = concat([_rattled(ds, k) for k in range(n if size <= LARGEST else 1)])
     total = frames.sizes["atom"]
     features, row = stage("features", total, lambda: _features(frames, ds, model))
     yield row

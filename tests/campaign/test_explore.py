@@ -32,9 +32,7 @@ def test_campaign__clusters_beside_the_frames_they_were_cut_from(finished: Path)
         mine, whole = atom_slice(ds, int(k)), atom_slice(ds, int(parents[k]))
         origin = ds["parent_atom"].values[mine]
         real = origin >= 0
-        assert (
-            ds["numbers"].values[mine][real] == ds["numbers"].values[whole][origin[real]]
-        ).all()
+        assert (ds["numbers"].values[mine][real] == ds["numbers"].values[whole][origin[real]]).all()
     # Frames have the scores that the campaign stored.
     scores = view.scores.load()
     stored = {str(s): k for k, s in enumerate(scores["structure_id"].values)}
