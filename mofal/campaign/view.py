@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.analysis import HeldOut
+from mofal.analysis.tables import held_out_table
 from mofal.campaign import looking, paths, plan
 from mofal.campaign.coverage import core_coverage
 from mofal.campaign.directory import COMMON, Site
+from mofal.campaign.steps.hold import found_runs
+from mofal.data import concat, read_json, select
 from mofal.data.ragged import TEXT
 from mofal.errors import PotentialError, StoreError
-from mofal.frameworks.defects import defect_atoms
+from mofal.frameworks.defects import defect_atoms, defect_name
+from mofal.potential.devices import resolve_device
+from mofal.potential.directory import read_described
+from mofal.reference import attempts_table
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,8 +56,11 @@ class CampaignView:
     Examples
     --------
     >>> import mofal
-    >>> campaign = mofal.open("demo")                       # doctest: +SKIP
-    >>> campaign.scores.log_likelihood.min().compute()      # doctest: +SKIP
+    >>> campaign = mofal.open("my-campaign")
+    >>> campaign.scores.log_likelihood.chunks is not None   # on disk until it is asked for
+    True
+    >>> bool(campaign.scores.log_likelihood.min().compute() < campaign.scores.log_likelihood.max())
+    True
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -59,10 +69,10 @@ class CampaignView:
         self.config = self.site.config
 
     def __repr__(self) -> str:
-        return looking.as_text(self)
+        return looking.as_text(self.site)
 
     def _repr_html_(self) -> str:
-        return looking.as_html(self)
+        return looking.as_html(self.site)
 
     # -- in few numbers
     def learning_curve(self) -> xr.Dataset:
@@ -81,7 +91,7 @@ class CampaignView:
         StoreError
             No model has been judged yet.
         """
-        return looking.learning_curve(self)
+        return looking.learning_curve(self.site, lambda system: judged_labels(self, system))
 
     def errors(self, system: str) -> xr.Dataset:
         """Errors of seed, control and campaign on held-out frames of a system.
@@ -103,14 +113,14 @@ class CampaignView:
         StoreError
             It has none, or no model has been judged yet.
         """
-        return looking.errors(self, system)
+        return looking.errors(self.site, system, tags(self), lambda s: judged_labels(self, s))
 
     # -- Datasets over all cycles
     @property
     def structures(self) -> xr.Dataset:
         """Seed structures, ends of walks and clusters."""
         names = ("samples.zarr", "clusters.zarr")
-        return self._join([g for n in names for g in self._groups(n)], "structures")
+        return self._join([g for n in names for g in self.groups(n)], "structures")
 
     @property
     def labels(self) -> xr.Dataset:
@@ -123,12 +133,12 @@ class CampaignView:
 
         Features of two models are not comparable: choose a cycle before comparing.
         """
-        return self._join(self._groups("features.zarr"), "features")
+        return self._join(self.groups("features.zarr"), "features")
 
     @property
     def scores(self) -> xr.Dataset:
         """Log-likelihoods of the atoms of the ends of walks, each cycle's by its own density."""
-        return self._join(self._groups("scores.zarr"), "scores")
+        return self._join(self.groups("scores.zarr"), "scores")
 
     @property
     def walks(self) -> xr.Dataset:
@@ -172,8 +182,6 @@ class CampaignView:
     @property
     def attempts(self) -> xr.Dataset:
         """One row per attempt of this campaign at a label (not those of shared caches)."""
-        from mofal.reference import attempts_table
-
         return attempts_table(self.site.cache().records(shared=False))
 
     def training_set(self, cycle: int | None = None) -> xr.Dataset:
@@ -196,8 +204,6 @@ class CampaignView:
     def holding(self) -> dict[str, dict[str, tuple[xr.Dataset, xr.Dataset]]]:
         """How long models hold: by system and model (seed, control, campaign), the records of the
         runs (dim ``walk``) and their traces (dim ``sample``, with `walk_index`)."""
-        from mofal.campaign.steps.hold import found_runs
-
         return found_runs(self.site)
 
     def coverage(self, cycle: int) -> dict[str, Coverage]:
@@ -232,7 +238,6 @@ class CampaignView:
             This machine has not the device that was asked for.
         """
         from mofal.potential import load
-        from mofal.potential.devices import resolve_device
 
         last = self.site.finished_cycles() if cycle is None else cycle
         if device is None:
@@ -263,7 +268,7 @@ class CampaignView:
         import xarray as xr
 
         parts = []
-        for c, relative in self._groups(name):
+        for c, relative in self.groups(name):
             ds = self.site.group(relative)
             n = ds.sizes[dim]
             system = np.full(n, PurePosixPath(relative).parts[1], TEXT)
@@ -272,16 +277,15 @@ class CampaignView:
             raise StoreError(f"{self.path} has no walks yet; look again when cycle 1 has begun")
         return xr.concat(parts, dim, join="outer", combine_attrs="drop_conflicts")
 
-    def _groups(self, name: str) -> list[tuple[int, str]]:
-        out = [(0, paths.place(0, name))]
+    def groups(self, name: str) -> list[tuple[int, str]]:
+        """Cycles and paths of the groups of a name that are there."""
+        out = [(0, paths.seed(k, name)) for k in range(len(self.config.seed_sources))]
         for c in range(1, self.config.cycles + 1):
             out += [(c, paths.place(c, s, name)) for s in self.config.explored]
         return [(c, p) for c, p in out if self.site.exists(p)]
 
     def _join(self, groups: list[tuple[int, str]], what: str, **texts: Sequence[str]) -> xr.Dataset:
         """Groups of all cycles as one Dataset, with a `cycle` and further `texts` of each."""
-        from mofal.data import concat
-
         if not groups:
             raise StoreError(
                 f"{self.path} has no {what} yet; look again later, or run the campaign: "
@@ -320,13 +324,15 @@ class Row:
     system : str
         System of the held-out frames.
     atoms : str
-        Which atoms: ``all``, or ``defect`` for those of the formates that cap a missing block.
+        Which atoms: ``all``, or ``defect`` for those of the caps where a block is missing.
     metric : str
         ``MAE`` or ``MAE_P95``.
     values : dict of str to float
         meV/Å, by model: ``seed``, ``control`` (where there is one), ``campaign``.
     n_frames : int
         Held-out frames.
+    defect : str
+        What the caps are, e.g. ``formate``; empty where all atoms are meant.
     """
 
     system: str
@@ -334,6 +340,7 @@ class Row:
     metric: str
     values: dict[str, float]
     n_frames: int
+    defect: str = ""
 
     @property
     def ratio(self) -> float:
@@ -363,10 +370,37 @@ def tags(view: CampaignView) -> dict[str, str]:
 
 def judged_labels(view: CampaignView, system: str) -> xr.Dataset:
     """Held-out labels that the judgements are about: the converged ones."""
-    from mofal.data import select
-
     labels = view.holdout(system).load()
     return select(labels, np.flatnonzero(labels["status"].values == "converged"))
+
+
+def held_out(view: CampaignView) -> dict[str, HeldOut]:
+    """Held-out frames by system, with the predictions of the seed model, the control and the last.
+
+    Where blocks are missing, the atoms there are a subset, by the name of what stands there.
+    """
+    known = tags(view)
+    out: dict[str, HeldOut] = {}
+    if "seed" not in known:
+        return out
+    for system in view.config.holdout_systems:
+        if not view.site.exists(paths.holdout(system, "model-000.zarr")):
+            continue
+        labels, blocks = judged_labels(view, system), view.blocks(system)
+        defect = defect_atoms(blocks)
+        out[system] = HeldOut(
+            labels=labels,
+            predictions={m: predictions(view, system, t) for m, t in known.items()},
+            subsets={defect_name(blocks): atom_mask(labels, defect)} if len(defect) else {},
+        )
+    return out
+
+
+def predictions(view: CampaignView, system: str, tag: str) -> xr.Dataset:
+    """Return what a model says of held-out frames, named as the labels are."""
+    ds = view.judgement(system, tag).load()
+    names = {f"predicted_{v}": v for v in ("energy", "forces", "stress")}
+    return ds.rename({k: v for k, v in names.items() if k in ds})
 
 
 def holdout_table(view: CampaignView) -> list[Row]:
@@ -374,35 +408,21 @@ def holdout_table(view: CampaignView) -> list[Row]:
 
     Errors are per force component, predicted minus reference (method.md, Metrics).
     """
-    from mofal.analysis import mae, mae_p
-
-    rows: list[Row] = []
-    known = tags(view)
-    if "seed" not in known or "campaign" not in known:
-        return rows
-    for system in view.config.holdout_systems:
-        labels = judged_labels(view, system)
-        n = labels.sizes["structure"]
-        errors = {
-            model: view.judgement(system, tag)["predicted_forces"].values - labels["forces"].values
-            for model, tag in known.items()
-        }
-        defect = defect_atoms(view.blocks(system))
-        if len(defect):
-            mask = atom_mask(labels, defect)
-            rows.append(
-                Row(
-                    system,
-                    "defect",
-                    "MAE",
-                    {m: 1000 * float(mae(e[mask])) for m, e in errors.items()},
-                    n,
-                )
-            )
-        for metric, function in (("MAE", mae), ("MAE_P95", lambda e: mae_p(e, 95))):
-            values = {m: 1000 * float(function(e)) for m, e in errors.items()}
-            rows.append(Row(system, "all", metric, values, n))
-    return rows
+    found = held_out(view)
+    if not all("campaign" in held.predictions for held in found.values()):
+        return []
+    return [
+        Row(
+            row["system"],
+            "all" if row["atoms"] == "all" else "defect",
+            row["metric"],
+            row["errors"],
+            row["n_frames"],
+            "" if row["atoms"] == "all" else row["atoms"],
+        )
+        for row in held_out_table(found)
+        if row["atoms"] == "all" or row["metric"] == "MAE"
+    ]
 
 
 def format_table(rows: list[Row]) -> list[str]:
@@ -415,7 +435,7 @@ def format_table(rows: list[Row]) -> list[str]:
     head += f"{base + '/campaign':>20}"
     out = [head, "-" * len(head)]
     for row in rows:
-        what = {"defect": "formate atoms", "all": "whole cell"}[row.atoms]
+        what = "whole cell" if row.atoms == "all" else f"{row.defect} atoms"
         name = f"{row.system} ({row.n_frames} frames), {what}, {row.metric}"
         values = "".join(f"{row.values[m]:>10.0f}" for m in models)
         out.append(f"{name:<44}{values}{row.ratio:>20.2f}")
@@ -435,3 +455,47 @@ def as_records(rows: list[Row]) -> list[dict[str, Any]]:
         }
         for r in rows
     ]
+
+
+def cycle_table(site: Site) -> list[dict[str, Any]]:
+    """One row for each cycle that has labels: how many, what became of them, errors, the model.
+
+    Returns
+    -------
+    list of dict
+        `cycle`, `labelled`, `failed`, `set_aside`; and where they are known `refused` clusters,
+        `proposal_mae` and `proposal_mae_p95` (meV/Å, on the cycle's clusters before learning from
+        them), `steps` of the training, `model_hash`.
+    """
+    rows = []
+    for c in range(site.config.cycles + 1):
+        groups = [p for k, p in site.label_groups(c) if k == c]
+        if not groups:
+            continue
+        status = [str(s) for g in groups for s in site.group(g)["status"].values]
+        good, aside = status.count("converged"), status.count("set_aside")
+        row: dict[str, Any] = {
+            "cycle": c,
+            "labelled": good,
+            "failed": len(status) - good - aside,
+            "set_aside": aside,
+        }
+        if c:
+            refused = [paths.place(c, s, "refused.json") for s in site.config.explored]
+            row["refused"] = sum(len(read_json(site.path(p))) for p in refused if site.exists(p))
+        proposal = paths.place(c, "proposal.zarr")
+        attrs = site.group(proposal).attrs if site.exists(proposal) else {}
+        # None where not one cluster had a label.
+        if attrs.get("mae_meV_per_A") is not None:
+            row["proposal_mae"] = float(attrs["mae_meV_per_A"])
+            row["proposal_mae_p95"] = float(attrs["mae_p95_meV_per_A"])
+        if site.exists(paths.model(c)):
+            row["steps"] = site.model_record(paths.model(c)).get("steps")
+            row["model_hash"] = model_hash(site, c)
+        rows.append(row)
+    return rows
+
+
+def model_hash(site: Site, cycle: int) -> str:
+    """Hash of the model of a cycle, as its directory says."""
+    return str(read_described(site.path(paths.model(cycle))).get("model_hash", "-"))[:12]

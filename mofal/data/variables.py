@@ -22,6 +22,9 @@ FORMAT = 1
 DIM_SIZES = {"xyz": 3, "cell_vector": 3, "voigt": 6, "end": 2}
 """Sizes of the dims whose length is part of the contract."""
 
+STRING = np.dtypes.StringDType()  # type: ignore[attr-defined]
+"""Type of variables that hold text."""
+
 STATUSES = (
     "converged",
     "not_converged",

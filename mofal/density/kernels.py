@@ -355,11 +355,15 @@ class Evaluator:
             first = 0
             if self.guide is not None and visit is None:
                 first = self._sparse(self.guide, work, x, weights, statistics, out, numbers)
-            for start in range(first, x.shape[0], self.block):
-                stop = min(start + self.block, x.shape[0])
+            start = first
+            while start < x.shape[0]:
+                # Where too much matters once, it is not asked again.
+                guided = self.guided and not work.dense
+                stop = min(start + (self.block if guided else self.dense_block), x.shape[0])
                 rows = slice(start, stop)
                 w = None if weights is None else weights[rows]
-                self._block(work, x[rows], w, statistics, out, visit, rows, numbers, self.guided)
+                self._block(work, x[rows], w, statistics, out, visit, rows, numbers, guided)
+                start = stop
 
     def _sparse(
         self,
@@ -560,6 +564,7 @@ class Evaluator:
                 np.maximum(top, joint[share.product].max(axis=0), out=top)
             np.greater(own, top - NEGLIGIBLE, out=near[share.stable])
         if np.count_nonzero(near) > DENSE * near.size:
+            work.dense = True
             return None, top
         raw = work.take("raw", x.shape[0])
         np.copyto(raw, x.T)

@@ -14,6 +14,8 @@ from mofal.schedule.task import Task
 
 #: How a backend tells the dispatcher: ("worker", WorkerInfo), ("gone", name, Loss),
 #: ("finished", attempt id, result), ("lost", attempt id, Loss), ("give-up", pool, ScheduleError),
+#: ("started", attempt id, worker), ("killed", attempt id, last worker, deaths with it in hand,
+#: deaths that are allowed), ("fatal", ScheduleError),
 #: ("wake",), and ("call", function) for what must happen in the dispatcher's thread.
 Post = Callable[[tuple[Any, ...]], None]
 
@@ -30,12 +32,16 @@ class WorkerInfo:
         Where it belongs.
     ends_at
         When it plans to end (time.monotonic of the driver), None: never.
+    shared
+        It stands for a cluster of somebody else, which takes all that waits, and says with
+        ("started", attempt id, worker) what has begun.
     """
 
     name: str
     pool: str
     job: str
     ends_at: float | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from mofal.schedule.backend import Attempt, Loss, Post, WorkerInfo
 from mofal.schedule.events import EventLog, schedule_directory
 from mofal.schedule.execution import make_payload, one_line
 from mofal.schedule.files import Layout, job_of_worker, read_json
+from mofal.schedule.jobqueue import describe
 from mofal.schedule.jobs import JobRecord, Jobs
 from mofal.schedule.link import Link
 from mofal.schedule.policy import JobView, PoolView, scale
@@ -98,6 +99,10 @@ class ClusterBackend:
             make_keys(self._layout.tls)
         self._link.start()
         self._linked()
+        for name, pool in self._settings.pools.items():
+            if self._pools[name].backend == "slurm":
+                for line in describe(pool):
+                    self._say(f"pool {name}: {line}")
         self._jobs.start(lambda: post(("wake",)))
 
     def _linked(self) -> None:

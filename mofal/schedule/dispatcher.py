@@ -10,6 +10,7 @@ One thread owns all state; others talk to it through one queue of messages.
 from __future__ import annotations
 
 import json
+import math
 import queue
 import threading
 import time
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mofal.errors import MofalError, ScheduleError
 from mofal.schedule.backend import Attempt, Backend, Loss, ThreadsBackend, WorkerInfo
@@ -30,6 +31,9 @@ from mofal.schedule.policy import Borrower, PoolView, TaskQueue, borrower, look_
 from mofal.schedule.settings import ScheduleSettings
 from mofal.schedule.status import StatusReader
 from mofal.schedule.task import Outcome, Task, function_reference
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 #: Seconds between two looks after the workers when nothing happens.
 TICK = 0.5
@@ -58,6 +62,7 @@ class Entry:
     attempts: int = 0
     kills: int = 0
     cuts: int = 0
+    begun: bool = False  # a worker of a cluster of others has it in hand
     owner: str = ""  # worker that lost its driver and still computes this
     was_claimed: bool = False
     deaths: list[str] = field(default_factory=list)
@@ -86,8 +91,10 @@ class Dispatcher:
         directory: Path,
         events: EventLog,
         progress: Callable[[str], None] | None,
+        client: Client | None = None,
     ) -> None:
         self._settings = settings
+        self._client = client
         self._directory = directory
         self._events = events
         self._progress = progress
@@ -258,6 +265,16 @@ class Dispatcher:
     def _make_backend(self) -> Backend:
         if self._settings.backend == "threads":
             return ThreadsBackend({name: pool.workers.max for name, pool in self._pools.items()})
+        if self._settings.backend == "client":
+            from mofal.schedule.client import ClientBackend
+
+            return ClientBackend(
+                self._settings,
+                directory=self._directory,
+                events=self._events,
+                say=self._say,
+                client=self._client,
+            )
         from mofal.schedule.cluster import ClusterBackend
 
         return ClusterBackend(
@@ -271,6 +288,10 @@ class Dispatcher:
                 self._enqueue(entry)
             case ("finished", identity, result):
                 self._finished(identity, result)
+            case ("started", identity, worker):
+                self._started(identity, worker)
+            case ("killed", identity, worker, starts, allowed):
+                self._killed(identity, worker, starts, allowed)
             case ("worker", info):
                 self._workers[info.name] = _Worker(info, idle_since=time.monotonic())
             case ("gone", name, loss):
@@ -283,6 +304,8 @@ class Dispatcher:
                 answer.put(self._cancel(entries))
             case ("call", function):
                 function()
+            case ("fatal", error):
+                raise error
             case ("wake",):
                 self._next_tick = 0.0
             case ("stop",):
@@ -332,6 +355,13 @@ class Dispatcher:
                     self._fail(entry, ScheduleError(f"the task {entry.task.name} was cancelled"))
                 else:
                     self._queue(entry)
+        for identity, (entry, name) in list(self._attempts.items()):
+            # What a cluster of others has not begun with waits there, and can be had back.
+            if id(entry) in wanted and self._workers[name].info.shared and not entry.begun:
+                number += 1
+                self._forget(identity)
+                self._known[entry.task.kind] -= 1
+                self._fail(entry, ScheduleError(f"the task {entry.task.name} was cancelled"))
         return number
 
     # -- handing out
@@ -395,7 +425,7 @@ class Dispatcher:
                 if self._backend is not None:
                     self._backend.take_back(worker.info.name, identity)
 
-    def _fill(self, worker: _Worker, pool: TaskQueue[Entry], capacity: int) -> None:
+    def _fill(self, worker: _Worker, pool: TaskQueue[Entry], capacity: float) -> None:
         """Send tasks to a worker until it holds so many, or none fits."""
         ends_at = worker.info.ends_at
         while len(worker.running) < capacity:
@@ -415,8 +445,10 @@ class Dispatcher:
         settings = self._pools[pool]
         return settings.walltime if settings.backend == "slurm" else None
 
-    def _capacity(self, worker: _Worker) -> int:
+    def _capacity(self, worker: _Worker) -> float:
         """Tasks that this worker may hold: short ones travel ahead."""
+        if worker.info.shared:
+            return math.inf
         if not worker.running:
             return 1
         longest = 0.0
@@ -435,7 +467,9 @@ class Dispatcher:
         attempt = Attempt(
             identity=f"{entry.task.name}-{self._sent}", task=entry.task, pool=entry.pool
         )
-        self._begin(entry, worker=worker.info.name)
+        entry.begun = not worker.info.shared
+        if entry.begun:
+            self._begin(entry, worker=worker.info.name)
         if not worker.running:
             worker.started = time.monotonic()
         worker.running[attempt.identity] = entry
@@ -458,6 +492,13 @@ class Dispatcher:
             attempt=max(entry.attempts, 1),
         )
 
+    def _started(self, identity: str, worker: str) -> None:
+        """A worker of a cluster of others has begun with an attempt."""
+        entry, _ = self._attempts.get(identity, (None, ""))
+        if entry is not None:
+            entry.begun = True
+            self._begin(entry, worker=worker)
+
     # -- what comes back
     def _forget(self, identity: str) -> str:
         """Take an attempt off its worker; returns the worker's name."""
@@ -476,7 +517,7 @@ class Dispatcher:
             return  # an attempt that was given up before
         entry, _ = self._attempts[identity]
         worker = self._forget(identity)
-        self._finish(entry, result, worker=worker)
+        self._finish(entry, result, worker=result.get("worker", worker))
 
     def _finish(self, entry: Entry, result: Result, *, worker: str) -> None:
         task = entry.task
@@ -595,6 +636,32 @@ class Dispatcher:
         if not self._is_claimed(entry):
             self._queue(entry)
 
+    def _killed(self, identity: str, worker: str, starts: int, allowed: int) -> None:
+        """Dask gave up an attempt after the deaths of more workers than are `allowed`.
+
+        It blames every task that was at one of those workers, those that had not begun too: what
+        counts is on how many of them this one did, and, where nobody could write that down, that it
+        was blamed often.
+        """
+        if identity not in self._attempts:
+            return
+        entry, _ = self._attempts[identity]
+        self._forget(identity)
+        entry.kills += starts
+        entry.deaths.append(f"{worker}: {starts} of {allowed + 1} workers died with it in hand")
+        if entry.task.found():
+            self._end(entry, Outcome(task=entry.task, status="found", worker=worker))
+        elif entry.kills > allowed or len(entry.deaths) > allowed:
+            number = max(entry.kills, allowed + 1)
+            reason = (
+                f"{number} workers ended with it in hand, the last of them {worker}; if it was "
+                "their walltime, start them with --lifetime below it, or raise "
+                "distributed.scheduler.allowed-failures"
+            )
+            self._quarantine(entry, reason)
+        else:
+            self._queue(entry)
+
     @staticmethod
     def _count(entry: Entry, worker: str, loss: Loss) -> None:
         """Remember how a task lost the worker that was at it."""
@@ -701,7 +768,7 @@ class Dispatcher:
             self._backend.scale(pool, view, busy=busy)
         if now - self._last_progress >= PROGRESS_INTERVAL and self._attempts:
             self._last_progress = now
-            running = Counter(entry.task.kind for entry, _ in self._attempts.values())
+            running = Counter(e.task.kind for e, _ in self._attempts.values() if e.begun)
             parts = [
                 f"{kind} {self._ended[kind]}/{self._known[kind]}"
                 + (f" ({running[kind]} running)" if running[kind] else "")

@@ -18,10 +18,12 @@ import mofal
 from mofal.campaign.config import CampaignConfig
 from mofal.campaign.directory import Site
 from mofal.campaign.loading import parse_config
+from mofal.campaign.plan import Step
+from mofal.campaign.steps import density as density_step
 from mofal.campaign.steps.select import check_ranking
 from mofal.density import PerElementDensity
 from mofal.errors import ConfigError
-from mofal.schedule import read_events
+from mofal.schedule import Outcome, Task, read_events
 
 from .conftest import SMALL
 from .generated import CHEAP, pid_of, prepare_density
@@ -170,3 +172,15 @@ def test_density__same_hash_on_every_backend_though_each_is_killed_once(tmp_path
     events = list(read_events(tmp_path / "local"))
     assert sum(e["event"] == "start" for e in events) == 2  # the kill cost one fit
     assert any(e["event"] == "lent" for e in events)
+
+
+def test_finish__a_density_says_whether_there_is_a_bound() -> None:
+    step = Step("density", 1, "", (), "x")
+    task = Task("density", "x", density_step.density)
+    for summary, text in (
+        ({"atoms": 3}, "3 atoms"),
+        ({"atoms": 3, "coverage": 0.9}, "3 atoms, a bound of the force error at 0.9"),
+        ({}, ""),
+    ):
+        outcome = Outcome(task, status="done", summary=summary)
+        assert density_step.finish(None, step, [outcome], ()) == text  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from mofal.errors import ConfigError
 from mofal.schedule import PoolSettings, ScheduleSettings
-from mofal.schedule.settings import format_walltime, parse_memory, parse_walltime
+from mofal.schedule.units import format_walltime, parse_memory, parse_walltime
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from mofal.campaign.config import CampaignConfig
 from mofal.campaign.directory import Site
 from mofal.campaign.plan import Step
 from mofal.data.sealed import STARTS_OVER
+from mofal.files import write_bytes
 from mofal.schedule.task import Outcome, Task
 
 Summary = dict[str, Any]
@@ -137,11 +137,8 @@ def notice(site: Site, name: str) -> Callable[[str], None]:
         if time.monotonic() - last[0] < 0.5:
             return
         last[0] = time.monotonic()
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
         with contextlib.suppress(OSError):  # no result hangs on it
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(line, encoding="utf-8")
-            os.replace(temporary, file)
+            write_bytes(file, line.encode(), durable=False)
 
     return say
 

@@ -21,8 +21,10 @@ from mofal.campaign.steps.base import (
     progress_files,
     summary_of,
 )
+from mofal.data import select, write_group
 from mofal.data.shards import SHARD_BYTES
 from mofal.errors import DataError
+from mofal.potential.directory import read_described
 from mofal.schedule.task import Outcome, Task
 from mofal.schedule.wide import spread
 
@@ -94,9 +96,6 @@ def featurized(
     """
     import dask
 
-    from mofal.data import select, write_group
-    from mofal.potential.directory import read_described
-
     relative = paths.place(cycle, FEATURES[part])
     if not site.exists(relative):
         data = site.training_set(cycle - 1, whole=True)
@@ -156,7 +155,6 @@ def calibrate(
     Only where it is large enough for them. The errors are those of the model that the cycle begins
     with; of clusters those of their cores count, whose environments are whole.
     """
-    from mofal.data import select
     from mofal.density import least_structures
 
     numbers = np.asarray(features["numbers"].values)
@@ -205,8 +203,12 @@ def tasks(site: Site, step: Step, retry_failed: bool) -> list[Task]:
 def finish(site: Site, step: Step, outcomes: Sequence[Outcome], pending: Collection[str]) -> str:
     """Say what it was fitted to; the task left the density itself."""
     summary = summary_of(outcomes)
-    bound = f", a bound of the force error at {summary['coverage']:g}" * ("coverage" in summary)
-    return f"{summary['atoms']} atoms{bound}" if summary else ""
+    if not summary:
+        return ""
+    text = f"{summary['atoms']} atoms"
+    if "coverage" in summary:
+        text += f", a bound of the force error at {summary['coverage']:g}"
+    return text
 
 
 def _notes(site: Site, step: Step) -> Iterable[Path]:

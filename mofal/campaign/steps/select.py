@@ -23,7 +23,9 @@ from mofal.campaign.steps.base import (
 )
 from mofal.campaign.steps.density import in_memory, shard_rows, width_of
 from mofal.clusters.matched import matched_shells, weighted
+from mofal.data import concat, write_group, write_json
 from mofal.errors import ConfigError, DataError
+from mofal.potential.directory import is_model, read_described
 from mofal.schedule.task import Outcome, Task
 from mofal.schedule.wide import spread
 
@@ -45,7 +47,6 @@ FALLBACK = "lowest_quantile"
 def select_clusters(site: Site, cycle: int, system: str) -> Summary:
     """Score the samples of a system, choose cores, cut clusters."""
     from mofal.clusters import extract
-    from mofal.data import write_group, write_json
     from mofal.density import PerElementDensity, score
 
     samples = in_memory(site, site.group(paths.place(cycle, system, "samples.zarr")))
@@ -115,7 +116,6 @@ def with_drawn(
     What was selected is not drawn again; what cannot be cut soundly is replaced by the next.
     """
     from mofal.clusters import cut, random_cores
-    from mofal.data import concat
 
     def pairs(ds: xr.Dataset) -> list[tuple[int, int]]:
         return list(zip(ds["core_structure"].values.tolist(), ds["core_block"].values.tolist()))
@@ -149,8 +149,6 @@ def refuse_foreign_features(
     DataError
         Also where the features do not say whose they are.
     """
-    from mofal.potential.directory import is_model, read_described
-
     made_by = site.path(paths.model(cycle - 1))
     if not fitted.model_hash and is_model(made_by):
         # Densities of the version before did not write it down.

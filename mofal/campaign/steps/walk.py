@@ -22,6 +22,9 @@ from mofal.campaign.steps.base import (
     progress_files,
 )
 from mofal.campaign.steps.density import in_memory, shard_rows
+from mofal.data import concat, open_group, select, write_group
+from mofal.data.store import atomic_path
+from mofal.dynamics import walk_length
 from mofal.errors import CampaignError
 from mofal.schedule.task import Outcome, Task
 
@@ -40,7 +43,6 @@ def start_frame(site: Site, cycle: int, system: str, index: int) -> xr.Dataset:
     bonds still hold, where there are such; a bond that a poor potential broke would stay broken.
     """
     from mofal.clusters import check_bonds
-    from mofal.data import select
     from mofal.dynamics import sample_harmonic
 
     blocks = site.blocks(system)
@@ -71,12 +73,8 @@ def start_frame(site: Site, cycle: int, system: str, index: int) -> xr.Dataset:
 @on_site
 def walk(site: Site, cycle: int, system: str, index: int) -> Summary:
     """Walk once, and featurize where it ended."""
-    from mofal.campaign.steps.walk import start_frame
-    from mofal.data import write_group
-    from mofal.data.store import atomic_path
     from mofal.density import PerElementDensity
     from mofal.dynamics import walk as walk_from
-    from mofal.dynamics import walk_length
     from mofal.potential import load
 
     potential = load(site.path(paths.model(cycle - 1)), device=site.device("walk"))
@@ -170,8 +168,6 @@ def gather(site: Site, cycle: int, system: str, lost: dict[str, str]) -> Summary
     shard to shard where it is more than may be in memory.
     """
     import xarray as xr
-
-    from mofal.data import concat, open_group, write_group
 
     frames, features, records, traces = [], [], [], []
     for k in range(site.config.exploration.walks):
