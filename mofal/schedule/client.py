@@ -247,14 +247,6 @@ class ClientBackend:
             self._post(("started", message["attempt"], message["name"]))
 
     # -- now and then
-    lends = False  # workers of somebody else's cluster are its scheduler's to give
-
-    def lend(self, worker: str, identity: str) -> None:
-        """Never asked: see `lends`."""
-
-    def take_back(self, worker: str, identity: str) -> None:
-        """Never asked: see `lends`."""
-
     def scale(self, pool: str, view: PoolView, *, busy: Mapping[str, int]) -> None:
         """The number of workers is the cluster's affair."""
 
