@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 _LAZY = {
     "BondLimits": "mofal.dynamics.limits",
     "bond_limits": "mofal.dynamics.limits",
+    "Plan": "mofal.dynamics.walker",
     "Walk": "mofal.dynamics.walker",
     "WalkSettings": "mofal.dynamics.settings",
     "Network": "mofal.dynamics.network",
@@ -18,10 +19,12 @@ _LAZY = {
     "sample_harmonic": "mofal.dynamics.harmonic",
     "walk": "mofal.dynamics.walker",
     "walk_length": "mofal.dynamics.settings",
+    "walks": "mofal.dynamics.walker",
 }
 __all__ = [
     "BondLimits",
     "Network",
+    "Plan",
     "Walk",
     "WalkSettings",
     "bond_limits",
@@ -29,6 +32,7 @@ __all__ = [
     "sample_harmonic",
     "walk",
     "walk_length",
+    "walks",
 ]
 
 if TYPE_CHECKING:
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from mofal.dynamics.limits import BondLimits, bond_limits
     from mofal.dynamics.network import Network, internal_coordinates
     from mofal.dynamics.settings import WalkSettings, walk_length
-    from mofal.dynamics.walker import Walk, walk
+    from mofal.dynamics.walker import Plan, Walk, walk, walks
 
 
 def __getattr__(name: str) -> Any:

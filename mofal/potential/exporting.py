@@ -95,7 +95,7 @@ def export(
     shifts = _shifts(potential, energies)
     with tempfile.TemporaryDirectory(prefix="mofal-export-") as directory:
         work = Path(directory)
-        checkpoint = _write_checkpoint(potential, work, shifts)
+        checkpoint = write_checkpoint(potential, work, shifts)
         package = work / f"model{PACKAGE}"
         _say(progress, f"packaging model {potential.model_hash} ...")
         _run_script("package", ["build", str(checkpoint), str(package)])
@@ -135,7 +135,7 @@ def _shifts(potential: NequIPPotential, energies: str) -> dict[str, float]:
     return {e: known[e] for e in potential.elements}
 
 
-def _write_checkpoint(potential: NequIPPotential, work: Path, shifts: dict[str, float]) -> Path:
+def write_checkpoint(potential: NequIPPotential, work: Path, shifts: dict[str, float]) -> Path:
     """Write what `nequip-train` would have left behind: the scripts take nothing else."""
     import lightning
     import torch
