@@ -103,9 +103,7 @@ class TorchArrays:
 
     def largest(self, values: Any, first: Any, system: Any) -> Any:
         """Largest (s,) of values (n,) of each system; NaN where there is one."""
-        out = self.torch.full(
-            (len(first),), -np.inf, dtype=values.dtype, device=values.device
-        )
+        out = self.torch.full((len(first),), -np.inf, dtype=values.dtype, device=values.device)
         return out.scatter_reduce_(0, system, values, "amax")
 
     def all_finite(self, values: Any) -> bool:

@@ -7,7 +7,7 @@ only where something is wrong.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from ase import units
@@ -18,10 +18,8 @@ from mofal.dynamics.checks import check_bonds, check_cell, check_distances, chec
 from mofal.dynamics.engine import Engine
 from mofal.dynamics.integrator import Integrator, Member
 from mofal.dynamics.limits import check_limits
+from mofal.dynamics.walker import Walker
 from mofal.dynamics.watch import Place
-
-if TYPE_CHECKING:
-    from mofal.dynamics.walker import Walker
 
 
 def run_crew(walkers: Sequence[Walker], engine: Engine, *, together: int) -> None:
@@ -133,8 +131,9 @@ class Crew:
         self._bond_shifts = xp.real(np.concatenate(shifts))
         self._expected = xp.real(np.concatenate(expected))
         self._bond_system = xp.whole(np.concatenate(system))
-        self._most, self._most_mean = xp.real(np.concatenate(most)), xp.real(
-            np.concatenate(most_mean)
+        self._most, self._most_mean = (
+            xp.real(np.concatenate(most)),
+            xp.real(np.concatenate(most_mean)),
         )
         self._share = xp.real(np.concatenate(share))
         self._mean = xp.real(np.concatenate([self.walkers[k].bond_mean for k in self._bond_rows]))
@@ -282,9 +281,7 @@ class Crew:
         rows, problem = integrator._rows[k], ""
         if integrator.flexible:
             cell = self._host(integrator.cells[k])
-            problem = check_cell(
-                self.walkers[k].start_cell, cell, max_stretch=settings.max_stretch
-            )
+            problem = check_cell(self.walkers[k].start_cell, cell, max_stretch=settings.max_stretch)
         return problem or check_motion(
             self._host(integrator.positions[rows]),
             self._host(integrator.momenta[rows]),

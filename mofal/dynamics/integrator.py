@@ -345,7 +345,9 @@ class Integrator:
     def kinetic_energies(self) -> Any:
         """Kinetic energy (s,) of the atoms of every system, eV."""
         square = self.momenta * self.momenta * self.inverse_mass
-        return 0.5 * self.xp.sums(square[:, 0] + square[:, 1] + square[:, 2], self.first, self.system)
+        return 0.5 * self.xp.sums(
+            square[:, 0] + square[:, 1] + square[:, 2], self.first, self.system
+        )
 
     def temperatures(self) -> Any:
         """Temperature (s,) of every system, K."""

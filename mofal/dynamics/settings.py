@@ -57,8 +57,9 @@ class WalkSettings:
         familiar at its start has stayed below this quantile for so long, fs. Atoms that are
         unfamiliar from the start are recorded and not waited for.
     when_unfamiliar
-        What such an atom does to the walk: ``"stop"`` ends it; ``"mark"`` records the atoms and goes
-        on; ``"collect"`` goes on too and keeps the frame in which each was met (`Walk.collected`).
+        What such an atom does to the walk: ``"stop"`` ends it; ``"mark"`` records the atoms and
+        goes on; ``"collect"`` goes on too and keeps the frame in which each was met
+        (`Walk.collected`).
     sample_every, checkpoint_every
         Steps between samples of the trace (distances are checked there; cell, forces, temperature
         and bonds at every step) and between checkpoints. An exploded walk ends where its last

@@ -9,9 +9,13 @@ architecture.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from mofal.errors import PotentialError
 
 SINGLE, BATCH = "mofal", "mofal_batch"
 """Names of the targets: one structure, and batches of at least two."""
@@ -45,7 +49,7 @@ def _record(into: dict[str, str]) -> None:
             if value.numel()
         }
         attributes = (*graph.named_parameters(), *graph.named_buffers())
-        tensors = {name: value for name, value in attributes}
+        tensors: dict[str, Any] = dict(attributes)
         for node in graph.graph.nodes:
             if node.op == "get_attr":
                 tensors[str(node.target)] = getattr(graph, str(node.target))
@@ -55,6 +59,41 @@ def _record(into: dict[str, str]) -> None:
         return graph
 
     aot.nequip_make_fx = traced
+
+
+def run_compiler(
+    source: Path, target: Path, *, constants: Path, device: str, threads: int, batched: bool = False
+) -> None:
+    """`nequip-compile` with the hidden layer among its outputs, in a process of its own.
+
+    Raises
+    ------
+    PotentialError
+        With the last line that it said.
+    """
+    name = BATCH if batched else SINGLE
+    arguments = [str(constants), str(source), str(target), "--mode", "aotinductor"]
+    arguments += ["--device", device, "--target", name]
+    environment = {
+        **os.environ,
+        "_NEQUIP_LOG_LEVEL": "ERROR",
+        "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": str(threads),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "mofal.potential.compile_script", *arguments],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=environment,
+        check=False,
+    )
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
+        raise PotentialError(
+            f"compiling the network failed: {lines[-1] if lines else 'no message'}; "
+            "write engine: eager to do without"
+        )
 
 
 def main(arguments: list[str]) -> None:

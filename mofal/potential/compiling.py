@@ -13,14 +13,12 @@ import json
 import os
 import platform
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +26,10 @@ import torch
 from mofal.data import hash_json
 from mofal.data.store import atomic_path
 from mofal.errors import PotentialError
-from mofal.potential.compile_script import BATCH, HIDDEN, SINGLE
+from mofal.potential.base import Networked
+from mofal.potential.checkpoint import write_checkpoint
+from mofal.potential.compile_script import HIDDEN, run_compiler
 from mofal.potential.network import Graph, collate, weights_of
-
-if TYPE_CHECKING:
-    from mofal.potential.model import NequIPPotential
 
 FORMAT = 1
 PLACE = "MOFAL_COMPILED"
@@ -101,14 +98,14 @@ def has_compiler(device: str = "cpu") -> bool:
     return any(shutil.which(name) for name in (found.split()[0], "g++", "clang++", "c++"))
 
 
-def identity(potential: NequIPPotential, *, batched: bool) -> dict[str, Any]:
+def identity(potential: Networked, *, batched: bool) -> dict[str, Any]:
     """What a compiled network depends on: everything but weights."""
     from importlib.metadata import version
 
     device = potential.device.partition(":")[0]
     return {
         "format": FORMAT,
-        **potential._description(),
+        **potential.description(),
         "device": device,
         "batched": batched,
         "torch": torch.__version__,
@@ -131,16 +128,14 @@ def _hardware(device: str) -> str:
     return f"{kind} {hash_json(sorted(flags.split()))[:10]}" if flags else kind
 
 
-def entry(
-    potential: NequIPPotential, *, batched: bool = False, folder: str | Path | None = None
-) -> Path:
+def entry(potential: Networked, *, batched: bool = False, folder: str | Path | None = None) -> Path:
     """Where the compiled network of a potential is, or would be."""
     key = hash_json(identity(potential, batched=batched))
     return cache_folder(folder) / key[:20]
 
 
 def is_compiled(
-    potential: NequIPPotential, *, batched: bool = False, folder: str | Path | None = None
+    potential: Networked, *, batched: bool = False, folder: str | Path | None = None
 ) -> bool:
     """Whether a compiled network of this architecture is there for this machine."""
     return (entry(potential, batched=batched, folder=folder) / _ABOUT).is_file()
@@ -156,7 +151,7 @@ def compile_seconds(folder: str | Path | None = None) -> float:
 
 
 def choose(
-    potential: NequIPPotential,
+    potential: Networked,
     wanted: str = "auto",
     *,
     evaluations: float,
@@ -205,7 +200,7 @@ def choose(
 
 
 def compiled_network(
-    potential: NequIPPotential,
+    potential: Networked,
     *,
     batched: bool = False,
     folder: str | Path | None = None,
@@ -260,11 +255,7 @@ def _alone(place: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_UN)
 
 
-def _make(
-    potential: NequIPPotential, place: Path, *, batched: bool, progress: Progress | None
-) -> None:
-    from mofal.potential.exporting import write_checkpoint
-
+def _make(potential: Networked, place: Path, *, batched: bool, progress: Progress | None) -> None:
     if not has_compiler(potential.device):
         raise PotentialError(
             "a compiled network wants a C++ compiler, and none is found here: apt-get install g++"
@@ -281,6 +272,7 @@ def _make(
             work / _NETWORK,
             constants=work / _CONSTANTS,
             device=potential.device.partition(":")[0],
+            threads=torch.get_num_threads(),
             batched=batched,
         )
         about: dict[str, Any] = {
@@ -307,43 +299,8 @@ def _make(
         )
 
 
-def run_compiler(
-    source: Path, target: Path, *, constants: Path, device: str, batched: bool = False
-) -> None:
-    """`nequip-compile` with the hidden layer among its outputs, in a process of its own.
-
-    Raises
-    ------
-    PotentialError
-        With the last line that it said.
-    """
-    name = BATCH if batched else SINGLE
-    arguments = [str(constants), str(source), str(target), "--mode", "aotinductor"]
-    arguments += ["--device", device, "--target", name]
-    environment = {
-        **os.environ,
-        "_NEQUIP_LOG_LEVEL": "ERROR",
-        "PYTHONWARNINGS": "ignore",
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "mofal.potential.compile_script", *arguments],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=environment,
-        check=False,
-    )
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        raise PotentialError(
-            f"compiling the network failed: {lines[-1] if lines else 'no message'}; "
-            "write engine: eager to do without"
-        )
-
-
 def _load(
-    potential: NequIPPotential, place: Path, *, batched: bool, about: dict[str, Any]
+    potential: Networked, place: Path, *, batched: bool, about: dict[str, Any]
 ) -> CompiledNetwork:
     """Load a compiled network and put in the weights of this potential."""
     runner = torch._inductor.aoti_load_package(str(place / _NETWORK))
@@ -372,7 +329,7 @@ class _Runner:
         return self.package(inputs)
 
 
-def largest_difference(potential: NequIPPotential, network: CompiledNetwork) -> float:
+def largest_difference(potential: Networked, network: CompiledNetwork) -> float:
     """Largest difference (eV/Å) of forces between compiled and eager, on a frame of all elements.
 
     Differences are relative where forces of the frame are beyond 10 eV/Å, which single precision

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mofal.errors import PotentialError
-from mofal.potential.base import require_elements, symbols_of
+from mofal.potential.base import Networked, require_elements, symbols_of
 from mofal.potential.compile_script import HIDDEN
 from mofal.potential.neighbours import MovingNeighbours
 from mofal.potential.network import Graph, readout_weights
@@ -24,7 +24,6 @@ from mofal.potential.standalone import Mixtures
 if TYPE_CHECKING:
     from mofal.density import PerElementDensity
     from mofal.potential.compiling import CompiledNetwork
-    from mofal.potential.model import NequIPPotential
 
 GPU_TOGETHER = 64
 
@@ -64,7 +63,7 @@ class NetworkEngine:
 
     def __init__(
         self,
-        potential: NequIPPotential,
+        potential: Networked,
         *,
         compiled: CompiledNetwork | None = None,
         batched: CompiledNetwork | None = None,
@@ -159,7 +158,7 @@ class NetworkEngine:
 
     def _new(self, numbers: np.ndarray, pbc: np.ndarray) -> _Member:
         require_elements(symbols_of(numbers), self.potential.elements, what="this potential")
-        types = torch.from_numpy(self.potential._types[np.asarray(numbers, np.int64)])
+        types = torch.from_numpy(self.potential.types[np.asarray(numbers, np.int64)])
         return _Member(MovingNeighbours(pbc, self.potential.r_max), types)
 
     def _single(self, graph: Graph) -> Graph:
@@ -193,7 +192,7 @@ class NetworkEngine:
 
 
 def make_engine(
-    potential: NequIPPotential,
+    potential: Networked,
     engine: str = "eager",
     *,
     density: PerElementDensity | None = None,

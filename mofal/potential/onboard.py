@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.errors import PotentialError
+from mofal.potential.base import Networked
 from mofal.potential.network import readout_weights
 
 if TYPE_CHECKING:
     from mofal.density import ErrorBound, PerElementDensity
-    from mofal.potential.model import NequIPPotential
 
 
 def density_arrays(
@@ -67,7 +67,7 @@ def _factors(given: np.ndarray, kind: str, k: int, d: int) -> np.ndarray:
 
 
 def exported_arrays(
-    potential: NequIPPotential, density: PerElementDensity, error_bound: ErrorBound | None
+    potential: Networked, density: PerElementDensity, error_bound: ErrorBound | None
 ) -> dict[str, np.ndarray]:
     """All that the calculator of an export needs beside its network.
 

@@ -63,7 +63,9 @@ class Mixtures:
             shift = torch.einsum("kd,kde->ke", means, factor)
             wide = factor.permute(1, 0, 2).reshape(d, k * d).contiguous()
             scale = torch.log(torch.diagonal(factor, dim1=1, dim2=2)).sum(dim=1)
-            constant = scale + torch.log(put(arrays[f"weights_{z}"])) - 0.5 * d * math.log(2 * math.pi)
+            constant = (
+                scale + torch.log(put(arrays[f"weights_{z}"])) - 0.5 * d * math.log(2 * math.pi)
+            )
             self._mixtures[z] = wide, shift.reshape(-1), constant, k, d
             if f"knot_value_{z}" in names:
                 value, level = put(arrays[f"knot_value_{z}"]), put(arrays[f"knot_level_{z}"])
@@ -198,9 +200,7 @@ class FamiliarityCalculator(Calculator):
         frame: Any = self.atoms
         types = self._types[frame.numbers]
         if (types < 0).any():
-            raise ValueError(
-                f"the potential has no type for {frame[int(np.argmin(types))].symbol}"
-            )
+            raise ValueError(f"the potential has no type for {frame[int(np.argmin(types))].symbol}")
         periodic = np.asarray(frame.pbc, bool)
         edges, shifts = neighbour_edges(frame.positions, frame.cell.array, periodic, self.r_max)
         cell = frame.cell.array if periodic.any() else np.zeros((3, 3))

@@ -31,14 +31,14 @@ def crystals():
 
 @pytest.mark.parametrize("ensemble", ["npt", "nvt", "nvst"])
 def test_walks__the_same_bits_alone_and_in_company(ensemble, make_potential):
-    """Sizes, temperatures, pressures, lengths and seeds differ; one explodes; slots are refilled."""
+    """Sizes, temperatures, lengths and seeds differ; one explodes; places are refilled."""
     ds = crystals()
     base = replace(NPT, ensemble=ensemble, length_fs=160.0)
     settings = [
         base,
         replace(base, temperature_K=25.0, length_fs=120.0),
         replace(base, pressure_GPa=0.1, timestep_fs=2.0),
-        replace(base, temperature_K=60.0, max_temperature=1.01),  # too hot within a few steps
+        replace(base, temperature_K=200.0, min_distance=3.4),  # two come too close
         replace(base, thermostat_fs=50.0),
     ]
     plans = [Plan(k % 3, (7, k), settings=s) for k, s in enumerate(settings)]
