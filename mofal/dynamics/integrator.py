@@ -32,7 +32,6 @@ from mofal.dynamics.arrays import (
     determinant,
     exponential,
     product,
-    rows_times,
     symmetric,
     trace,
 )
@@ -283,19 +282,19 @@ class Integrator:
     def _kick_cells(self) -> None:
         kinetic = self.kinetic_tensor()
         volume = self.volumes()[:, None, None]
-        force = kinetic - volume * self.outcome.stress
+        force = symmetric(kinetic - volume * self.outcome.stress)
         if self.ensemble == "npt":
             isotropic = trace(kinetic) / self.degrees
             force = force + (isotropic[:, None, None] - self.pressure * volume) * self.unit
         else:
-            force = _deviator(symmetric(force), self.unit)
+            force = _deviator(force, self.unit)
         self.cell_momenta = self.cell_momenta + 0.5 * self.dt * force
 
     def _drift_cells(self) -> None:
         # Cell momenta are symmetric: so is their exponential.
         change = exponential(0.5 * self.dt * self.cell_momenta / self.cell_masses, self.unit)
         self.cells = product(self.cells, change)
-        self.positions = rows_times(self.positions, change[self.system])
+        self.positions = self.xp.carry(self.positions, change, self._rows, self.system)
 
     def drag(self) -> Any:
         """Rate (s, 3, 3) at which the cell slows the atoms.
@@ -310,23 +309,19 @@ class Integrator:
 
     def _drag(self) -> None:
         change = exponential(-0.5 * self.dt * self.drag(), self.unit)
-        self.momenta = rows_times(self.momenta, change[self.system])
+        self.momenta = self.xp.carry(self.momenta, change, self._rows, self.system)
 
     def _heat_bath(self) -> None:
         if not self.bath:
             return
         before = self._kinetic_all() if self.flexible else None
-        noise, cell_noise = [], []
-        for member in self.members:
-            noise.append(member.rng.standard_normal((len(member.numbers), 3)))
-            if self.flexible:
-                matrix = member.rng.standard_normal((3, 3))
-                cell_noise.append(0.5 * (matrix + matrix.T))
-        drawn = self.xp.real(noise[0] if len(noise) == 1 else np.concatenate(noise))
+        generators = [member.rng for member in self.members]
+        drawn = self.xp.noise(generators, self._rows, (len(self.systems.numbers), 3))
         self.momenta = self.kept * self.momenta + self.noise * drawn
         if self.flexible:
             kept = self.cell_kept * self.cell_momenta
-            moved = kept + self.cell_noise * self.xp.real(np.stack(cell_noise))
+            matrices = np.stack([rng.standard_normal((3, 3)) for rng in generators])
+            moved = kept + self.cell_noise * self.xp.real(symmetric(matrices))
             self.cell_momenta = moved if self.ensemble == "npt" else _deviator(moved, self.unit)
             self.heat = self.heat + (self._kinetic_all() - before)
 
@@ -334,20 +329,12 @@ class Integrator:
     def kinetic_tensor(self) -> Any:
         """Σ p pᵀ/m of every system, (s, 3, 3) in eV."""
         p = self.momenta
-        weighted = p * self.inverse_mass
-        pairs = [p * weighted[:, a : a + 1] for a in range(3)]
-        sums = [self.xp.sums(x, self.first, self.system) for x in pairs]
-        out = 0.0 * self.cells
-        for a in range(3):
-            out[:, a] = sums[a]
-        return out
+        return self.xp.tensors(p, p * self.inverse_mass, self._rows, self.first, self.system)
 
     def kinetic_energies(self) -> Any:
         """Kinetic energy (s,) of the atoms of every system, eV."""
-        square = self.momenta * self.momenta * self.inverse_mass
-        return 0.5 * self.xp.sums(
-            square[:, 0] + square[:, 1] + square[:, 2], self.first, self.system
-        )
+        square = self.xp.squares(self.momenta) * self.inverse_mass[:, 0]
+        return 0.5 * self.xp.sums(square, self.first, self.system)
 
     def temperatures(self) -> Any:
         """Temperature (s,) of every system, K."""
@@ -374,8 +361,7 @@ class Integrator:
 
     def largest_forces(self) -> Any:
         """Largest squared force (s,) in every system, (eV/Å)²; NaN where one is not a number."""
-        f = self.forces * self.forces
-        return self.xp.largest(f[:, 0] + f[:, 1] + f[:, 2], self.first, self.system)
+        return self.xp.largest(self.xp.squares(self.forces), self.first, self.system)
 
 
 def _deviator(matrices: Any, unit: Any) -> Any:

@@ -139,15 +139,22 @@ class NetworkEngine:
             )
         if self.device == "cpu":
             outs = [self._single(graph) for graph in graphs]
-            energy = np.array([float(out["total_energy"].reshape(())) for out in outs])
+            energy = np.array([float(out["total_energy"].detach()) for out in outs])
             forces = _joined([out["forces"] for out in outs]).numpy()
             stresses = _joined([out["stress"].view(1, 3, 3) for out in outs]).numpy()
-            hidden = torch.cat([out[HIDDEN] for out in outs]) if len(outs) > 1 else outs[0][HIDDEN]
-            quantile = self._quantile(hidden, systems.numbers)
-            found = None if quantile is None else quantile.numpy()
+            found = None
+            if self._mixtures is not None:  # one by one: the same bits in any company
+                ends = np.cumsum(systems.n_atoms)
+                pieces = [
+                    self._quantile(out[HIDDEN], systems.numbers[end - n : end]).numpy()
+                    for out, end, n in zip(outs, ends, systems.n_atoms)
+                ]
+                found = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
             return Outcome(energy, forces, stresses, found, shortest)
         out = self._batch(graphs)
-        quantile = self._quantile(out[HIDDEN], systems.numbers)
+        quantile = None
+        if self._mixtures is not None:
+            quantile = self._quantile(out[HIDDEN], systems.numbers)
         return Outcome(
             out["total_energy"].detach().view(-1).to(torch.float64),
             out["forces"].detach().to(torch.float64),
@@ -181,9 +188,8 @@ class NetworkEngine:
             return {k: v[:1] if k in per_system else v[:n] for k, v in out.items()}
         return self.batched(graph)
 
-    def _quantile(self, hidden: torch.Tensor, numbers: np.ndarray) -> torch.Tensor | None:
-        if self._mixtures is None:
-            return None
+    def _quantile(self, hidden: torch.Tensor, numbers: np.ndarray) -> torch.Tensor:
+        assert self._mixtures is not None
         with torch.no_grad():
             # What was calibrated were features in single precision.
             features = (hidden.detach() @ self._readout).to(torch.float32)

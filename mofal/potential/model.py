@@ -174,7 +174,13 @@ class NequIPPotential:
         """Hash of architecture and weights."""
         return weights_hash(self.description(), weights_of(self.network))
 
-    def _description(self) -> dict[str, Any]:
+    @property
+    def types(self) -> np.ndarray:
+        """Type of each atomic number, shape (119,); -1 for elements that it does not know."""
+        return self._types
+
+    def description(self) -> dict[str, Any]:
+        """Return all that the network depends on beside its weights."""
         return {
             "architecture": self.architecture.model_dump(),
             "elements": list(self.elements),

@@ -28,7 +28,7 @@ NAME = ""
 """Stem of the files; written by the export. Empty: given to `calculator`."""
 HIDDEN = "node_features"
 _INPUTS = ("pos", "edge_index", "atom_types", "cell", "edge_cell_shift")
-_ROWS = 8192
+_ROWS, _FEW, _KEPT = 8192, 2048, 128
 
 
 class Mixtures:
@@ -75,22 +75,27 @@ class Mixtures:
         if "bound_factor" in names:
             novelty, error = put(arrays["bound_novelty"]), put(arrays["bound_error"])
             self._bound = float(arrays["bound_factor"]), novelty, error
-        self._rows: tuple[bytes, list[tuple[int, torch.Tensor]]] = (b"", [])
+        self._rows: dict[bytes, list[tuple[int, torch.Tensor]]] = {}
+        self._pad()
 
     def rows_of(self, labels: np.ndarray) -> list[tuple[int, torch.Tensor]]:
         """Rows of each known label; kept for as long as the labels are the same."""
         key = np.ascontiguousarray(labels, np.int64).tobytes()
-        if key != self._rows[0]:
+        if key not in self._rows:
+            if len(self._rows) >= _KEPT:
+                self._rows.clear()
             found = []
             for z in self.labels:
                 rows = np.flatnonzero(np.asarray(labels) == z)
                 if len(rows):
                     found.append((z, torch.as_tensor(rows, device=self.device)))
-            self._rows = key, found
-        return self._rows[1]
+            self._rows[key] = found
+        return self._rows[key]
 
     def log_likelihood(self, features: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
         """Log-likelihood (n,) of rows (n, f); -inf for labels never seen."""
+        if len(features) <= _FEW:
+            return self._few_likelihoods(features, labels)
         x = features.to(torch.float64)
         if self.projection is not None:
             x = (x - self.projection[0]) @ self.projection[1]
@@ -105,6 +110,8 @@ class Mixtures:
 
     def quantile(self, log_likelihood: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
         """Quantile (n,) in (0, 1) of log-likelihoods; 0 for labels without quantiles."""
+        if len(log_likelihood) <= _FEW:
+            return self._few_quantiles(log_likelihood, labels)
         out = torch.zeros_like(log_likelihood)
         for z, rows in self.rows_of(labels):
             if z in self._knots:
@@ -115,6 +122,81 @@ class Mixtures:
                 high = 1.0 - (1.0 - level[-1]) / (1.0 + (x - value[-1]).clamp(min=0.0) / above)
                 q = torch.where(x < value[0], low, torch.where(x > value[-1], high, q))
                 out[rows] = q
+        return out
+
+    # Few rows: all labels in one go, padded, since each operation costs more than its numbers.
+    def _pad(self) -> None:
+        def padded(parts: list[torch.Tensor], size: int, fill: float) -> torch.Tensor:
+            return torch.stack(
+                [torch.nn.functional.pad(p, (0, size - p.shape[-1]), value=fill) for p in parts]
+            )
+
+        mixtures = [self._mixtures[z] for z in self.labels]
+        most = max(k for *_, k, _ in mixtures)
+        self._d = mixtures[0][4]
+        self._wide = padded([m[0] for m in mixtures], most * self._d, 0.0)
+        self._shift = padded([m[1] for m in mixtures], most * self._d, 0.0)[:, None]
+        self._constant = padded([m[2] for m in mixtures], most, -math.inf)[:, None]
+        one = torch.ones(1, dtype=torch.float64, device=self.device)
+        knots = [self._knots.get(z, (one, 0.0 * one, 1.0, 1.0)) for z in self.labels]
+        size = max(len(value) for value, *_ in knots)
+        self._value = padded([k[0] for k in knots], size, math.inf)
+        self._level = padded([k[1] for k in knots], size, 1.0)
+        ends = [[float(v[0]), float(v[-1]), float(q[0]), float(q[-1])] for v, q, *_ in knots]
+        scales = [[below, above] for *_, below, above in knots]
+        known = [[1.0 if z in self._knots else 0.0] for z in self.labels]
+        columns = [a + b + c for a, b, c in zip(ends, scales, known)]
+        self._ends = torch.tensor(columns, dtype=torch.float64, device=self.device)
+        self._last = torch.tensor([len(v) - 1 for v, *_ in knots], device=self.device)
+        self._places: dict[bytes, tuple[torch.Tensor, ...]] = {}
+
+    def _place(self, labels: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Rows of each label side by side (l, m), where each row went, and those that went."""
+        key = np.ascontiguousarray(labels, np.int64).tobytes()
+        if key not in self._places:
+            if len(self._places) >= _KEPT:
+                self._places.clear()
+            rows = [np.flatnonzero(np.asarray(labels) == z) for z in self.labels]
+            most = max(1, max(len(r) for r in rows))
+            table = np.zeros((len(rows), most), np.int64)
+            flat, there = [], []
+            for i, r in enumerate(rows):
+                table[i, : len(r)] = r
+                flat.append(i * most + np.arange(len(r)))
+                there.append(r)
+            which = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+            arrays = table, np.concatenate(flat), np.concatenate(there), which
+            self._places[key] = tuple(torch.as_tensor(a, device=self.device) for a in arrays)
+        return self._places[key]
+
+    def _few_likelihoods(self, features: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
+        x = features.to(torch.float64)
+        if self.projection is not None:
+            x = (x - self.projection[0]) @ self.projection[1]
+        table, flat, there, _ = self._place(labels)
+        y = torch.baddbmm(self._shift, x[table], self._wide, beta=-1.0)
+        y = (y * y).view(*table.shape, -1, self._d).sum(dim=3)
+        values = torch.logsumexp(torch.add(self._constant, y, alpha=-0.5), dim=2)
+        out = torch.full((len(x),), -math.inf, dtype=torch.float64, device=self.device)
+        out[there] = values.view(-1)[flat]
+        return out
+
+    def _few_quantiles(self, log_likelihood: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
+        table, flat, there, which = self._place(labels)
+        x = log_likelihood[table]
+        right = torch.searchsorted(self._value, x).view(-1)[flat]
+        x = x.view(-1)[flat]
+        first, last, lowest, highest, below, above, known = self._ends[which].unbind(1)
+        right = torch.minimum(right.clamp(min=1), self._last[which].clamp(min=1))
+        left = right - 1
+        value, level = self._value, self._level
+        a, b, p = value[which, left], value[which, right], level[which, left]
+        q = p + (x - a) / (b - a) * (level[which, right] - p)
+        low = lowest / (1.0 + (first - x) / below)
+        high = 1.0 - (1.0 - highest) / (1.0 + (x - last) / above)
+        q = torch.where(x < first, low, torch.where(x >= last, high, q)) * known
+        out = torch.zeros_like(log_likelihood)
+        out[there] = q
         return out
 
     @property
