@@ -14,7 +14,7 @@ from ase import units
 from numpy.typing import NDArray
 
 from mofal.dynamics.arrays import determinant, product, trace
-from mofal.dynamics.checks import check_bonds, check_cell, check_distances, check_motion
+from mofal.dynamics.checks import check_bond_strain, check_cell, check_distances, check_motion
 from mofal.dynamics.engine import Engine
 from mofal.dynamics.integrator import Integrator, Member
 from mofal.dynamics.limits import check_limits
@@ -319,7 +319,7 @@ class Crew:
         pairs, _, expected = walker.bonds[:3]
         if settings.max_bond_strain is not None:
             lengths = (strain + 1.0) * expected
-            found = check_bonds(lengths, expected, pairs, max_strain=settings.max_bond_strain)
+            found = check_bond_strain(lengths, expected, pairs, max_strain=settings.max_bond_strain)
             if found:
                 return found
         if walker.limits is None:
