@@ -26,6 +26,7 @@ def density_arrays(
     density : PerElementDensity
         Fitted; best calibrated on rows that trained nothing.
     error_bound : ErrorBound, optional
+        Made with the density's own quantiles; by default the bound that the density keeps.
 
     Returns
     -------
@@ -50,6 +51,15 @@ def density_arrays(
         out["bound_factor"] = np.array(error_bound.factor_)
         out["bound_novelty"], out["bound_error"] = error_bound.novelty_, error_bound.error_
         out["bound_coverage"] = np.array(error_bound.coverage)
+    elif density.bound_ is not None:
+        bound = density.bound_.bound
+        out["bound_factor"], out["bound_coverage"] = bound.factor_, bound.coverage
+        out["bound_novelty"], out["bound_error"] = bound.novelty_, bound.error_
+        # It was made on quantiles of another scale than those that are told.
+        for label, knots in density.bound_.scale.knots_.items():
+            out[f"bound_knot_value_{label}"] = knots.value
+            out[f"bound_knot_level_{label}"] = knots.level
+            out[f"bound_knot_scales_{label}"] = np.array([knots.below, knots.above])
     out["density_hash"] = np.array(density.density_hash)
     out["model_hash"] = np.array(density.model_hash)
     return {name: np.asarray(value) for name, value in out.items()}

@@ -40,7 +40,8 @@ class Mixtures:
         ``labels`` (l,), and for each label z ``weights_z`` (k,), ``means_z`` (k, d),
         ``precisions_cholesky_z`` (k, d, d), ``knot_value_z``, ``knot_level_z`` (m,) and
         ``knot_scales_z`` (2,); optionally ``projection_mean`` (f,), ``projection`` (f, d),
-        ``bound_factor`` (), ``bound_novelty`` and ``bound_error`` (b,).
+        ``bound_factor`` (), ``bound_novelty`` and ``bound_error`` (b,), and ``bound_knot_*`` where
+        the bound was made on a scale of its own.
     device : str
     """
 
@@ -55,7 +56,8 @@ class Mixtures:
         if "projection" in names:
             self.projection = put(arrays["projection_mean"]), put(arrays["projection"])
         self._mixtures = {}
-        self._knots = {}
+        self._knots: dict[int, Any] = {}
+        self._bound_knots: dict[int, Any] = {}
         for z in self.labels:
             means, factor = put(arrays[f"means_{z}"]), put(arrays[f"precisions_cholesky_{z}"])
             k, d = means.shape
@@ -67,10 +69,14 @@ class Mixtures:
                 scale + torch.log(put(arrays[f"weights_{z}"])) - 0.5 * d * math.log(2 * math.pi)
             )
             self._mixtures[z] = wide, shift.reshape(-1), constant, k, d
-            if f"knot_value_{z}" in names:
-                value, level = put(arrays[f"knot_value_{z}"]), put(arrays[f"knot_level_{z}"])
-                below, above = (float(v) for v in arrays[f"knot_scales_{z}"])
-                self._knots[z] = value, level, below, above
+            for start, into in (("knot", self._knots), ("bound_knot", self._bound_knots)):
+                if f"{start}_value_{z}" in names:
+                    value, level = (
+                        put(arrays[f"{start}_value_{z}"]),
+                        put(arrays[f"{start}_level_{z}"]),
+                    )
+                    below, above = (float(v) for v in arrays[f"{start}_scales_{z}"])
+                    into[z] = value, level, below, above
         self._bound = None
         if "bound_factor" in names:
             novelty, error = put(arrays["bound_novelty"]), put(arrays["bound_error"])
@@ -112,10 +118,15 @@ class Mixtures:
         """Quantile (n,) in (0, 1) of log-likelihoods; 0 for labels without quantiles."""
         if len(log_likelihood) <= _FEW:
             return self._few_quantiles(log_likelihood, labels)
+        return self._quantiles(log_likelihood, labels, self._knots)
+
+    def _quantiles(
+        self, log_likelihood: torch.Tensor, labels: np.ndarray, knots: dict[int, Any]
+    ) -> torch.Tensor:
         out = torch.zeros_like(log_likelihood)
         for z, rows in self.rows_of(labels):
-            if z in self._knots:
-                value, level, below, above = self._knots[z]
+            if z in knots:
+                value, level, below, above = knots[z]
                 x = log_likelihood[rows]
                 q = _interpolate(x, value, level)
                 low = level[0] / (1.0 + (value[0] - x).clamp(min=0.0) / below)
@@ -204,10 +215,15 @@ class Mixtures:
         """Whether there is an error bound."""
         return self._bound is not None
 
-    def error_bound(self, quantile: torch.Tensor) -> torch.Tensor:
+    def error_bound(self, log_likelihood: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
         """Upper bound (n,) of the force error, eV/Å; infinite at quantile 0."""
         if self._bound is None:
             raise ValueError("this potential was exported without an error bound")
+        quantile = self._quantiles(log_likelihood, labels, self._bound_knots or self._knots)
+        return self._bounded(quantile)
+
+    def _bounded(self, quantile: torch.Tensor) -> torch.Tensor:
+        assert self._bound is not None
         factor, novelty, error = self._bound
         x = -torch.log(quantile)
         inside = _interpolate(x, novelty, error)
@@ -310,7 +326,8 @@ class FamiliarityCalculator(Calculator):
         quantile = self.mixtures.quantile(values, frame.numbers)
         self.results["log_likelihood"], self.results["quantile"] = _host(values), _host(quantile)
         if self.mixtures.bounds:
-            self.results["error_bound"] = _host(self.mixtures.error_bound(quantile))
+            bound = self.mixtures.error_bound(values, frame.numbers)
+            self.results["error_bound"] = _host(bound)
 
 
 def _host(value: torch.Tensor) -> np.ndarray:

@@ -54,10 +54,20 @@ def test_mixtures__error_bound_as_the_density_room_says():
     q = rng.random(2000)
     bound = ErrorBound(0.9).fit(q, -0.01 * np.log(q) * rng.random(2000), np.arange(2000) // 20)
     mixtures = Mixtures(density_arrays(density, error_bound=bound))
-    asked = np.concatenate([np.geomspace(1e-12, 0.999, 200), [0.0]])
-    found = mixtures.error_bound(torch.from_numpy(asked)).numpy()
-    np.testing.assert_allclose(found, bound.predict(asked), rtol=1e-9)
-    assert np.isinf(found[-1])
+    far, far_labels = rows(2, n=500)
+    far[:100] *= 8.0
+    far_labels[-40:] = 40  # never seen
+    values = density.score_samples(far, far_labels)
+    found = mixtures.error_bound(torch.from_numpy(values), far_labels).numpy()
+    wanted = bound.predict(density.quantile(values, far_labels))
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)
+    assert np.isinf(found[-40:]).all()
+    # The bound that a density keeps is made on a scale of its own.
+    error = 0.1 * rng.random(3000)
+    density.bound_errors(*rows(4), error, np.arange(3000) // 50)
+    mixtures = Mixtures(density_arrays(density))
+    found = mixtures.error_bound(torch.from_numpy(values), far_labels).numpy()
+    np.testing.assert_allclose(found, density.error_bound(values, far_labels), rtol=1e-9)
 
 
 # A process of its own in which importing mofal fails.
