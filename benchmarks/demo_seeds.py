@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mofal.campaign.config import CampaignConfig
-from mofal.campaign.demo import demo_config
 from mofal.campaign.driver import Campaign
-from mofal.campaign.judgement import format_table, holdout_table
+from mofal.campaign.view import format_table, holdout_table
+from mofal.commands.demo import demo_config
 
 
 def tiny(config: CampaignConfig) -> CampaignConfig:

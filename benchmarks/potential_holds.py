@@ -51,7 +51,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, float]]:
     options = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"
     from mofal.campaign.examples import seed_place
-    from mofal.campaign.holding import hold_file, survival_of
+    from mofal.campaign.steps.hold import survival_of
+    from mofal.commands.hold import hold_file
     from mofal.data import open_group
     from mofal.potential import load
 

@@ -285,8 +285,9 @@ def add_hold(commands: Any) -> None:
 
 def run_hold(args: argparse.Namespace) -> int:
     """`mofal hold`: exit status 0 where every run held, 1 where a bond broke."""
-    from mofal.campaign.holding import hold_file
-    from mofal.campaign.label import check_seed, local_schedule
+    from mofal.campaign.steps.label import local_schedule
+    from mofal.commands.hold import hold_file
+    from mofal.commands.label import check_seed
 
     check_seed(args.seed)
     records = hold_file(
@@ -359,14 +360,14 @@ def say(line: str) -> None:
 # ---------------------------------------------------------------------------------- campaigns
 def run_demo(args: argparse.Namespace) -> int:
     """`mofal demo`."""
-    from mofal.campaign.demo import demo
+    from mofal.commands.demo import demo
 
     return demo(args.directory, seed=args.seed, workers=args.workers, say=say)
 
 
 def run_init(args: argparse.Namespace) -> int:
     """`mofal init`."""
-    from mofal.campaign.examples import write_example
+    from mofal.commands.init import write_example
 
     write_example(args.file, args.example)
     say(f"wrote {args.file}; edit it, then: mofal run {args.file} --dry-run")
@@ -376,8 +377,8 @@ def run_init(args: argparse.Namespace) -> int:
 def run_run(args: argparse.Namespace) -> int:
     """`mofal run`."""
     from mofal.campaign.driver import Campaign
-    from mofal.campaign.dryrun import describe_run
-    from mofal.campaign.report import report
+    from mofal.commands.report import report
+    from mofal.commands.run import describe_run
 
     file, directory = Path(args.file), args.directory
     if file.is_dir():
@@ -388,7 +389,7 @@ def run_run(args: argparse.Namespace) -> int:
         say(describe_run(campaign))
         return 0
     if args.submit:
-        from mofal.campaign.seeding import examine
+        from mofal.campaign.prepare import examine
         from mofal.schedule.handover import submit_driver
 
         examine(campaign.site)  # what would be refused in the job is refused here
@@ -412,7 +413,7 @@ def run_run(args: argparse.Namespace) -> int:
 
 def run_status(args: argparse.Namespace) -> int:
     """`mofal status`."""
-    from mofal.campaign.status import show, watch
+    from mofal.commands.status import show, watch
 
     if args.watch:
         watch(args.directory, say=say)
@@ -423,7 +424,7 @@ def run_status(args: argparse.Namespace) -> int:
 
 def run_set_aside(args: argparse.Namespace) -> int:
     """`mofal set-aside`."""
-    from mofal.campaign.aside import take_out
+    from mofal.commands.set_aside import take_out
 
     take_out(args.directory, args.structure, reason=args.reason, back=args.undo, say=say)
     return 0
@@ -431,7 +432,7 @@ def run_set_aside(args: argparse.Namespace) -> int:
 
 def run_report(args: argparse.Namespace) -> int:
     """`mofal report`."""
-    from mofal.campaign.report import report
+    from mofal.commands.report import report
 
     page = report(args.directory, progress=say)
     say(f"report: {page}")
@@ -519,7 +520,7 @@ def describe_structure(ds: Any, *, rule: str = "auto") -> str:
 # ---------------------------------------------------------------------------------- labels
 def run_label(args: argparse.Namespace) -> int:
     """`mofal label`."""
-    from mofal.campaign.label import label_file
+    from mofal.commands.label import label_file
 
     return label_file(
         args.file,
@@ -536,7 +537,7 @@ def run_label(args: argparse.Namespace) -> int:
 
 def run_match(args: argparse.Namespace) -> int:
     """`mofal match`."""
-    from mofal.campaign.match import match
+    from mofal.commands.match import match
 
     return match(
         args.system,
@@ -577,7 +578,7 @@ def unpaired_of(given: Sequence[str]) -> dict[str, int]:
 
 def run_noise(args: argparse.Namespace) -> int:
     """`mofal noise`."""
-    from mofal.campaign.noise import noise
+    from mofal.commands.noise import noise
 
     return noise(
         args.file,
@@ -594,7 +595,7 @@ def run_noise(args: argparse.Namespace) -> int:
 
 def run_mechanics(args: argparse.Namespace) -> int:
     """`mofal mechanics`."""
-    from mofal.campaign.mechanics import mechanics
+    from mofal.commands.mechanics import mechanics
     from mofal.mechanics import Criteria, CurveSettings, ElasticSettings
 
     return mechanics(
@@ -651,6 +652,6 @@ def pressure_of(args: argparse.Namespace) -> Any:
 
 def run_doctor(args: argparse.Namespace) -> int:
     """`mofal doctor`."""
-    from mofal.campaign.doctor import doctor
+    from mofal.commands.doctor import doctor
 
     return doctor(slurm=args.slurm, say=say)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import functools
 import hashlib
@@ -19,7 +18,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -515,6 +513,11 @@ class CampaignConfig(Section):
             return ()
         return self.holdout.systems or tuple(self.systems)
 
+    @property
+    def weights(self) -> Path | None:
+        """Table of force matching that weighs the atoms of clusters; None where none does."""
+        return self.selection.blueprints if self.potential.regions == "weighted" else None
+
     def deciding(self) -> dict[str, Any]:
         """All that decides the results; where things run and how many cycles may change."""
         content = _without_devices(_without_free(self.model_dump(mode="json", exclude=set(_FREE))))
@@ -547,25 +550,6 @@ def _without_free(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def completed(deciding: dict[str, Any]) -> dict[str, Any]:
-    """What `CampaignConfig.deciding` gave once, with the defaults of settings it did not know."""
-    content = _without_shared(copy.deepcopy(deciding))
-    try:
-        config = CampaignConfig.model_validate({**content, "cycles": 1})
-    except ValidationError:
-        return deciding  # a setting that this version does not know any more
-    out = _without_free(config.model_dump(mode="json", exclude=set(_FREE)))
-    if "bond_z" not in deciding.get("exploration", {}):
-        # Of a version whose defaults were others; what they decided is on the disk.
-        if out["exploration"]["max_bond_strain"] == 0.3:
-            out["exploration"]["max_bond_strain"] = None
-        for system in out["systems"].values():
-            if system.get("rule") == "carboxylate":
-                system["rule"] = "auto"
-    _without_unset(out)
-    return _without_devices(out)
-
-
 def _without_unset(content: dict[str, Any]) -> None:
     """Campaigns from before there was such a setting keep their identity."""
     for part, name in (
@@ -581,21 +565,6 @@ def _without_devices(content: dict[str, Any]) -> dict[str, Any]:
     for part in (content["potential"], *(content["potential"][s] for s in _STAGES)):
         part["device"] = "cpu"
     return content
-
-
-def differences(new: Any, old: Any, place: str = "") -> list[str]:
-    """What differs between two contents, one line for each place: ``place: old -> new``."""
-    if isinstance(new, dict) and isinstance(old, dict):
-        out = []
-        for key in dict.fromkeys([*new, *old]):
-            inner = f"{place}.{key}" if place else str(key)
-            out += differences(new.get(key), old.get(key), inner)
-        return out
-    if new == old:
-        return []
-    if place.rsplit(".", 1)[-1] in ("file", "blueprints") and None not in (new, old):
-        return [f"{place}: another content"]
-    return [f"{place}: {old} -> {new}"]
 
 
 def _content_hash(path: str | Path) -> str:

@@ -7,20 +7,23 @@ the disk and goes on from there.
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mofal.campaign import plan, stages
-from mofal.campaign.blueprints import complaints
+from mofal.campaign import plan
 from mofal.campaign.config import CampaignConfig
-from mofal.campaign.display import Display
-from mofal.campaign.dryrun import unfit_cores
+from mofal.campaign.directory import FACTS, RECORDS, Site, changed_file, write_config
+from mofal.campaign.estimate import unfit_cores
 from mofal.campaign.loading import load_config, parse_config
 from mofal.campaign.plan import Step
-from mofal.campaign.seeding import OURS, examine, settle
-from mofal.campaign.site import FACTS, RECORDS, Site, changed_file, write_config
+from mofal.campaign.prepare import OURS, examine, settle
+from mofal.campaign.steps import STAGES, expand, failure, finish
+from mofal.campaign.steps.label import closed_failures, record_quarantine
+from mofal.clusters.matched import complaints
 from mofal.data.files import is_being_written, is_temporary, remove_leftovers
 from mofal.errors import CampaignError
 from mofal.reference.cache import LabelCache
@@ -123,7 +126,7 @@ class Campaign:
                 for line in complaints(self.config.selection.blueprints):
                     display.line(line)
             if retry_failed:
-                note = stages.closed_failures(self.site)
+                note = closed_failures(self.site)
                 if note:
                     display.line(note)
             steps = self.site.steps()
@@ -141,7 +144,7 @@ class Campaign:
             ) as pools:
                 _Driver(self.site, pools, display, retry_failed=retry_failed).run()
                 if self.config.mechanics is not None:
-                    from mofal.campaign.mechanics import campaign_mechanics
+                    from mofal.campaign.steps.mechanics import campaign_mechanics
 
                     campaign_mechanics(self.site, pools, display.line)
         return open_campaign(self.directory)
@@ -223,10 +226,10 @@ class _Driver:
 
     def _start(self, ready: list[Step]) -> bool:
         started = False
-        for step in sorted(ready, key=lambda s: -plan.PRIORITY[s.stage]):
+        for step in sorted(ready, key=lambda s: -STAGES[s.stage].priority):
             if step in self.open:
                 continue
-            tasks = stages.expand(self.site, step, retry_failed=self.retry_failed)
+            tasks = expand(self.site, step, retry_failed=self.retry_failed)
             state = self.open[step] = _Open({t.name for t in tasks})
             self.display.began(step, len(tasks))
             for task in tasks:
@@ -248,12 +251,12 @@ class _Driver:
             self.settled[name] = outcome
         steps = [step for step in self.waiting.pop(name, ()) if step in self.open]
         if outcome.status == "quarantined" and outcome.task.kind == "label":
-            stages.record_quarantine(self.site, outcome)
+            record_quarantine(self.site, outcome)
         for step in steps:
             self.open[step].outcomes[name] = outcome
         # Whatever step waited for it: nobody makes it any more.
         for step in steps:
-            why = stages.failure(step, outcome)
+            why = failure(step, outcome)
             if why:
                 self._stop(why)
 
@@ -271,7 +274,7 @@ class _Driver:
                 self.display.line("stopping; labels in hand come to their end first")
                 said = True
             if outcome.status == "quarantined" and outcome.task.kind == "label":
-                stages.record_quarantine(self.site, outcome)
+                record_quarantine(self.site, outcome)
         raise CampaignError(why)
 
     def _finish_settled(self) -> bool:
@@ -284,7 +287,7 @@ class _Driver:
                 done.append(step)
         for step in done:
             state = self.open.pop(step)
-            text = stages.finish(
+            text = finish(
                 self.site,
                 step,
                 list(state.outcomes.values()),
@@ -297,3 +300,97 @@ class _Driver:
             if not self.site.exists(step.makes):
                 raise CampaignError(f"{step.name} ended without its product {step.makes}")
         return bool(done)
+
+
+_COUNTS = re.compile(r"[a-z]+ \d+/\d+( |,|$)")
+
+
+SILENT = 10.0
+"""Seconds after which a line is said whether there is news or not."""
+
+
+STALE = 120.0
+"""Seconds after which what a task has said last is no news."""
+
+
+class Display:
+    """Prints progress lines, none more often than every few seconds per step.
+
+    Parameters
+    ----------
+    say : callable
+        Takes one line.
+    every : float
+        Seconds between two lines about the same step.
+    """
+
+    def __init__(self, site: Site, say: Callable[[str], None], *, every: float = 5.0) -> None:
+        self.site = site
+        self.say = say
+        self.every = every
+        self.start = time.monotonic()
+        self._began: dict[Step, float] = {}
+        self._spoke: dict[Step, float] = {}
+        self._shown: dict[Step, str] = {}
+        self._last = self.start
+
+    def clock(self) -> str:
+        """Time since the driver started, minutes and seconds."""
+        minutes, seconds = divmod(int(time.monotonic() - self.start), 60)
+        return f"{minutes:3d}:{seconds:02d}"
+
+    def title(self, step: Step) -> str:
+        """What a step is called in a line."""
+        head = "hold-out" if step.holdout else f"cycle {step.cycle}" if step.cycle else "seed"
+        stage = STAGES[step.stage]
+        verb = (stage.judged_title if step.holdout else "") or stage.title
+        return f"{head:9s} {step.system:8s} {verb}"
+
+    def line(self, text: str) -> None:
+        """Say something that is about no step."""
+        self._last = time.monotonic()
+        self.say(f"[{self.clock()}] {text}")
+
+    def pool(self, text: str) -> None:
+        """Say what the pools say, their counts aside: those stand in the lines of the steps."""
+        if not _COUNTS.match(text):
+            self.line(text)
+
+    def began(self, step: Step, n: int) -> None:
+        """Note that a step has started, with so many tasks."""
+        self._began[step] = self._spoke[step] = time.monotonic()
+
+    def moved(self, step: Step, done: int, n: int) -> None:
+        """Say how far a step is, if it was silent for a while; in any case that it goes on."""
+        now = time.monotonic()
+        if now - self._spoke.get(step, now) < self.every:
+            return
+        text = "; ".join(t for t in (f"{done}/{n}" if n > 1 else "", self._inside(step)) if t)
+        if text == self._shown.get(step, ""):
+            # Nothing new to say of this step: that it goes on is said where all are silent.
+            if now - self._last < SILENT:
+                return
+            took = now - self._began.get(step, now)
+            self.line(f"{self.title(step)}: {text or 'under way'}, for {took:.0f} s")
+        else:
+            self.line(f"{self.title(step)}: {text}")
+        self._shown[step] = text
+        self._spoke[step] = now
+
+    def ended(self, step: Step, text: str) -> None:
+        """Say what a step came to."""
+        took = time.monotonic() - self._began.get(step, time.monotonic())
+        after = f" ({took:.0f} s)" if took >= 1 else ""
+        self.line(f"{self.title(step)}: {text}{after}")
+
+    def _inside(self, step: Step) -> str:
+        """What tasks of a step that are under way have said last: the newest of them."""
+        notes = STAGES[step.stage].notes(self.site, step)
+        try:
+            newest = max(notes, key=lambda p: p.stat().st_mtime, default=None)
+            # Notes of tasks that have ended stay where they are.
+            if newest is None or time.time() - newest.stat().st_mtime > STALE:
+                return ""
+            return newest.read_text(encoding="utf-8", errors="replace").strip()
+        except (OSError, ValueError):
+            return ""

@@ -14,7 +14,7 @@ from mofal.errors import ConfigError
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mofal.campaign.site import Site
+    from mofal.campaign.directory import Site
     from mofal.reference import Reference
 
 MOST_CORES = 300
@@ -126,8 +126,8 @@ def _check_clusters(
 ) -> list[str]:
     import xarray as xr
 
-    from mofal.campaign.blueprints import shells_of
     from mofal.clusters import cut
+    from mofal.clusters.matched import matched_shells
     from mofal.data import to_atoms
     from mofal.reference.base import refusal
 
@@ -141,7 +141,7 @@ def _check_clusters(
         structure,
         {name: blocks},
         cores,
-        shells=shells_of(site, {name: blocks}),
+        shells=matched_shells({name: blocks}, config.selection.shells, config.selection.blueprints),
         unpaired=config.selection.unpaired,
     )
     formula = [str(f) for f in blocks["formula"].values]

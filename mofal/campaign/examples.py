@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -56,21 +55,3 @@ def example_text(name: str) -> str:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"no example is called {name!r}{hint} There are: {', '.join(names)}")
     return (_directory() / f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def write_example(path: str | os.PathLike[str], name: str) -> Path:
-    """Write an example campaign file; one that is there is left alone.
-
-    Raises
-    ------
-    ConfigError
-        The file exists, or there is no such example.
-    """
-    target = Path(path)
-    text = example_text(name)
-    if target.exists():
-        raise ConfigError(f"{target} exists already; give another name, or delete it first")
-    if not target.parent.is_dir():
-        raise ConfigError(f"{target.parent} is no directory; make it first: mkdir {target.parent}")
-    target.write_text(text, encoding="utf-8")
-    return target

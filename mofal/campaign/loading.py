@@ -5,13 +5,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from mofal.campaign.config import _SHARED, CampaignConfig, _known, _without_shared
+from mofal.campaign.config import (
+    _FREE,
+    _SHARED,
+    CampaignConfig,
+    _known,
+    _without_devices,
+    _without_free,
+    _without_shared,
+    _without_unset,
+)
 from mofal.data.documents import dump_yaml, parse_yaml, read_text
 from mofal.errors import ConfigError
 
@@ -193,7 +203,7 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
         caches.append(cache.model_copy(update={"path": full}))
     blueprints = config.selection.blueprints
     if blueprints is not None:
-        from mofal.campaign.blueprints import read_blueprints
+        from mofal.clusters.matched import read_blueprints
 
         blueprints = found(blueprints, "selection.blueprints")
         try:
@@ -219,3 +229,37 @@ def dump_config(config: CampaignConfig) -> str:
         if not exclude_none or parse_config(parse_yaml(text, where="campaign").content) == config:
             break  # an explicit null means something where the default is another
     return text
+
+
+def completed(deciding: dict[str, Any]) -> dict[str, Any]:
+    """What `CampaignConfig.deciding` gave once, with the defaults of settings it did not know."""
+    content = _without_shared(copy.deepcopy(deciding))
+    try:
+        config = CampaignConfig.model_validate({**content, "cycles": 1})
+    except ValidationError:
+        return deciding  # a setting that this version does not know any more
+    out = _without_free(config.model_dump(mode="json", exclude=set(_FREE)))
+    if "bond_z" not in deciding.get("exploration", {}):
+        # Of a version whose defaults were others; what they decided is on the disk.
+        if out["exploration"]["max_bond_strain"] == 0.3:
+            out["exploration"]["max_bond_strain"] = None
+        for system in out["systems"].values():
+            if system.get("rule") == "carboxylate":
+                system["rule"] = "auto"
+    _without_unset(out)
+    return _without_devices(out)
+
+
+def differences(new: Any, old: Any, place: str = "") -> list[str]:
+    """What differs between two contents, one line for each place: ``place: old -> new``."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        out = []
+        for key in dict.fromkeys([*new, *old]):
+            inner = f"{place}.{key}" if place else str(key)
+            out += differences(new.get(key), old.get(key), inner)
+        return out
+    if new == old:
+        return []
+    if place.rsplit(".", 1)[-1] in ("file", "blueprints") and None not in (new, old):
+        return [f"{place}: another content"]
+    return [f"{place}: {old} -> {new}"]

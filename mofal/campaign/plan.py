@@ -8,30 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Literal
 
-from mofal.campaign.config import CampaignConfig, HoldingSettings
+from mofal.campaign.config import CampaignConfig
+from mofal.campaign.paths import control, holding, holdout, model, place
 
-Stage = Literal[
+StageName = Literal[
     "sample", "label", "train", "density", "walk", "select", "propose", "judge", "hold", "control"
 ]
-
-PRIORITY: dict[str, int] = {
-    "train": 90,
-    "select": 80,
-    "density": 75,
-    "walk": 70,
-    "label": 60,
-    "propose": 50,
-    "sample": 40,
-    "judge": 20,
-    "hold": 15,
-    "control": 10,
-}
-"""What a free worker takes first: the chain that the next cycle waits for, then the rest."""
-
-HOLDOUT = "holdout"
 
 
 @dataclass(frozen=True)
@@ -54,7 +38,7 @@ class Step:
         Whether it serves judging only.
     """
 
-    stage: Stage
+    stage: StageName
     cycle: int
     system: str
     needs: tuple[str, ...]
@@ -69,36 +53,6 @@ class Step:
 
 
 # ---------------------------------------------------------------------------------- places
-def place(cycle: int, *parts: str) -> str:
-    """Path of something of a cycle: ``cycle-003/...``."""
-    return str(PurePosixPath(f"cycle-{cycle:03d}", *parts))
-
-
-def model(cycle: int) -> str:
-    """Directory of the model that a cycle ends with."""
-    return place(cycle, "model")
-
-
-def marker(relative: str) -> str:
-    """Path that is there if and only if something of a campaign is: of a model its `model.json`."""
-    return f"{relative}/model.json" if PurePosixPath(relative).name == "model" else relative
-
-
-def control(cycle: int) -> str:
-    """Directory of the control: as many atoms seen as the cycle's model, seed data alone."""
-    return "/".join(("control", place(cycle, "model"))) if cycle else model(0)
-
-
-def holdout(system: str, name: str) -> str:
-    """Path of something of the held-out frames of a system."""
-    return str(PurePosixPath(HOLDOUT, system, name))
-
-
-def system_place(system: str, name: str) -> str:
-    """Path of something of a system: its structure and its blocks."""
-    return str(PurePosixPath("systems", system, name))
-
-
 # ---------------------------------------------------------------------------------- steps
 def steps(config: CampaignConfig, *, cycles: int | None = None) -> list[Step]:
     """Every step of a campaign of so many cycles, in an order in which they could be done.
@@ -171,12 +125,6 @@ def holding_steps(config: CampaignConfig, cycles: int) -> list[Step]:
         if tag in made
         for s in settings.systems or config.explored
     ]
-
-
-def holding(settings: HoldingSettings, system: str, tag: str) -> str:
-    """Where the runs of a model (``model-000``) on a system are."""
-    name = f"{tag}-{settings.temperature_K:g}K-{settings.length_fs:g}fs-{settings.runs}"
-    return str(PurePosixPath("holding", system, name))
 
 
 def length_is_known(config: CampaignConfig, *, is_final: bool) -> bool:

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.campaign.config import CampaignConfig
+from mofal.campaign.seed_file import _and, _take, load_seed_file, open_without_spin
 from mofal.errors import ConfigError, ReferenceError
 
 if TYPE_CHECKING:
+    import xarray as xr
     from ase import Atoms
 
     from mofal.campaign.config import CampaignConfig
@@ -346,3 +349,46 @@ def _aligned(found: SeedFrames, members: list[int]) -> tuple[np.ndarray, np.ndar
         where.append(x @ turn)
         push.append(f @ turn)
     return np.array(where), np.array(push)
+
+
+def check_seed_file(
+    config: CampaignConfig, reference: Reference | None
+) -> tuple[xr.Dataset, list[str]]:
+    """Read a seed file and test what it says: single atoms, the stated level, what can be labelled.
+
+    Returns
+    -------
+    seed, notes
+        As of `read_seed_file`, and lines that a person should see.
+
+    Raises
+    ------
+    ConfigError
+        As `read_seed_file`; or labels that are not what they are said to be.
+    """
+    from mofal.campaign.seed_check import check_labels, check_lone_atoms
+    from mofal.reference.base import refusal
+
+    found = load_seed_file(config)
+    taken = _take(found, config, reference)
+    notes: list[str] = []
+    if reference is None:
+        return taken, notes
+    if found.lone:
+        notes.append(check_lone_atoms(found, config, reference))
+    others = [k for names in found.keys.values() for k in names]
+    if "energy" in taken:
+        if others:
+            notes.append(f"{found.file} also holds {_and(others)}, which are not looked at")
+        notes += check_labels(found, config, reference)
+        return taken, notes
+    silent = open_without_spin(found.frames)
+    if silent:
+        notes.append(f"{found.file}: {silent}")
+    for k, frame in zip(found.index, found.frames):
+        reason = refusal(reference, frame)
+        if reason:
+            raise ConfigError(
+                f"{found.file}, structure {k}: {config.reference.name} does not label it: {reason}"
+            )
+    return taken, notes

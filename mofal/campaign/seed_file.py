@@ -80,49 +80,6 @@ def read_seed_file(config: CampaignConfig, reference: Reference | None) -> xr.Da
     return _take(load_seed_file(config), config, reference)
 
 
-def check_seed_file(
-    config: CampaignConfig, reference: Reference | None
-) -> tuple[xr.Dataset, list[str]]:
-    """Read a seed file and test what it says: single atoms, the stated level, what can be labelled.
-
-    Returns
-    -------
-    seed, notes
-        As of `read_seed_file`, and lines that a person should see.
-
-    Raises
-    ------
-    ConfigError
-        As `read_seed_file`; or labels that are not what they are said to be.
-    """
-    from mofal.campaign.seed_check import check_labels, check_lone_atoms
-    from mofal.reference.base import refusal
-
-    found = load_seed_file(config)
-    taken = _take(found, config, reference)
-    notes: list[str] = []
-    if reference is None:
-        return taken, notes
-    if found.lone:
-        notes.append(check_lone_atoms(found, config, reference))
-    others = [k for names in found.keys.values() for k in names]
-    if "energy" in taken:
-        if others:
-            notes.append(f"{found.file} also holds {_and(others)}, which are not looked at")
-        notes += check_labels(found, config, reference)
-        return taken, notes
-    silent = open_without_spin(found.frames)
-    if silent:
-        notes.append(f"{found.file}: {silent}")
-    for k, frame in zip(found.index, found.frames):
-        reason = refusal(reference, frame)
-        if reason:
-            raise ConfigError(
-                f"{found.file}, structure {k}: {config.reference.name} does not label it: {reason}"
-            )
-    return taken, notes
-
-
 def open_without_spin(frames: list[Atoms]) -> str:
     """Say that metals that are often open-shell stand in structures that state no spin, or ""."""
     from ase.data import chemical_symbols

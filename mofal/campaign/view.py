@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mofal.campaign import plan
-from mofal.campaign.site import COMMON, Site
+from mofal.campaign import paths
+from mofal.campaign.directory import COMMON, Site
 from mofal.errors import PotentialError, StoreError
+from mofal.frameworks.defects import defect_atoms
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -108,21 +110,21 @@ class CampaignView:
 
     def proposal(self, cycle: int) -> xr.Dataset:
         """Predictions on a cycle's clusters by the model that proposed them, before learning."""
-        return self.site.group(plan.place(cycle, "proposal.zarr"))
+        return self.site.group(paths.place(cycle, "proposal.zarr"))
 
     def holdout(self, system: str) -> xr.Dataset:
         """Held-out labels of a system."""
-        return self.site.group(plan.holdout(system, "labels.zarr"))
+        return self.site.group(paths.holdout(system, "labels.zarr"))
 
     def judgement(self, system: str, tag: str) -> xr.Dataset:
         """Predictions of a model (``model-000``, ``control-002``) on held-out frames."""
-        return self.site.group(plan.holdout(system, f"{tag}.zarr"))
+        return self.site.group(paths.holdout(system, f"{tag}.zarr"))
 
     @property
     def holding(self) -> dict[str, dict[str, tuple[xr.Dataset, xr.Dataset]]]:
         """How long models hold: by system and model (seed, control, campaign), the records of the
         runs (dim ``walk``) and their traces (dim ``sample``, with `walk_index`)."""
-        from mofal.campaign.holding import found_runs
+        from mofal.campaign.steps.hold import found_runs
 
         return found_runs(self.site)
 
@@ -159,7 +161,7 @@ class CampaignView:
                 resolve_device(device)
             except PotentialError:
                 device = "cpu"
-        return load(self.site.path(plan.model(last)), device=device)
+        return load(self.site.path(paths.model(last)), device=device)
 
     def density(self, cycle: int | None = None) -> PerElementDensity:
         """Load the density that a cycle was scored with (default: the last one)."""
@@ -168,18 +170,18 @@ class CampaignView:
         known = [
             c
             for c in range(1, self.config.cycles + 1)
-            if self.site.exists(plan.place(c, "density.zarr"))
+            if self.site.exists(paths.place(c, "density.zarr"))
         ]
         if not known:
             raise StoreError(f"{self.path} has no density yet; look again when cycle 1 has begun")
         last = known[-1] if cycle is None else cycle
-        return PerElementDensity.load(self.site.path(plan.place(last, "density.zarr")))
+        return PerElementDensity.load(self.site.path(paths.place(last, "density.zarr")))
 
     # -- joining
     def _groups(self, name: str) -> list[tuple[int, str]]:
-        out = [(0, plan.place(0, name))]
+        out = [(0, paths.place(0, name))]
         for c in range(1, self.config.cycles + 1):
-            out += [(c, plan.place(c, s, name)) for s in self.config.explored]
+            out += [(c, paths.place(c, s, name)) for s in self.config.explored]
         return [(c, p) for c, p in out if self.site.exists(p)]
 
     def _join(self, groups: list[tuple[int, str]], what: str) -> xr.Dataset:
@@ -206,3 +208,132 @@ class CampaignView:
                 ds = ds.drop_attrs(deep=False)
             parts.append(ds)
         return concat(parts).assign_attrs({k: ", ".join(v) for k, v in made_by.items() if v})
+
+
+MODELS = ("seed", "control", "campaign")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure for each model.
+
+    Attributes
+    ----------
+    system : str
+        System of the held-out frames.
+    atoms : str
+        Which atoms: ``all``, or ``defect`` for those of the formates that cap a missing block.
+    metric : str
+        ``MAE`` or ``MAE_P95``.
+    values : dict of str to float
+        meV/Å, by model: ``seed``, ``control`` (where there is one), ``campaign``.
+    n_frames : int
+        Held-out frames.
+    """
+
+    system: str
+    atoms: str
+    metric: str
+    values: dict[str, float]
+    n_frames: int
+
+    @property
+    def ratio(self) -> float:
+        """Control (or, without one, seed) over campaign: how many times smaller the error is."""
+        base = self.values.get("control", self.values["seed"])
+        return base / self.values["campaign"]
+
+
+def atom_mask(labels: xr.Dataset, atoms: np.ndarray) -> np.ndarray:
+    """Mask over all frames of atoms given by their index in the structure: (atom,) bool."""
+    first = np.concatenate([[0], np.cumsum(labels["n_atoms"].values)])[:-1]
+    index = np.arange(labels.sizes["atom"]) - np.repeat(first, labels["n_atoms"].values)
+    return np.isin(index, atoms)
+
+
+def tags(view: CampaignView) -> dict[str, str]:
+    """Judgements that are there, by model."""
+    last = view.site.finished_cycles()
+    found = {"seed": "model-000", "campaign": f"model-{last:03d}", "control": f"control-{last:03d}"}
+    systems = view.config.holdout_systems
+    return {
+        model: found[model]
+        for model in MODELS
+        if all(view.site.exists(f"holdout/{s}/{found[model]}.zarr") for s in systems)
+    }
+
+
+def judged_labels(view: CampaignView, system: str) -> xr.Dataset:
+    """Held-out labels that the judgements are about: the converged ones."""
+    from mofal.data import select
+
+    labels = view.holdout(system).load()
+    return select(labels, np.flatnonzero(labels["status"].values == "converged"))
+
+
+def holdout_table(view: CampaignView) -> list[Row]:
+    """Force errors on held-out frames, by system, atoms and metric; empty without a hold-out.
+
+    Errors are per force component, predicted minus reference (method.md, Metrics).
+    """
+    from mofal.analysis import mae, mae_p
+
+    rows: list[Row] = []
+    known = tags(view)
+    if "seed" not in known or "campaign" not in known:
+        return rows
+    for system in view.config.holdout_systems:
+        labels = judged_labels(view, system)
+        n = labels.sizes["structure"]
+        errors = {
+            model: view.judgement(system, tag)["predicted_forces"].values - labels["forces"].values
+            for model, tag in known.items()
+        }
+        defect = defect_atoms(view.blocks(system))
+        if len(defect):
+            mask = atom_mask(labels, defect)
+            rows.append(
+                Row(
+                    system,
+                    "defect",
+                    "MAE",
+                    {m: 1000 * float(mae(e[mask])) for m, e in errors.items()},
+                    n,
+                )
+            )
+        for metric, function in (("MAE", mae), ("MAE_P95", lambda e: mae_p(e, 95))):
+            values = {m: 1000 * float(function(e)) for m, e in errors.items()}
+            rows.append(Row(system, "all", metric, values, n))
+    return rows
+
+
+def format_table(rows: list[Row]) -> list[str]:
+    """Table of the held-out errors as lines of text."""
+    if not rows:
+        return ["no hold-out: add a `holdout` section to the campaign file to judge the models"]
+    models = [m for m in MODELS if m in rows[0].values]
+    base = "control" if "control" in models else "seed"
+    head = f"{'force error on held-out frames (meV/Å)':<44}" + "".join(f"{m:>10}" for m in models)
+    head += f"{base + '/campaign':>20}"
+    out = [head, "-" * len(head)]
+    for row in rows:
+        what = {"defect": "formate atoms", "all": "whole cell"}[row.atoms]
+        name = f"{row.system} ({row.n_frames} frames), {what}, {row.metric}"
+        values = "".join(f"{row.values[m]:>10.0f}" for m in models)
+        out.append(f"{name:<44}{values}{row.ratio:>20.2f}")
+    return out
+
+
+def as_records(rows: list[Row]) -> list[dict[str, Any]]:
+    """Rows as plain dicts, for JSON."""
+    return [
+        {
+            "system": r.system,
+            "atoms": r.atoms,
+            "metric": r.metric,
+            "n_frames": r.n_frames,
+            **{f"{m}_meV_per_A": v for m, v in r.values.items()},
+            "ratio": r.ratio,
+        }
+        for r in rows
+    ]

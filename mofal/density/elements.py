@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 
+from mofal.density import storage
 from mofal.density import survey as surveys
 from mofal.density.basis import Projection, project
 from mofal.density.calibration import QuantileScale
@@ -374,16 +375,12 @@ class PerElementDensity(BaseEstimator):
     # ------------------------------------------------------------------------- keeping
     def save(self, path: Any) -> None:
         """Write as a plain Zarr group; see `mofal.density.storage`."""
-        from mofal.density.storage import save
-
-        save(self, path)
+        storage.save(self, path, from_parts)
 
     @classmethod
     def load(cls, path: Any) -> PerElementDensity:
         """Read a group that `save` wrote; scores are equal bit for bit."""
-        from mofal.density.storage import load
-
-        return load(path)
+        return storage.load(path, from_parts)
 
 
 class Scorer:

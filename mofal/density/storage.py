@@ -7,19 +7,41 @@ Everything is ragged along `component`, `candidate` and `knot`, with the number 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
 from mofal.density.calibration import Knots, QuantileScale
-from mofal.density.elements import PerElementDensity, from_parts
 from mofal.density.parameters import Parameters
 from mofal.density.selection import Curve
 from mofal.errors import DataError, StoreError
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+class Stored(Protocol):
+    """What of a density (`mofal.density.elements.PerElementDensity`) goes to disk."""
+
+    covariance_type: str
+    labels_: np.ndarray
+    mixtures_: dict[int, Any]
+    curves_: dict[int, Curve]
+    counts_: dict[int, int]
+    quantiles_: QuantileScale
+    projection_: Any
+    n_features_in_: int
+    density_hash: str
+    model_hash: str
+    fitted_on: dict[str, Any]
+
+    def get_params(self) -> dict[str, Any]:
+        """Return the settings that it was made with."""
+
+
+Density = TypeVar("Density", bound=Stored)
 
 _COVARIANCE_DIMS = {
     "full": ("component", "direction", "direction_2"),
@@ -29,7 +51,7 @@ _COVARIANCE_DIMS = {
 }
 
 
-def to_dataset(density: PerElementDensity) -> xr.Dataset:
+def to_dataset(density: Stored) -> xr.Dataset:
     """A fitted density as a Dataset."""
     import xarray as xr
 
@@ -82,7 +104,7 @@ def _flat(curves: list[Curve], name: str, dtype: Any) -> np.ndarray:
     return np.concatenate([np.array(getattr(curve, name), dtype) for curve in curves])
 
 
-def _settings(density: PerElementDensity) -> dict[str, Any]:
+def _settings(density: Stored) -> dict[str, Any]:
     settings = density.get_params()
     if settings["counts"] is not None:
         settings["counts"] = [int(k) for k in settings["counts"]]
@@ -94,8 +116,8 @@ def _settings(density: PerElementDensity) -> dict[str, Any]:
     }
 
 
-def from_dataset(ds: xr.Dataset) -> PerElementDensity:
-    """The density that `to_dataset` was given.
+def from_dataset(ds: xr.Dataset, build: Callable[..., Density]) -> Density:
+    """The density that `to_dataset` was given, made of its parts by `build`.
 
     Raises
     ------
@@ -147,7 +169,7 @@ def from_dataset(ds: xr.Dataset) -> PerElementDensity:
         projection = None
         if "projection" in value:
             projection = (value["projection_mean"], value["projection"])
-        density = from_parts(
+        density = build(
             settings,
             parameters,
             curves,
@@ -175,7 +197,7 @@ def from_dataset(ds: xr.Dataset) -> PerElementDensity:
     return density
 
 
-def save(density: PerElementDensity, path: Any) -> None:
+def save(density: Stored, path: Any, build: Callable[..., Stored]) -> None:
     """Write a density once, under a temporary name that is renamed into place.
 
     Raises
@@ -187,13 +209,13 @@ def save(density: PerElementDensity, path: Any) -> None:
 
     if not hasattr(density, "mixtures_"):
         raise DataError("this density is not fitted; fit it first: density.fit(features, labels)")
-    if Path(path).exists() and load(path).density_hash != density.density_hash:
+    if Path(path).exists() and load(path, build).density_hash != density.density_hash:
         raise StoreError(f"{path} holds another density; give another path")
     write_group(to_dataset(density), path, kind="table")
 
 
-def load(path: Any) -> PerElementDensity:
-    """Read a density.
+def load(path: Any, build: Callable[..., Density]) -> Density:
+    """Read a density, made of its parts by `build`.
 
     Raises
     ------
@@ -204,4 +226,4 @@ def load(path: Any) -> PerElementDensity:
     """
     from mofal.data.store import open_group
 
-    return from_dataset(open_group(path).load())
+    return from_dataset(open_group(path).load(), build)

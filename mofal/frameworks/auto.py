@@ -16,20 +16,12 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from mofal.frameworks.bonds import Bonds
+from mofal.frameworks.bonds import Bonds, bonds_of, reverse_edges, structure_arrays
 from mofal.frameworks.charges import formula
 from mofal.frameworks.components import Components, components
 from mofal.frameworks.heads import HEADS, NEUTRAL, Heads, find_heads
+from mofal.frameworks.molecule import FORMATE_CAP, H_CAP, LONE_PAIR, NO_CAP, PROTON, Cut, Molecule
 from mofal.frameworks.rods import Units, find_units
-from mofal.frameworks.rules import (
-    FORMATE_CAP,
-    H_CAP,
-    LONE_PAIR,
-    NO_CAP,
-    PROTON,
-    Cut,
-    Molecule,
-)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -91,8 +83,6 @@ def decide(m: Molecule) -> Decision:
     donor_side = to_metal & ~hosted & joins[fragments.label[bonds.i]]
     donor = np.zeros(n_edges, bool)
     if donor_side.any():
-        from mofal.frameworks.blocks import reverse_edges
-
         donor[reverse_edges(bonds, np.flatnonzero(donor_side))] = True
     return Decision(heads, units, behind, donor)
 
@@ -196,9 +186,6 @@ _WHY = (
 
 def explain(ds: xr.Dataset, i: int = 0, *, rule: str = "auto") -> list[str]:
     """What `auto` decided on one structure and why, a line each; nothing for other rules."""
-    from mofal.frameworks.blocks import is_auto
-    from mofal.frameworks.bonds import bonds_of, structure_arrays
-
     if not is_auto(rule):
         return []
     numbers, positions, cell, pbc = structure_arrays(ds, i)
@@ -230,3 +217,8 @@ def describe(m: Molecule, found: Decision) -> list[str]:
         text = ", ".join(f"{c} {name}" for name, c in names.most_common(6))
         out.append(f"cut: {text}: bonds of ligands that join units; the ligand keeps the pair")
     return out
+
+
+def is_auto(rule: str) -> bool:
+    """Whether `auto` is among the rules that a name joins."""
+    return "auto" in [part.strip() for part in rule.split("+")]

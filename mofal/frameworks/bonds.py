@@ -368,3 +368,13 @@ def find_bonds(ds: xr.Dataset, i: int = 0) -> xr.Dataset:
         },
         attrs={"system": str(ds["system"].values[i]), "n_atoms": len(numbers)},
     )
+
+
+def reverse_edges(bonds: Bonds, edges: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Index of the half-edge that leads back, for each of `edges`."""
+    reach = int(np.abs(bonds.shift).max(initial=0))
+    keys = half_edge_keys(bonds.n_atoms, bonds.i, bonds.j, bonds.shift, reach)
+    wanted = half_edge_keys(
+        bonds.n_atoms, bonds.j[edges], bonds.i[edges], -bonds.shift[edges], reach
+    )
+    return np.searchsorted(keys, wanted)

@@ -15,7 +15,8 @@ from matscipy.neighbours import neighbour_list
 from numpy.typing import NDArray
 
 from mofal.errors import StructureError
-from mofal.frameworks.blocks import blocks_from_bonds, is_auto
+from mofal.frameworks.auto import is_auto
+from mofal.frameworks.blocks import blocks_from_bonds
 from mofal.frameworks.bonds import (
     IS_METAL,
     Bonds,
@@ -26,6 +27,8 @@ from mofal.frameworks.bonds import (
     structure_arrays,
 )
 from mofal.frameworks.neutrality import bare_oxygen, check_charges, stripped
+from mofal.frameworks.partition import partition
+from mofal.frameworks.rules import rule_names
 from mofal.frameworks.valence import oxygen_valences
 
 if TYPE_CHECKING:
@@ -341,9 +344,6 @@ def check_structure(
 
 
 def _nothing_to_cut(numbers: NDArray[np.integer], bonds: Bonds, rule: str) -> str:
-    from mofal.frameworks.blocks import partition
-    from mofal.frameworks.rules import rule_names
-
     for name in [*(n for n in rule_names() if n != "auto"), "auto"]:
         cuts, _, _ = partition(numbers, bonds, name)
         if len(cuts.edge):

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from mofal.errors import StructureError
 from mofal.frameworks.bonds import structure_arrays
 from mofal.frameworks.caps import cap_positions
-from mofal.frameworks.rules import NEVER
+from mofal.frameworks.molecule import NEVER
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -133,3 +133,26 @@ def substitute(
     numbers = ds["numbers"].values.copy()
     numbers[np.asarray(atoms, int)] = atomic_numbers[symbol]
     return remake(ds, numbers, ds["positions"].values, system=system)
+
+
+def defect_atoms(blocks: xr.Dataset) -> np.ndarray:
+    """Atoms of the caps that stand where a block is missing: shape (n_defect_atoms,).
+
+    Of a formate or an acetate its carbon, what that is bonded to (both oxygens too) and the
+    hydrogens; of an OH beside a water all but the metal that they sit on.
+    """
+    if blocks.sizes.get("defect", 0) == 0:
+        return np.zeros(0, np.int64)
+    ends = np.stack([blocks[f"defect_{part}"].values for part in ("atom", "hydrogen", "other")])
+    acid = np.array(["C" in str(cap) for cap in blocks["defect_cap"].values])
+    bonds = blocks["bond_atom"].values
+    hubs = np.concatenate([ends[:2, acid].ravel(), ends[:, ~acid].ravel()])
+    found = set(hubs[hubs >= 0].tolist())
+    carbon = set(ends[0, acid].tolist())
+    # A metal is bonded to several, a hydrogen to one.
+    degree = np.bincount(bonds.ravel(), minlength=int(hubs.max()) + 1)
+    for pair in bonds.tolist():
+        for a, b in (pair, pair[::-1]):
+            if a in found and (a in carbon or degree[b] == 1):
+                found.add(b)
+    return np.array(sorted(found), np.int64)

@@ -10,9 +10,12 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from mofal.errors import StructureError
+from mofal.frameworks.auto import is_auto
 from mofal.frameworks.bonds import IS_METAL, Bonds
 from mofal.frameworks.charges import formula
 from mofal.frameworks.components import Components, components
+from mofal.frameworks.partition import partition
+from mofal.frameworks.rules import rule_names
 
 _SHAPE = {1: "a rod", 2: "a sheet", 3: "a network"}
 
@@ -54,9 +57,6 @@ def refuse_endless(
     StructureError
         Always.
     """
-    from mofal.frameworks.blocks import is_auto
-    from mofal.frameworks.rules import rule_names
-
     first = int(pieces.endless(inner)[0])
     members = np.flatnonzero(pieces.label == first)
     metals = sorted({chemical_symbols[k] for k in z[members] if IS_METAL[k]})
@@ -112,7 +112,5 @@ def _rules_that_cut(
 
 
 def _is_finite(z: NDArray[np.integer], bonds: Bonds, rule: str) -> bool:
-    from mofal.frameworks.blocks import partition
-
     _, _, pieces = partition(z, bonds, rule)
     return not pieces.loops.any()

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse import csgraph
 
-from mofal.frameworks.rules import Molecule, azole_nitrogens
+from mofal.frameworks.molecule import Molecule, azole_nitrogens
 
 # In the order in which heads take the protons that a cluster wants (after those that lost every
 # metal); 0 takes none: it is neutral.

@@ -15,10 +15,10 @@ from mofal.frameworks.bonds import Bonds
 from mofal.frameworks.caps import cap_length
 from mofal.frameworks.components import Components
 from mofal.frameworks.heads import ACID, find_heads
-from mofal.frameworks.rules import Molecule
+from mofal.frameworks.molecule import Molecule
 
 if TYPE_CHECKING:
-    from mofal.frameworks.blocks import Cuts
+    from mofal.frameworks.partition import Cuts
 
 
 def head_variables(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mofal.frameworks.bonds import Bonds
 from mofal.frameworks.components import Components, components
-from mofal.frameworks.rules import Molecule
+from mofal.frameworks.molecule import Molecule
 
 WHOLE, CORE, OLIGOMER, SINGLE = range(4)
 

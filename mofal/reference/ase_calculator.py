@@ -32,6 +32,7 @@ from mofal.reference.base import (
     tail,
     why_not,
 )
+from mofal.reference.child import calculate_in_child
 from mofal.reference.faults import is_machine
 from mofal.reference.options import energies, flag, number, whole_number
 
@@ -163,14 +164,16 @@ class AseReference:
         """
         if self.time_limit_s is None and not self.isolated:
             return self.calculate_here(atoms)
-        from mofal.reference.child import calculate_in_child
-
         attempt = begin(self, atoms)
         reason = self._why_not(atoms)
         if reason:
             return fail(attempt, "inconsistent", reason)
         return calculate_in_child(
-            self, attempt, directory=Path(directory), time_limit_s=self.time_limit_s
+            self.spec,
+            attempt,
+            threads=self.threads,
+            directory=Path(directory),
+            time_limit_s=self.time_limit_s,
         )
 
     def make_calculator(self) -> Calculator:

@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import psutil
@@ -27,9 +27,6 @@ from mofal.reference.base import Attempt, fail, tail
 from mofal.reference.faults import EXIT_MACHINE, machine_error, refuse_full
 from mofal.reference.keeper import GRACE_S
 from mofal.reference.processes import descendants, memory_bytes, pool_memory_bytes
-
-if TYPE_CHECKING:
-    from mofal.reference.ase_calculator import AseReference
 
 KEEPER = Path(__file__).with_name("keeper.py")
 
@@ -185,7 +182,7 @@ _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP)
 
 
 def calculate_in_child(
-    reference: AseReference, attempt: Attempt, *, directory: Path, time_limit_s: float | None
+    spec: str, attempt: Attempt, *, threads: int, directory: Path, time_limit_s: float | None
 ) -> Attempt:
     """Make an attempt in a process of its own.
 
@@ -194,10 +191,12 @@ def calculate_in_child(
 
     Parameters
     ----------
-    reference : AseReference
-        Found again there by its specification.
+    spec : str
+        Of the reference, which is found again there by it.
     attempt : Attempt
         As `begin` makes it.
+    threads : int
+        Of the process.
     directory : Path
         A temporary directory is made in it and removed when all went well.
     time_limit_s : float, optional
@@ -218,7 +217,7 @@ def calculate_in_child(
             dir=Path(directory).absolute(),
             ignore_cleanup_errors=True,
         ) as work:
-            done, ended = _once(reference, attempt, Path(work), time_limit_s)
+            done, ended = _once(spec, attempt, threads, Path(work), time_limit_s)
         killed = ended.returncode in _FROM_OUTSIDE and not ended.timed_out
         if done.status != "crashed" or not killed or len(retries) + 1 >= KILLS:
             took = time.perf_counter() - start
@@ -227,12 +226,12 @@ def calculate_in_child(
 
 
 def _once(
-    reference: AseReference, attempt: Attempt, place: Path, time_limit_s: float | None
+    spec: str, attempt: Attempt, threads: int, place: Path, time_limit_s: float | None
 ) -> tuple[Attempt, Finished]:
     with open(place / "input.npz", "wb") as file:
         np.savez(
             file,
-            spec=np.array(reference.spec),
+            spec=np.array(spec),
             numbers=attempt.numbers,
             positions=attempt.positions,
             cell=attempt.cell,
@@ -245,7 +244,7 @@ def _once(
         directory=place,
         time_limit_s=time_limit_s,
         memory_limit_bytes=limit,
-        environment={"OMP_NUM_THREADS": str(reference.threads)},
+        environment={"OMP_NUM_THREADS": str(threads)},
     )
     more: dict[str, Any] = {"log_tail": ended.log, "wall_time_s": ended.wall_time_s}
     if ended.timed_out:

@@ -198,3 +198,14 @@ def adopt_orphans() -> None:
     """Have the kernel give this process what its descendants leave behind (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER
+
+
+def last_lines(path: Path, number: int = 12) -> str:
+    """The end of a log, indented; a hint where it is empty."""
+    try:
+        lines = path.read_text(errors="replace").strip().splitlines()[-number:]
+    except OSError:
+        lines = []
+    if not lines:
+        return f"(nothing in {path})"
+    return f"({path})\n" + "\n".join("    " + line for line in lines)

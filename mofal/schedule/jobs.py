@@ -22,7 +22,15 @@ from typing import Any
 from mofal.errors import ScheduleError
 from mofal.schedule.backend import Loss
 from mofal.schedule.events import EventLog
-from mofal.schedule.files import PRIVATE, Layout, process_start, read_beat, write_json, write_text
+from mofal.schedule.files import (
+    PRIVATE,
+    Layout,
+    last_lines,
+    process_start,
+    read_beat,
+    write_json,
+    write_text,
+)
 from mofal.schedule.policy import stagger
 from mofal.schedule.settings import PoolSettings, ScheduleSettings
 from mofal.schedule.slurm import (
@@ -577,17 +585,6 @@ def cancel_leftovers(layout: Layout, commands: Commands | None = None) -> None:
         prefix = job_prefix(layout)
         thread.sweep(lambda name: name.startswith(prefix))
         thread.stop()
-
-
-def last_lines(path: Path, number: int = 12) -> str:
-    """The end of a log, indented; a hint where it is empty."""
-    try:
-        lines = path.read_text(errors="replace").strip().splitlines()[-number:]
-    except OSError:
-        lines = []
-    if not lines:
-        return f"(nothing in {path})"
-    return f"({path})\n" + "\n".join("    " + line for line in lines)
 
 
 def extra_paths() -> list[str]:

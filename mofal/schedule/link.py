@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from mofal.errors import ConfigError, DependencyError, ScheduleError
 from mofal.schedule.execution import one_line
-from mofal.schedule.files import Layout, read_json
-from mofal.schedule.jobs import extra_paths, last_lines
+from mofal.schedule.files import Layout, last_lines, read_json
+from mofal.schedule.jobs import extra_paths
 from mofal.schedule.settings import ScheduleSettings
 
 if TYPE_CHECKING:

@@ -158,7 +158,7 @@ LABELS = Target(
     compare="tests.attacks.campaigns:compare_labels",
     modules=(
         "mofal.cli",
-        "mofal.campaign.label",
+        "mofal.campaign.steps.label",
         "mofal.campaign.config",
         "mofal.data",
         "mofal.reference.cache",

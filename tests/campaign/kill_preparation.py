@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import mofal.campaign.driver as driver
-from mofal.campaign.seeding import examine
-from mofal.campaign.site import Site
+from mofal.campaign.directory import Site
+from mofal.campaign.prepare import examine
 from mofal.data import check_group, read_json, write_group  # noqa: F401  imported before the fork
 
 EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate")

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from mofal.campaign.driver import Campaign
-from mofal.campaign.dryrun import describe_run
 from mofal.cli import main
+from mofal.commands.run import describe_run
 from mofal.data.documents import dump_yaml, parse_json, parse_yaml
 from mofal.errors import ConfigError, MofalError, StructureError
 from tests.campaign.conftest import BASE, in_time

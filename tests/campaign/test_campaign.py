@@ -10,12 +10,13 @@ import pytest
 import xarray as xr
 
 import mofal
-from mofal.campaign.judgement import atom_mask, defect_atoms, holdout_table
+from mofal.campaign.directory import Site
 from mofal.campaign.loading import load_config
-from mofal.campaign.seeding import examine
-from mofal.campaign.site import Site
+from mofal.campaign.prepare import examine
+from mofal.campaign.view import atom_mask, holdout_table
 from mofal.cli import main
 from mofal.errors import CampaignError
+from mofal.frameworks.defects import defect_atoms
 
 pytestmark = pytest.mark.slow
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from mofal.campaign.config import differences
-from mofal.campaign.examples import example_names, example_text, write_example
-from mofal.campaign.loading import dump_config, load_config, parse_config
-from mofal.campaign.site import write_config
+from mofal.campaign.directory import write_config
+from mofal.campaign.examples import example_names, example_text
+from mofal.campaign.loading import differences, dump_config, load_config, parse_config
+from mofal.commands.init import write_example
 from mofal.errors import ConfigError
 
 GOOD: dict[str, Any] = {
@@ -149,7 +149,7 @@ def test_parse_config__one_clear_message(patch: dict[str, Any], message: str) ->
 def test_caches__read_only_and_written_to(tmp_path: Path) -> None:
     from ase.build import molecule
 
-    from mofal.campaign.site import Site
+    from mofal.campaign.directory import Site
     from mofal.reference import LabelCache, label_one
 
     for name in ("everybody", "group"):

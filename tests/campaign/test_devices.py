@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 import mofal
-from mofal.campaign import plan, tasks
-from mofal.campaign.config import completed
+from mofal.campaign import paths
 from mofal.campaign.devices import KINDS, check_devices, device_of
-from mofal.campaign.loading import load_config, parse_config
+from mofal.campaign.loading import completed, load_config, parse_config
+from mofal.campaign.steps import density, judge, select, train, walk
 from mofal.cli import main
 from mofal.errors import ConfigError, DataError, PotentialError
 from tests.campaign.conftest import SMALL
@@ -250,17 +250,17 @@ def test_tasks__each_stage_asks_for_its_own_device(copied: Path, asked: list[str
     for group in ("density.zarr", "training_features.zarr", "proposal.zarr", "model"):
         shutil.rmtree(copied / "cycle-001" / group)
     shutil.rmtree(copied / "control")
-    judgement = plan.holdout("defective", "model-000.zarr")
+    judgement = paths.holdout("defective", "model-000.zarr")
     shutil.rmtree(copied / judgement)
     cycle: dict[str, Any] = {"cycle": 1}
-    judging = {"system": "defective", "model": plan.model(0), "makes": judgement}
+    judging = {"system": "defective", "model": paths.model(0), "makes": judgement}
     stages: list[tuple[str, Any, dict[str, Any]]] = [
-        ("density", tasks.density, cycle),
-        ("walk", tasks.walk, {**cycle, "system": "defective", "index": 0}),
-        ("propose", tasks.propose, cycle),
-        ("train", tasks.train, {**cycle, "last": True}),
-        ("train", tasks.train_control, {**cycle, "last": True}),
-        ("judge", tasks.judge, judging),
+        ("density", density.density, cycle),
+        ("walk", walk.walk, {**cycle, "system": "defective", "index": 0}),
+        ("propose", judge.propose, cycle),
+        ("train", train.train, {**cycle, "last": True}),
+        ("train", train.train_control, {**cycle, "last": True}),
+        ("judge", judge.judge, judging),
     ]
     for kind, function, arguments in stages:
         asked.clear()
@@ -309,11 +309,11 @@ def test_select__features_of_another_model_are_refused(copied: Path) -> None:
     for features, said in ((foreign, last.model_hash), (unknown, "unknown")):
         write_group(features, here / "features.zarr", kind="features")
         with pytest.raises(DataError, match=rf"features\.zarr holds features of potential {said}"):
-            tasks.select_clusters(**who, **which)
+            select.select_clusters(**who, **which)
         assert not (here / "scores.zarr").exists()
         shutil.rmtree(here / "features.zarr")
     write_group(seed.featurize(samples), here / "features.zarr", kind="features")
-    tasks.select_clusters(**who, **which)
+    select.select_clusters(**who, **which)
     assert view.scores.attrs["model_hash"] == seed.model_hash
 
 

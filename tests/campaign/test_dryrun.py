@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mofal.campaign.driver import Campaign
-from mofal.campaign.dryrun import describe_run, known_lengths, seconds_left, unfit_cores, work_left
+from mofal.campaign.estimate import known_lengths, seconds_left, unfit_cores, work_left
+from mofal.commands.run import describe_run
 from mofal.schedule import EventLog
 
 POOLS = {

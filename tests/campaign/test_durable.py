@@ -16,12 +16,13 @@ import pytest
 import yaml
 from ase.io import write
 
-from mofal.campaign import plan, stages, tasks
-from mofal.campaign.display import Display
-from mofal.campaign.driver import Campaign, _Driver
+from mofal.campaign import plan, steps
+from mofal.campaign.directory import CONFIG, Site
+from mofal.campaign.driver import Campaign, Display, _Driver
 from mofal.campaign.loading import parse_config
-from mofal.campaign.seeding import examine, settle
-from mofal.campaign.site import CONFIG, Site
+from mofal.campaign.prepare import examine, settle
+from mofal.campaign.steps import label
+from mofal.campaign.steps.sample import perturb
 from mofal.cli import main
 from mofal.data import open_group, read_json, select, to_atoms, write_group
 from mofal.errors import CampaignError, MofalError
@@ -133,18 +134,18 @@ def test_run__a_fault_around_a_label_stops_and_the_same_command_goes_on(
     root = tmp_path / "campaign"
     site = prepared(root, systems={"defective": {"file": str(file)}})
     make, words = FAULTS[fault]
-    sample = stages.expand(site, site.steps()[0])
+    sample = steps.expand(site, site.steps()[0])
     assert execute_task(sample[0])["status"] == "done"
     # The tasks are known; then something happens to what is around them.
     (step,) = [s for s in Begun(root).steps() if s.stage == "label"]
-    made = stages.expand(site, step)
+    made = steps.expand(site, step)
     assert len(made) == 3
     with make(site, monkeypatch):
         result = execute_task(made[0])
     assert result["status"] == "failed"
     assert words in result["reason"]
     assert records(root) == []
-    why = stages.failure(step, Outcome(made[0], status="failed", reason=result["reason"]))
+    why = steps.failure(step, Outcome(made[0], status="failed", reason=result["reason"]))
     assert words in why
     assert "run the same command again" in why
     assert "\n" not in why
@@ -215,37 +216,37 @@ def walk_step(site: Site) -> plan.Step:
 def test_finish__a_failed_walk_is_not_passed_over(tmp_path: Path) -> None:
     site = prepared(tmp_path / "campaign")
     step = walk_step(site)
-    made = stages.expand(site, step)
+    made = steps.expand(site, step)
     full = Outcome(made[0], status="failed", reason="OSError: [Errno 28] No space left on device")
     with pytest.raises(CampaignError, match="No space left"):
-        stages.finish(site, step, [full, Outcome(made[1], status="done")])
-    assert stages.failure(step, Outcome(made[0], status="quarantined", reason="killed 3")) == ""
+        steps.finish(site, step, [full, Outcome(made[1], status="done")])
+    assert steps.failure(step, Outcome(made[0], status="quarantined", reason="killed 3")) == ""
     # A walk that is said to be done and is not there is not left out either.
     with pytest.raises(CampaignError, match="walk 0 is not in"):
-        stages.finish(site, step, [Outcome(t, status="done") for t in made])
+        steps.finish(site, step, [Outcome(t, status="done") for t in made])
 
 
 @pytest.mark.parametrize("stage", ["train", "density", "select", "propose", "sample"])
 def test_failure__no_other_stage_goes_on_without_its_task(stage: Any, tmp_path: Path) -> None:
     step = plan.Step(stage, 1, "", (), "x")
-    task = Task(stage, "x", tasks.label)
+    task = Task(stage, "x", label.label)
     for status in ("failed", "quarantined"):
-        assert stages.failure(step, Outcome(task, status=status, reason="why"))  # type: ignore[arg-type]
+        assert steps.failure(step, Outcome(task, status=status, reason="why"))  # type: ignore[arg-type]
 
 
 def test_record_quarantine__is_a_result(tmp_path: Path) -> None:
     root = tmp_path / "campaign"
     site = prepared(root)
     sample, *_ = site.steps()
-    execute_task(stages.expand(site, sample)[0])
+    execute_task(steps.expand(site, sample)[0])
     (step,) = [s for s in Begun(root).steps() if s.stage == "label"]
-    made = stages.expand(site, step)
-    stages.record_quarantine(
+    made = steps.expand(site, step)
+    label.record_quarantine(
         site, Outcome(made[1], status="quarantined", reason="it ended 3 workers")
     )
     assert records(root) == ["crashed"]
-    assert len(stages.expand(site, step)) == 2
-    assert len(stages.expand(site, step, retry_failed=True)) == 3
+    assert len(steps.expand(site, step)) == 2
+    assert len(steps.expand(site, step, retry_failed=True)) == 3
     run(root)
     labels = open_group(root / "cycle-000" / "labels.zarr")
     assert labels["status"].values.tolist() == ["converged", "crashed", "converged"]
@@ -255,9 +256,9 @@ def test_record_quarantine__is_a_result(tmp_path: Path) -> None:
 def test_finish__a_record_that_is_gone_is_not_left_out(tmp_path: Path) -> None:
     root = tmp_path / "campaign"
     site = prepared(root)
-    execute_task(stages.expand(site, site.steps()[0])[0])
+    execute_task(steps.expand(site, site.steps()[0])[0])
     (step,) = [s for s in Begun(root).steps() if s.stage == "label"]
-    made = stages.expand(site, step)
+    made = steps.expand(site, step)
     outcomes = []
     for task in made:
         assert execute_task(task)["status"] == "done"
@@ -265,7 +266,7 @@ def test_finish__a_record_that_is_gone_is_not_left_out(tmp_path: Path) -> None:
     record = sorted((root / "label-records").rglob("*.npz"))[0]
     record.unlink()
     with pytest.raises(CampaignError, match="run the same command again"):
-        stages.finish(site, step, outcomes)
+        steps.finish(site, step, outcomes)
     assert not site.exists(step.makes)
     run(root)
     assert records(root) == ["converged"] * 3
@@ -289,7 +290,7 @@ def test_training_set__labels_that_are_not_there_now_are_missed(tmp_path: Path) 
 def cycles(site: Site) -> list[plan.Step]:
     """Label steps of both cycles, with clusters that are frames, two in each."""
     steps = [s for s in site.steps() if s.stage == "label" and s.cycle]
-    frames = tasks.perturb(
+    frames = perturb(
         site,
         "defective",
         parse_config({**SMALL, "holdout": {"frames": 4}}).holdout,
@@ -315,25 +316,25 @@ def test_retry_failed__closed_cycles_join_the_open_one(tmp_path: Path) -> None:
     first, second = cycles(site)
     put(site, first.needs[0], 0, "converged")
     put(site, first.needs[0], 1, "crashed")
-    assert stages.expand(site, first) == []
-    stages.finish(site, first, [])
+    assert steps.expand(site, first) == []
+    steps.finish(site, first, [])
     assert site.group(first.makes)["status"].values.tolist() == ["converged", "crashed"]
     # The failure stands, unless it is asked for once more.
-    assert len(stages.expand(site, second)) == 2
-    again = stages.expand(site, second, retry_failed=True)
+    assert len(steps.expand(site, second)) == 2
+    again = steps.expand(site, second, retry_failed=True)
     assert len(again) == 3
     assert {t.kwargs["group"] for t in again} == {first.needs[0], second.needs[0]}
-    assert "1 failed labels of earlier cycles join" in stages.closed_failures(site)
+    assert "1 failed labels of earlier cycles join" in label.closed_failures(site)
     outcomes = []
     for task in again:
         assert execute_task(task)["status"] == "done"
         outcomes.append(Outcome(task, status="done"))
-    stages.finish(site, second, outcomes)
+    steps.finish(site, second, outcomes)
     labels = site.group(second.makes)
     assert labels["status"].values.tolist() == ["converged"] * 3
     late = site.group(first.needs[0])["structure_id"].values[1]
     assert labels["structure_id"].values[2] == late
-    assert "stay as they are" in stages.closed_failures(site)
+    assert "stay as they are" in label.closed_failures(site)
 
 
 def test_retry_failed__attempts_may_be_raised_in_a_campaign_that_runs(tmp_path: Path) -> None:
@@ -341,9 +342,9 @@ def test_retry_failed__attempts_may_be_raised_in_a_campaign_that_runs(tmp_path: 
     site = prepared(root, cycles=2)
     first, _ = cycles(site)
     put(site, first.needs[0], 0, "crashed")
-    assert len(stages.expand(site, first)) == 1
+    assert len(steps.expand(site, first)) == 1
     more = prepared(root, reference={"name": PAIRS, "attempts": 2, "time_limit_s": 60})
-    assert len(stages.expand(more, first)) == 2
+    assert len(steps.expand(more, first)) == 2
     # More threads make the same labels; another potential does not.
     prepared(root, reference={"name": f"{PAIRS}&threads=2"})
     with pytest.raises(CampaignError, match=r"reference\.name"):
@@ -358,7 +359,7 @@ def test_retry_failed__attempts_may_be_raised_in_a_campaign_that_runs(tmp_path: 
 def test_task__refuses_settings_that_are_not_the_drivers(tmp_path: Path) -> None:
     root = tmp_path / "campaign"
     site = prepared(root)
-    made = stages.expand(site, site.steps()[0])
+    made = steps.expand(site, site.steps()[0])
     text = (root / CONFIG).read_text()
     (root / CONFIG).write_text(text.replace("seed: 3", "seed: 4", 1))
     result = execute_task(made[0])
@@ -374,7 +375,7 @@ def test_task__refuses_a_file_whose_content_changed(tmp_path: Path) -> None:
     file, root = tmp_path / "seed.extxyz", tmp_path / "campaign"
     waters(file, 3)
     site = prepared(root, seed_data={"file": str(file)})
-    made = stages.expand(site, site.steps()[0])
+    made = steps.expand(site, site.steps()[0])
     waters(file, 4)
     result = execute_task(made[0])
     assert result["status"] == "failed"
@@ -464,7 +465,7 @@ def test_run__own_temporaries_are_recognised(name: str, tmp_path: Path) -> None:
 def spoilt(root: Path, energy: float, force: float) -> None:
     """The second of the seed labels says nonsense."""
     site = prepared(root)
-    execute_task(stages.expand(site, site.steps()[0])[0])
+    execute_task(steps.expand(site, site.steps()[0])[0])
     group = "cycle-000/samples.zarr"
     atoms = to_atoms(site.group(group).load(), 1)
     forces = np.zeros((len(atoms), 3))
@@ -548,7 +549,7 @@ def test_set_aside__later_groups_say_so(tmp_path: Path) -> None:
     put(site, first.needs[0], 1, "converged")
     assert main(["set-aside", str(site.root), clusters[1], "--reason", "a doubt"]) == 0
     again = Site(site.root)
-    stages.finish(again, first, [])
+    steps.finish(again, first, [])
     labels = again.group(first.makes)
     assert labels["status"].values.tolist() == ["converged", "set_aside"]
     assert labels["reason"].values[1] == "by hand: a doubt"

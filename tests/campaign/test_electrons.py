@@ -13,8 +13,8 @@ from ase.io import write as write_with_ase
 
 from mofal.campaign.driver import Campaign
 from mofal.campaign.electrons import check_electrons, representative_cores, with_spin
-from mofal.campaign.seeding import examine, settle
-from mofal.campaign.tasks import sample_seed
+from mofal.campaign.prepare import examine, settle
+from mofal.campaign.steps.sample import sample_seed
 from mofal.cli import main
 from mofal.data import select, structure_ids, to_atoms
 from mofal.reference import get_reference, structure_id_of

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 from mofal.campaign.driver import Campaign
-from mofal.campaign.dryrun import describe_run, known_lengths
+from mofal.campaign.estimate import known_lengths
 from mofal.campaign.examples import example_text
 from mofal.campaign.loading import dump_config, load_config, parse_config
+from mofal.commands.run import describe_run
 from mofal.data.documents import parse_yaml
 from mofal.errors import MofalError
 from mofal.schedule import EventLog
@@ -182,7 +183,7 @@ def test_fuzz__structure_files(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A campaign that is prepared, with the events of a driver and the beat of a job."""
-    from mofal.campaign.seeding import examine, settle
+    from mofal.campaign.prepare import examine, settle
     from mofal.schedule import CampaignLock
 
     root = tmp_path_factory.mktemp("prepared") / "small"
@@ -231,7 +232,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_fuzz__files_of_a_campaign(prepared: Path, tmp_path: Path) -> None:
     """Status, a dry run, and what a driver reads when it starts."""
-    from mofal.campaign.status import show
+    from mofal.commands.status import show
     from mofal.schedule import CampaignLock, StatusReader
     from mofal.schedule.files import Layout
     from mofal.schedule.jobs import Jobs

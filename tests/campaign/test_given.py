@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mofal.campaign.directory import Site
 from mofal.campaign.examples import seed_place
 from mofal.campaign.given import example_labels
-from mofal.campaign.holding import hold_file
 from mofal.campaign.loading import parse_config
-from mofal.campaign.seeding import examine
-from mofal.campaign.site import Site
+from mofal.campaign.prepare import examine
+from mofal.commands.hold import hold_file
 from mofal.data import open_group
 from mofal.dynamics.holding import survival
 from mofal.errors import ConfigError

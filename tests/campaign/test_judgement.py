@@ -7,8 +7,8 @@ import pytest
 from ase.data import chemical_symbols
 from ase.formula import Formula
 
-from mofal.campaign.judgement import defect_atoms
 from mofal.frameworks import build, find_blocks
+from mofal.frameworks.defects import defect_atoms
 from tests.frameworks.test_blocks import recapped
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mofal.campaign.label import local_schedule
+from mofal.campaign.steps.label import local_schedule
 from mofal.cli import main
 from mofal.data import read, to_atoms
 from mofal.reference import get_reference

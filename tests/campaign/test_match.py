@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import yaml
 
-from mofal.campaign.blueprints import complaints, weighted
+from mofal.campaign.directory import Site
 from mofal.campaign.loading import parse_config
-from mofal.campaign.match import short_names
-from mofal.campaign.site import Site
 from mofal.cli import main
+from mofal.clusters.matched import complaints, weighted
+from mofal.commands.match import short_names
 from mofal.reference import get_reference
 from tests.campaign.conftest import SMALL
 from tests.campaign.services import (
@@ -379,7 +379,8 @@ def test_match__blueprints_are_what_a_campaign_cuts(tmp_path: Path) -> None:
 def test_match__blueprints_cut_the_seed_data_too(tmp_path: Path) -> None:
     """Random clusters of the seed data have the shells that force matching found for their kind."""
     from mofal import Campaign
-    from mofal.campaign.seeding import examine, seed_structures, settle
+    from mofal.campaign.prepare import examine, settle
+    from mofal.campaign.steps.sample import seed_structures
     from tests.campaign.conftest import SMALL
 
     table = tmp_path / "blueprints.json"
@@ -405,9 +406,9 @@ def test_match__blueprints_cut_the_seed_data_too(tmp_path: Path) -> None:
 def cut_in_a_campaign(directory: Path, blueprints: Path | None) -> list[tuple[int, int]]:
     """Atoms, and bricks in the mantle, of what a campaign's selection cuts, on made-up features."""
     from mofal import Campaign
-    from mofal.campaign import plan
-    from mofal.campaign.seeding import examine, settle
-    from mofal.campaign.tasks import select_clusters
+    from mofal.campaign import paths
+    from mofal.campaign.prepare import examine, settle
+    from mofal.campaign.steps.select import select_clusters
     from mofal.data import write_group
     from mofal.density import PerElementDensity
     from mofal.dynamics import sample_harmonic
@@ -429,11 +430,11 @@ def cut_in_a_campaign(directory: Path, blueprints: Path | None) -> list[tuple[in
     fitted = PerElementDensity(n_components=1, random_state=0)
     fitted.fit(features["features"].values.astype(float), features["numbers"].values)
     system = "defective"
-    write_group(frames, site.path(plan.place(1, system, "samples.zarr")))
-    write_group(features, site.path(plan.place(1, system, "features.zarr")), kind="features")
-    fitted.save(site.path(plan.place(1, "density.zarr")))
+    write_group(frames, site.path(paths.place(1, system, "samples.zarr")))
+    write_group(features, site.path(paths.place(1, system, "features.zarr")), kind="features")
+    fitted.save(site.path(paths.place(1, "density.zarr")))
     select_clusters(str(site.root), site.identity, cycle=1, system=system)
-    clusters = site.group(plan.place(1, system, "clusters.zarr")).load()
+    clusters = site.group(paths.place(1, system, "clusters.zarr")).load()
     sizes = clusters["n_atoms"].values
     first = np.concatenate([[0], np.cumsum(sizes)])
     of_mantle = (clusters["region"].values == 1) & (clusters["numbers"].values == 40)

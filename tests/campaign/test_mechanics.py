@@ -14,12 +14,12 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import write
 
-from mofal.campaign.mechanics import load_systems
-from mofal.campaign.mechanics_show import uio_cells
 from mofal.cli import main
+from mofal.commands.mechanics import load_systems
 from mofal.data import read_json
 from mofal.errors import ConfigError
 from mofal.frameworks import build, find_blocks, supercell
+from mofal.mechanics.show import uio_cells
 
 EMT = "ase:ase.calculators.emt:EMT"
 

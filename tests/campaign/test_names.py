@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from mofal.campaign import plan
+from mofal.campaign import paths, plan
 from mofal.campaign.config import CampaignConfig
+from mofal.campaign.directory import Site
 from mofal.campaign.loading import parse_config
 from mofal.campaign.names import TAKEN, check_new
-from mofal.campaign.site import Site
 from mofal.cli import main
 from mofal.errors import ConfigError
 from tests.campaign.conftest import SMALL
@@ -101,7 +101,7 @@ def test_exists__a_model_only_with_its_model_json(tmp_path: Path) -> None:
     config: CampaignConfig = parse_config(content("ld"))
     site = Site(tmp_path, config)
     steps = {step.makes: step for step in site.steps()}
-    for relative in (plan.model(0), plan.control(1)):
+    for relative in (paths.model(0), paths.control(1)):
         (tmp_path / relative / "ld").mkdir(parents=True)
         (tmp_path / relative / "weights.pt").touch()
         assert not site.exists(relative)

@@ -11,8 +11,8 @@ import pytest
 from ase.build import molecule
 from ase.io import write
 
-from mofal.campaign.noise import read_noise_floor
 from mofal.cli import main
+from mofal.commands.noise import read_noise_floor
 from mofal.errors import ConfigError
 from tests.campaign.services import (
     SPRINGS,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mofal.campaign import plan
+from mofal.campaign import paths, plan
 from mofal.campaign.config import CampaignConfig
 from mofal.campaign.loading import parse_config
 
@@ -58,8 +58,8 @@ def test_steps__make_each_path_once() -> None:
 def test_steps__systems_do_not_wait_for_each_other() -> None:
     config = make(systems={"a": {"build": "S_ld"}, "b": {"build": "S_ld"}})
     steps = plan.steps(config)
-    done = {plan.place(0, "samples.zarr"), plan.place(0, "labels.zarr"), plan.model(0)}
-    done |= {plan.place(1, "density.zarr"), plan.place(1, "a", "samples.zarr")}
+    done = {paths.place(0, "samples.zarr"), paths.place(0, "labels.zarr"), paths.model(0)}
+    done |= {paths.place(1, "density.zarr"), paths.place(1, "a", "samples.zarr")}
     ready = {(s.stage, s.system) for s in plan.ready(steps, done.__contains__)}
     assert ("select", "a") in ready  # though b still walks
     assert ("walk", "b") in ready
@@ -68,13 +68,13 @@ def test_steps__systems_do_not_wait_for_each_other() -> None:
 def test_steps__training_learns_only_after_the_proposal_was_tested() -> None:
     for step in plan.steps(make()):
         if step.stage == "train" and step.cycle > 0:
-            assert plan.place(step.cycle, "proposal.zarr") in step.needs
+            assert paths.place(step.cycle, "proposal.zarr") in step.needs
 
 
 def test_control__starts_from_the_seed_model_and_follows_cycle_by_cycle() -> None:
     controls = [s for s in plan.steps(make()) if s.stage == "control"]
-    assert controls[0].needs == (plan.model(0), plan.model(1))
-    assert controls[2].needs == (controls[1].makes, plan.model(3))
+    assert controls[0].needs == (paths.model(0), paths.model(1))
+    assert controls[2].needs == (controls[1].makes, paths.model(3))
 
 
 @pytest.mark.parametrize(

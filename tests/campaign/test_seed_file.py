@@ -14,10 +14,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write as write_with_ase
 
 from mofal.campaign.config import CampaignConfig
+from mofal.campaign.directory import Site
 from mofal.campaign.loading import dump_config, load_config, parse_config
-from mofal.campaign.seed_file import check_seed_file, read_seed_file
-from mofal.campaign.seeding import refuse_another
-from mofal.campaign.site import Site
+from mofal.campaign.prepare import refuse_another
+from mofal.campaign.seed_check import check_seed_file
+from mofal.campaign.seed_file import read_seed_file
 from mofal.cli import main
 from mofal.data import structure_ids, write
 from mofal.data.hashing import hash_json
@@ -477,8 +478,8 @@ def test_run__seed_file_refused_before_anything_is_paid_for(
 
 def test_sample_seed__workers_know_what_was_asked(tmp_path: Path) -> None:
     """The campaign file that workers read says it too."""
-    from mofal.campaign.site import write_config
-    from mofal.campaign.tasks import sample_seed
+    from mofal.campaign.directory import write_config
+    from mofal.campaign.steps.sample import sample_seed
 
     file = foreign(tmp_path)
     for labels in ("reference", "ignore"):

@@ -124,7 +124,7 @@ def test_auto__free_carbonyls_and_pyridines_lack_no_hydrogen():
 def test_system__charge_of_a_file(tmp_path):
     """`charge:` of a system in a campaign file is compared; null is not looked at."""
     from mofal.campaign.config import SystemSettings
-    from mofal.campaign.seeding import make_system
+    from mofal.campaign.prepare import make_system
     from mofal.errors import StructureError
 
     anionic = published.hkust1()

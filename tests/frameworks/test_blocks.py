@@ -19,8 +19,8 @@ from mofal.frameworks import (
     register_rule,
     rule_names,
 )
-from mofal.frameworks.blocks import net_labels
-from mofal.frameworks.rules import H_CAP, Cut
+from mofal.frameworks.molecule import H_CAP, Cut
+from mofal.frameworks.partition import net_labels
 from tests.frameworks import published
 
 

@@ -50,9 +50,9 @@ def demo(
     int
         0
     """
-    from mofal.campaign.holding import table as holding_table
-    from mofal.campaign.judgement import format_table, holdout_table
-    from mofal.campaign.report import report
+    from mofal.campaign.steps.hold import table as holding_table
+    from mofal.campaign.view import format_table, holdout_table
+    from mofal.commands.report import report
 
     campaign = Campaign(demo_config(seed=seed, workers=workers), directory=directory)
     say("mofal demo: a potential that knows UiO-66 meets a missing linker")

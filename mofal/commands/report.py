@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mofal.campaign import plan
-from mofal.campaign.holding import table
-from mofal.campaign.judgement import as_records, atom_mask, defect_atoms, holdout_table, tags
-from mofal.campaign.view import CampaignView, open_campaign
+from mofal.campaign import paths, plan
+from mofal.campaign.steps.hold import table
+from mofal.campaign.view import (
+    CampaignView,
+    as_records,
+    atom_mask,
+    holdout_table,
+    open_campaign,
+    tags,
+)
+from mofal.frameworks.defects import defect_atoms
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -62,15 +69,15 @@ def collect(view: CampaignView) -> Any:
 
     site = view.site
     first = next(
-        (s for s in view.config.explored if site.exists(plan.place(1, s, "clusters.zarr"))), None
+        (s for s in view.config.explored if site.exists(paths.place(1, s, "clusters.zarr"))), None
     )
     more: dict[str, Any] = {}
-    if first is not None and site.exists(plan.place(1, "density.zarr")):
+    if first is not None and site.exists(paths.place(1, "density.zarr")):
         more = _first_cycle(view, first)
-    if any(site.exists(plan.place(1, s, "walks.zarr")) for s in view.config.explored):
+    if any(site.exists(paths.place(1, s, "walks.zarr")) for s in view.config.explored):
         more["walks"] = view.walks
         more["traces"] = _traces(view)
-    from mofal.campaign.mechanics_show import report_mechanics
+    from mofal.commands.report_mechanics import report_mechanics
 
     more["mechanics"], more["mechanics_figures"] = report_mechanics(site)
     return ReportData(
@@ -118,7 +125,7 @@ def _systems(view: CampaignView) -> list[dict[str, Any]]:
 
 
 def _cycles(view: CampaignView) -> list[dict[str, Any]]:
-    from mofal.campaign.status import model_hash
+    from mofal.commands.status import model_hash
     from mofal.data import read_json
 
     site = view.site
@@ -137,20 +144,20 @@ def _cycles(view: CampaignView) -> list[dict[str, Any]]:
         }
         if c:
             reasons = [
-                len(read_json(site.path(plan.place(c, s, "refused.json"))))
+                len(read_json(site.path(paths.place(c, s, "refused.json"))))
                 for s in view.config.explored
-                if site.exists(plan.place(c, s, "refused.json"))
+                if site.exists(paths.place(c, s, "refused.json"))
             ]
             row["refused"] = sum(reasons)
-        if site.exists(plan.place(c, "proposal.zarr")):
+        if site.exists(paths.place(c, "proposal.zarr")):
             attrs = view.proposal(c).attrs
         else:
             attrs = {}
         if "mae_meV_per_A" in attrs:
             row["proposal_mae"] = float(attrs["mae_meV_per_A"])
             row["proposal_mae_p95"] = float(attrs["mae_p95_meV_per_A"])
-        if site.exists(plan.model(c)):
-            row["steps"] = site.model_record(plan.model(c)).get("steps")
+        if site.exists(paths.model(c)):
+            row["steps"] = site.model_record(paths.model(c)).get("steps")
             row["model_hash"] = model_hash(site, c)
         rows.append(row)
     return rows
@@ -163,7 +170,7 @@ def _predictions(ds: xr.Dataset) -> xr.Dataset:
 
 def _held_out(view: CampaignView) -> dict[str, Any]:
     from mofal.analysis import HeldOut
-    from mofal.campaign.judgement import judged_labels
+    from mofal.campaign.view import judged_labels
 
     known = tags(view)
     if "seed" not in known:
@@ -171,7 +178,7 @@ def _held_out(view: CampaignView) -> dict[str, Any]:
     site = view.site
     out = {}
     for system in view.config.holdout_systems:
-        if not site.exists(plan.holdout(system, "model-000.zarr")):
+        if not site.exists(paths.holdout(system, "model-000.zarr")):
             continue
         labels = judged_labels(view, system)
         defect = defect_atoms(view.blocks(system))
@@ -183,7 +190,7 @@ def _held_out(view: CampaignView) -> dict[str, Any]:
             by_cycle={
                 c: _predictions(view.judgement(system, f"model-{c:03d}"))
                 for c in range(view.config.cycles + 1)
-                if site.exists(plan.holdout(system, f"model-{c:03d}.zarr"))
+                if site.exists(paths.holdout(system, f"model-{c:03d}.zarr"))
             },
         )
     return out
@@ -193,7 +200,7 @@ def _seed_scores(view: CampaignView, labels: xr.Dataset) -> dict[str, Any]:
     """Log-likelihoods of held-out atoms in the seed model's features and training density."""
     from mofal.density import score
 
-    if not view.site.exists(plan.place(1, "density.zarr")):
+    if not view.site.exists(paths.place(1, "density.zarr")):
         return {}
     features = view.potential(0).featurize(labels)
     return {"seed": score(features, view.density(1)).compute()}
@@ -203,9 +210,9 @@ def _first_cycle(view: CampaignView, system: str) -> dict[str, Any]:
     """Compare what the seed model knew with what it met first, in its own features."""
     site = view.site
     seed = view.potential(0)
-    clusters = site.group(plan.place(1, system, "clusters.zarr")).load()
+    clusters = site.group(paths.place(1, system, "clusters.zarr")).load()
     fresh = seed.featurize(clusters).assign(region=clusters["region"])
-    samples = site.group(plan.place(1, system, "samples.zarr")).load()
+    samples = site.group(paths.place(1, system, "samples.zarr")).load()
     # The frame whose cores were chosen most often shows most.
     parents = [str(p) for p in clusters["parent"].values]
     ids = [str(s) for s in samples["structure_id"].values]
@@ -213,7 +220,7 @@ def _first_cycle(view: CampaignView, system: str) -> dict[str, Any]:
     from mofal.data import atom_slice, select
 
     frame = select(samples, chosen)
-    scores = select(site.group(plan.place(1, system, "scores.zarr")).load(), chosen)
+    scores = select(site.group(paths.place(1, system, "scores.zarr")).load(), chosen)
     cores = np.zeros(frame.sizes["atom"], bool)
     for k, parent in enumerate(parents):
         if parent == ids[chosen]:
@@ -221,7 +228,7 @@ def _first_cycle(view: CampaignView, system: str) -> dict[str, Any]:
             core = clusters["region"].values[span] == 0
             cores[clusters["parent_atom"].values[span][core]] = True
     return {
-        "training_features": site.group(plan.place(1, "training_features.zarr")).load(),
+        "training_features": site.group(paths.place(1, "training_features.zarr")).load(),
         "new_features": fresh,
         "frame": frame,
         "frame_scores": scores,

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mofal.campaign import plan
+from mofal.campaign import paths, plan
 from mofal.campaign.aside import absurdities, by_hand
-from mofal.campaign.config import CampaignConfig, completed, differences
+from mofal.campaign.config import CampaignConfig
 from mofal.campaign.devices import device_of
-from mofal.campaign.loading import dump_config, load_config
+from mofal.campaign.loading import completed, differences, dump_config, load_config
 from mofal.errors import CampaignError, ConfigError, DataError, StoreError
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Site:
 
     def exists(self, relative: str) -> bool:
         """Whether a step's product is there (and so is complete)."""
-        return self.path(plan.marker(relative)).exists()
+        return self.path(paths.marker(relative)).exists()
 
     def work(self, *parts: str) -> Path:
         """Directory for what is not finished; may be deleted when no driver runs."""
@@ -192,16 +192,16 @@ class Site:
 
     def structure(self, system: str) -> xr.Dataset:
         """Structure of a system as it was built or read."""
-        return self.group(plan.system_place(system, "structure.zarr")).load()
+        return self.group(paths.system_place(system, "structure.zarr")).load()
 
     def blocks(self, system: str) -> xr.Dataset:
         """Blocks of a system."""
-        return self.group(plan.system_place(system, "blocks.zarr")).load()
+        return self.group(paths.system_place(system, "blocks.zarr")).load()
 
     def finished_cycles(self) -> int:
         """Last cycle whose model is there, -1 before the seed model."""
         c = -1
-        while self.exists(plan.model(c + 1)):
+        while self.exists(paths.model(c + 1)):
             c += 1
         return c
 
@@ -215,9 +215,9 @@ class Site:
             Also those that are not there: to open one is an error then, for work that must not go
             on with less.
         """
-        out = [(0, plan.place(0, "labels.zarr"))]
+        out = [(0, paths.place(0, "labels.zarr"))]
         for c in range(1, last + 1):
-            out += [(c, plan.place(c, s, "labels.zarr")) for s in self.config.explored]
+            out += [(c, paths.place(c, s, "labels.zarr")) for s in self.config.explored]
         return [(c, p) for c, p in out if whole or self.exists(p)]
 
     @cached_property
@@ -292,7 +292,7 @@ class Site:
 
     def proposal_error_meV(self, cycle: int) -> float | None:
         """MAE_P95 of the model that proposed a cycle's clusters on their labels, in meV/Å."""
-        relative = plan.place(cycle, "proposal.zarr")
+        relative = paths.place(cycle, "proposal.zarr")
         if not self.exists(relative):
             return None
         value = self.group(relative).attrs.get("mae_p95_meV_per_A")

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mofal.campaign import plan
-from mofal.campaign.config import CampaignConfig, SystemSettings, completed, differences
+from mofal.campaign import paths
+from mofal.campaign.config import CampaignConfig, SystemSettings
 from mofal.campaign.devices import check_devices
-from mofal.campaign.electrons import check_electrons, with_spin
+from mofal.campaign.directory import CONFIG, FACTS, ISOLATED, Site, write_config
+from mofal.campaign.electrons import check_electrons
 from mofal.campaign.given import check_start, example_labels, start_potential
-from mofal.campaign.loading import load_config
+from mofal.campaign.loading import completed, differences, load_config
 from mofal.campaign.names import check_new
-from mofal.campaign.seed_file import check_seed_file, read_seed_file
-from mofal.campaign.site import CONFIG, FACTS, ISOLATED, Site, write_config
+from mofal.campaign.seed_check import check_seed_file
+from mofal.campaign.steps.select import check_ranking
 from mofal.errors import CampaignError, ConfigError, MofalError
 
 if TYPE_CHECKING:
@@ -190,8 +191,8 @@ def settle(site: Site, findings: Findings) -> None:
         shutil.rmtree(site.path("systems"))
     site.reference().isolated_atom_energies(findings.elements, cache=site.root / ISOLATED)
     for name, (structure, blocks) in findings.systems.items():
-        write_group(structure, site.path(plan.system_place(name, "structure.zarr")))
-        write_group(blocks, site.path(plan.system_place(name, "blocks.zarr")), kind="table")
+        write_group(structure, site.path(paths.system_place(name, "structure.zarr")))
+        write_group(blocks, site.path(paths.system_place(name, "blocks.zarr")), kind="table")
     write_config(site.root, site.config)
     write_json(
         {
@@ -250,102 +251,5 @@ def campaign_elements(
     return sorted(found, key=lambda s: atomic_numbers[s])
 
 
-def check_ranking(name: str) -> None:
-    """Refuse a ranking that does not exist before anything has been paid for."""
-    from mofal.campaign.tasks import SCORED
-    from mofal.clusters import get_ranking, ranking_names
-
-    known = ranking_names()
-    if name not in known:
-        raise ConfigError(f"selection.ranking is {name!r}; known: {', '.join(sorted(known))}")
-    reads = str(getattr(get_ranking(name), "variable", SCORED[0]))
-    if reads not in SCORED:
-        fit = [n for n in known if getattr(get_ranking(n), "variable", "") in SCORED]
-        raise ConfigError(
-            f"selection.ranking is {name!r}, which reads {reads}; scores of a campaign hold "
-            f"{' and '.join(SCORED)}: choose one of {', '.join(fit)}"
-        )
-
-
 # ---------------------------------------------------------------------------------- seed data
-def seed_structures(site: Site) -> xr.Dataset:
-    """Structures of the seed data, labelled or not."""
-    from mofal.campaign.blueprints import shells_of, weighted
-    from mofal.campaign.tasks import perturb
-    from mofal.clusters import cut, random_cores
-    from mofal.data import concat
-
-    settings = site.config.seed_data
-    if settings.file is not None:
-        return read_seed_file(site.config, site.reference())
-    if settings.example is not None:
-        return example_labels(site.config, site.reference())
-    unpaired = site.config.selection.unpaired
-    if settings.perturbed is not None:
-        name = settings.perturbed.system
-        ds = perturb(site, name, settings.perturbed, ("seed", name))
-        ds["system"] = ("structure", np.array([name] * ds.sizes["structure"], _TEXT))
-        return with_spin(ds, site.blocks(name), unpaired, place=f"systems.{name}")
-    assert settings.clusters is not None  # the config gives one of the three
-    parts, reasons = [], []
-    for name in site.config.explored:
-        frames = perturb(site, name, settings.clusters, ("seed", name))
-        frames["system"] = ("structure", np.array([name] * frames.sizes["structure"], _TEXT))
-        blocks = {name: site.blocks(name)}
-        cores = random_cores(
-            frames,
-            blocks,
-            n=settings.clusters.per_system,
-            seed=site.integer_seed("seed-clusters", name),
-        )
-        clusters, refused = cut(
-            frames, blocks, cores, shells=shells_of(site, blocks), unpaired=unpaired
-        )
-        reasons += [f"{name}: {r}" for r in refused["reason"].values]
-        parts.append(weighted(site, clusters, blocks))
-    out = concat(parts)
-    if not out.sizes["structure"]:
-        raise CampaignError(
-            f"seed data: not one sound cluster among {len(reasons)} ({reasons[0]})"
-            if reasons
-            else "seed data: there is no block to cut a cluster around"
-        )
-    return out
-
-
 # ---------------------------------------------------------------------------------- walks
-def start_frame(site: Site, cycle: int, system: str, index: int) -> xr.Dataset:
-    """Frame that a walk starts from: thermal around the structure, then ends of earlier walks.
-
-    In the first cycle it is a frame of the network of springs at the walk's temperature: the first
-    potentials do not hold for long enough to make environments differ by themselves. Later walks
-    start from a seeded choice among the ends of the cycle before that went to their end and whose
-    bonds still hold, where there are such; a bond that a poor potential broke would stay broken.
-    """
-    from mofal.clusters import check_bonds
-    from mofal.data import select
-    from mofal.dynamics import sample_harmonic
-
-    blocks = site.blocks(system)
-    if cycle > 1:
-        walks = site.group(plan.place(cycle - 1, system, "walks.zarr")).load()
-        finished = walks["walk_status"].values == "finished"
-        ends = {str(v) for v in walks["end_frame"].values[finished]}
-        samples = site.group(plan.place(cycle - 1, system, "samples.zarr")).load()
-        holds = check_bonds(samples, {system: blocks})["holds"].values
-        ids = [str(v) for v in samples["structure_id"].values]
-        good = [k for k, s in enumerate(ids) if s in ends and holds[k]]
-        # As many walks go on as there are good ends; the others begin anew.
-        chosen = site.rng("start", cycle, system).permutation(site.config.exploration.walks)[index]
-        if chosen < len(good):
-            return select(samples, good[chosen])
-    return sample_harmonic(
-        site.structure(system),
-        n=1,
-        temperature_K=site.config.exploration.temperature_K,
-        seed=site.seed("start", cycle, system, index),
-        bonds=blocks["bond_atom"].values,
-        shifts=blocks["bond_shift"].values,
-        volume_strain=(-0.01, 0.01),
-        shear=0.003,
-    )

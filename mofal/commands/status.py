@@ -6,9 +6,9 @@ import os
 import time
 from collections.abc import Callable
 
-from mofal.campaign import plan
-from mofal.campaign.dryrun import seconds_left
-from mofal.campaign.site import Site
+from mofal.campaign import paths, plan
+from mofal.campaign.directory import Site
+from mofal.campaign.estimate import seconds_left
 
 #: A hundred years: a longer estimate says nothing, and has no date.
 MOST_SECONDS = 3e9
@@ -73,7 +73,7 @@ def cycle_rows(site: Site) -> list[str]:
         aside = status.count("set_aside")
         good = status.count("converged")
         mae = p95 = "-"
-        proposal = plan.place(c, "proposal.zarr")
+        proposal = paths.place(c, "proposal.zarr")
         if site.exists(proposal):
             attrs = site.group(proposal).attrs
         else:
@@ -81,8 +81,8 @@ def cycle_rows(site: Site) -> list[str]:
         if "mae_meV_per_A" in attrs:
             mae, p95 = f"{attrs['mae_meV_per_A']:.0f}", f"{attrs['mae_p95_meV_per_A']:.0f}"
         steps = model = "-"
-        if site.exists(plan.model(c)):
-            record = site.model_record(plan.model(c))
+        if site.exists(paths.model(c)):
+            record = site.model_record(paths.model(c))
             steps, model = str(record.get("steps", "-")), model_hash(site, c)
         out.append(
             f"{c:>5} {good:>7} {len(status) - good - aside:>7} {aside:>6} {mae:>7} {p95:>8}"
@@ -95,7 +95,7 @@ def model_hash(site: Site, cycle: int) -> str:
     """Hash of the model of a cycle, as its directory says."""
     from mofal.potential.directory import read_described
 
-    return str(read_described(site.path(plan.model(cycle))).get("model_hash", "-"))[:12]
+    return str(read_described(site.path(paths.model(cycle))).get("model_hash", "-"))[:12]
 
 
 def watch(

@@ -9,13 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mofal.campaign.label import (
-    check_seed,
-    forces_of,
-    label_structures,
-    local_schedule,
-    unlabelled,
-)
+from mofal.campaign.steps.label import forces_of, label_structures, local_schedule
+from mofal.commands.label import check_seed, unlabelled
 from mofal.errors import ConfigError
 
 Say = Callable[[str], None]

@@ -16,7 +16,6 @@ from mofal.errors import ConfigError
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mofal.campaign.site import Site
 
 MOST_SHELLS = 4
 MOST_TABLE = 2**26
@@ -144,14 +143,15 @@ def complaints(path: str | os.PathLike[str]) -> list[str]:
     ]
 
 
-def shells_of(site: Site, blocks: Mapping[str, xr.Dataset]) -> dict[str, np.ndarray]:
+def matched_shells(
+    blocks: Mapping[str, xr.Dataset], shells: int, blueprints: Path | None
+) -> dict[str, np.ndarray]:
     """Shells of the cluster around each block, by system: what force matching found for its kind
-    (`selection.blueprints`), else the campaign's."""
-    settings = site.config.selection
-    known = {} if settings.blueprints is None else read_blueprints(settings.blueprints)
+    (in the table `blueprints`), else `shells`."""
+    known = {} if blueprints is None else read_blueprints(blueprints)
     out = {}
     for system, ds in blocks.items():
-        depth = np.full(ds.sizes["block"], settings.shells)
+        depth = np.full(ds.sizes["block"], shells)
         for k, kind in enumerate(str(h) for h in ds["kind_hash"].values):
             if kind in known:
                 depth[k] = known[kind].shells
@@ -159,21 +159,22 @@ def shells_of(site: Site, blocks: Mapping[str, xr.Dataset]) -> dict[str, np.ndar
     return out
 
 
-def weighted(site: Site, clusters: xr.Dataset, blocks: Mapping[str, xr.Dataset]) -> xr.Dataset:
+def weighted(
+    clusters: xr.Dataset, blocks: Mapping[str, xr.Dataset], blueprints: Path | None
+) -> xr.Dataset:
     """Clusters with `force_weight` where force matching knows their kind of core.
 
-    Only for `potential.regions: weighted`. NaN for the other clusters: there the training weighs
-    by region.
+    NaN for the other clusters: there the training weighs by region. Without a table they are
+    returned as they are.
     """
     import xarray as xr
 
     from mofal.clusters import match_weights
     from mofal.data import atom_slice, select
 
-    settings = site.config
-    if settings.selection.blueprints is None or settings.potential.regions != "weighted":
+    if blueprints is None:
         return clusters
-    known = read_blueprints(settings.selection.blueprints)
+    known = read_blueprints(blueprints)
     weight = np.full(clusters.sizes["atom"], np.nan)
     for k in range(clusters.sizes["structure"]):
         kinds = blocks[str(clusters["system"].values[k])]["kind_hash"].values

@@ -1,32 +1,38 @@
-"""Labelling as a service: `mofal label`, and what `match` and `noise` are built on.
+"""Labels: one durable task each, their records addressed by content.
 
-A short plan of its own on the campaign's stages: structures in one immutable group, one durable
-task per label, records addressed by content, the labelled file at the end.
+A stage of campaigns, and the service that `mofal label`, `match` and `noise` are built on: there
+the structures lie in one immutable group.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.campaign import paths, plan
+from mofal.campaign.aside import set_aside
+from mofal.campaign.config import CampaignConfig
+from mofal.campaign.directory import ISOLATED, Site
+from mofal.campaign.plan import Step
+from mofal.campaign.steps.base import (
+    Stage,
+    Summary,
+    on_site,
+)
 from mofal.data.files import is_being_written, remove_leftovers
 from mofal.errors import CampaignError, ConfigError, MofalError, StructureError
 from mofal.schedule.settings import ScheduleSettings
-from mofal.schedule.task import Task
+from mofal.schedule.task import Outcome, Task
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from mofal.reference import LabelCache
-
-HOLD_FORCES = (".extxyz", ".xyz", ".traj", ".db", ".json")
-"""Endings of files that keep what a label is."""
 
 Say = Callable[[str], None]
 
@@ -304,87 +310,223 @@ def _largest_job(method: Any, structures: xr.Dataset) -> float:
     return max(found)
 
 
-def check_seed(seed: int) -> None:
-    """Refuse a seed that no generator takes."""
-    if seed < 0:
-        raise ConfigError(f"--seed is {seed}, expected a whole number from 0 up")
-
-
-def label_file(
-    path: str | os.PathLike[str],
-    *,
-    reference: str,
-    output: str | None = None,
-    records: str | None = None,
-    caches: Sequence[str] = (),
-    workers: int | None = None,
-    schedule: str | None = None,
-    retry_failed: bool = False,
-    say: Say = print,
-) -> int:
-    """`mofal label`: label the structures of a file, write them labelled.
-
-    Returns
-    -------
-    int
-        0 where every label converged, 1 where some failed (they are listed).
-    """
-    from mofal.campaign.loading import load_config
-    from mofal.campaign.seed_file import open_without_spin
-    from mofal.data import read, to_atoms, write
-    from mofal.reference import gather, get_reference
-
-    method = get_reference(reference)
-    if Path(path).is_dir():
-        raise ConfigError(f"{path} is a directory; expected a file of structures")
-    structures = unlabelled(read(path))
-    silent = open_without_spin(to_atoms(structures))
-    if silent:
-        say(f"note: {silent}")
-    target = Path(output) if output else Path(f"{path}.labelled.extxyz")
-    if not target.parent.is_dir():
-        raise ConfigError(f"{target.parent} is no directory; make it first: mkdir {target.parent}")
-    if target.suffix.lower() not in HOLD_FORCES:
-        raise ConfigError(
-            f"-o {target}: a file of that kind holds no energies and forces; expected "
-            + ", ".join(HOLD_FORCES)
-        )
-    settings = (
-        load_config(schedule).schedule
-        if schedule
-        else local_schedule(workers, [reference], structures)
-    )
-    place = Path(records) if records else Path(f"{path}.labels")
-    attempts = label_structures(
-        structures,
-        reference,
-        directory=place,
-        schedule=settings,
-        retry_failed=retry_failed,
-        caches=caches,
-        say=say,
-    )
-    labels = gather(structures, attempts, reference=method, cache=place / "isolated-atoms")
-    write(labels, target)
-    if not getattr(method, "keep", False):
-        shutil.rmtree(place / "scratch", ignore_errors=True)
-    failed = [k for k, a in enumerate(attempts) if not a.converged]
-    say(f"wrote {target}: {len(attempts) - len(failed)} labels at level {method.level_hash}")
-    for k in failed:
-        say(f"  structure {k}: {attempts[k].status}: {attempts[k].reason}")
-    if failed:
-        say(f"{len(failed)} failed; try them again with --retry-failed")
-    return 1 if failed else 0
-
-
-def unlabelled(structures: xr.Dataset) -> xr.Dataset:
-    """Structures alone, without the labels that a file may bring along."""
-    names = ("energy", "forces", "stress", "status", "reason", "wall_time")
-    out = structures.drop_vars([v for v in names if v in structures])
-    out.attrs = {}
-    return out
-
-
 def forces_of(attempts: Sequence[Any]) -> np.ndarray:
     """Forces of attempts, one after another: (atom, 3) eV/Å; NaN where a label failed."""
     return np.concatenate([a.forces for a in attempts])
+
+
+@on_site
+def label(site: Site, group: str, index: int, attempts: int) -> Summary:
+    """Label one structure; the record is on disk when this returns."""
+    from mofal.data import select
+    from mofal.reference import label_one
+
+    one = select(site.group(group), index).load()
+    attempt = label_one(
+        one,
+        site.reference(),
+        directory=site.cache(),
+        scratch=site.work("scratch"),
+        attempts=attempts,
+    )
+    return {
+        "status": attempt.status,
+        "reason": attempt.reason,
+        "wall_time_s": attempt.wall_time_s,
+    }
+
+
+def tasks(site: Site, step: Step, retry_failed: bool) -> list[Task]:
+    """One task for each structure whose label is not there."""
+    group = step.needs[0]
+    if "energy" in site.group(group):
+        return []
+    out: dict[str, Task] = {}
+    for relative in [group, *(_earlier(site, step) if retry_failed else [])]:
+        for task in _labels_of(site, step, relative, retry_failed):
+            out.setdefault(task.key, task)
+    return list(out.values())
+
+
+def _earlier(site: Site, step: Step) -> list[str]:
+    """Clusters of the same system in the cycles before."""
+    if not step.cycle or step.holdout:
+        return []
+    return [paths.place(c, step.system, "clusters.zarr") for c in range(1, step.cycle)]
+
+
+def _labels_of(site: Site, step: Step, group: str, retry_failed: bool) -> list[Task]:
+    from mofal.reference.cache import record_key
+
+    level = site.facts["level_hash"]
+    cache = site.cache()
+    ds = site.group(group)
+    n_atoms = ds["n_atoms"].values
+    out = []
+    for k, structure in enumerate(str(s) for s in ds["structure_id"].values):
+        known = cache.attempts(structure, level)
+        allowed = site.config.reference.attempts
+        if retry_failed:
+            allowed = max(allowed, len(known) + 1)
+        if any(a.converged for a in known) or len(known) >= allowed:
+            continue
+        if structure in site.by_hand:
+            continue
+        key = record_key(structure, level)
+        out.append(
+            Task(
+                kind="label",
+                key=key,
+                function=label,
+                kwargs={
+                    "root": str(site.root),
+                    "identity": site.identity,
+                    "group": group,
+                    "index": k,
+                    "attempts": allowed,
+                },
+                # Cubic in the atoms is what every reference comes to in the end.
+                cost=float(n_atoms[k]) ** 3,
+                priority=PRIORITY - (40 if step.holdout else 0),
+            )
+        )
+    return out
+
+
+def closed_failures(site: Site) -> str:
+    """What `--retry-failed` cannot reach, in one line: labels of groups that are finished.
+
+    A group is never written again. A cluster of an earlier cycle joins the next cycle once it has a
+    label; seed data and held-out frames have no next one.
+    """
+    groups = [paths.place(0, "labels.zarr")]
+    groups += [paths.holdout(s, "labels.zarr") for s in site.config.holdout_systems]
+    clusters = [p for c, p in site.label_groups(site.config.cycles) if c]
+    last = not any(
+        step.stage == "label" and step.cycle and not step.holdout
+        for step in plan.unfinished(site.steps(), site.exists)
+    )
+    lost = sum(_failed(site, g) for g in [*groups, *(clusters if last else [])] if site.exists(g))
+    later = 0 if last else sum(_failed(site, g) for g in clusters)
+    parts = []
+    if later:
+        parts.append(f"{later} failed labels of earlier cycles join the cycle that is open")
+    if lost:
+        parts.append(
+            f"{lost} failed labels are in groups that are finished and stay as they are"
+            + ("; a further cycle takes those of clusters up: raise `cycles`" if last else "")
+        )
+    return "; ".join(parts)
+
+
+def _failed(site: Site, group: str) -> int:
+    return sum(str(s) in FAILED for s in site.group(group)["status"].values)
+
+
+FAILED = ("not_converged", "crashed", "timed_out", "out_of_memory", "inconsistent")
+"""Statuses of labels that another attempt may mend."""
+
+
+def finish(site: Site, step: Step, outcomes: Sequence[Outcome], pending: Collection[str]) -> str:
+    """Gather the labels that are there, and set aside those that cannot be meant."""
+    from mofal.data import concat, select, write_group
+    from mofal.reference import gather
+    from mofal.reference.cache import record_key
+
+    group = step.needs[0]
+    structures = site.group(group).load()
+    if "energy" in structures:
+        labels = structures
+    else:
+        reference = site.reference()
+        cache = site.cache()
+        if step.cycle and not step.holdout:
+            late = _late(site, step)
+            if late is not None:
+                structures = concat([structures, late])
+        level = reference.level_hash
+        ids = [str(s) for s in structures["structure_id"].values]
+        found = [cache.get(s, level) for s in ids]
+        there = [k for k, attempt in enumerate(found) if attempt is not None]
+        for s, attempt in zip(ids, found):
+            if attempt is not None:
+                cache.share(attempt)  # one whose task was killed before its label was copied
+            elif f"label-{record_key(s, level)}" not in pending and s not in site.by_hand:
+                raise CampaignError(
+                    f"{step.name}: the record of structure {s} is not in {cache.path} any more; "
+                    "run the same command again, which makes what is missing"
+                )
+        labels = gather(
+            select(structures, there),
+            cache,
+            reference=reference,
+            isolated_atom_energies=isolated_atoms(site),
+        )
+    labels, aside = set_aside(labels, site.config.reference, site.by_hand)
+    write_group(labels, site.path(step.makes), kind="labels")
+    status = [str(s) for s in labels["status"].values]
+    counts = {s: status.count(s) for s in dict.fromkeys(status)}
+    line = ", ".join(f"{n} {s.replace('_', ' ')}" for s, n in counts.items())
+    if aside:
+        line += f" ({aside[0]}{f'; and {len(aside) - 1} more' if len(aside) > 1 else ''})"
+    return line
+
+
+def isolated_atoms(site: Site) -> dict[str, float]:
+    """Isolated-atom energies of all elements of the campaign, eV."""
+    return dict(site.reference().isolated_atom_energies(site.elements, cache=site.root / ISOLATED))
+
+
+def record_quarantine(site: Site, outcome: Outcome) -> None:
+    """Give a label whose task ended its workers a record that says so; it is not tried again."""
+    from mofal.data import select, to_atoms
+    from mofal.reference.base import begin, fail
+
+    one = select(site.group(outcome.task.kwargs["group"]), int(outcome.task.kwargs["index"]))
+    attempt = begin(site.reference(), to_atoms(one.load(), 0))
+    site.cache().put(fail(attempt, ended_by(outcome.reason), f"{outcome.status}: {outcome.reason}"))
+
+
+def _late(site: Site, step: Step) -> xr.Dataset | None:
+    """Clusters of earlier cycles whose labels came after their cycle had gone on without them.
+
+    Their cycle did not wait for them (a quorum), or it has them as failed, and another attempt
+    brought the label since.
+    """
+    from mofal.data import concat, select
+
+    cache, level = site.cache(), site.facts["level_hash"]
+    own = site.group(paths.place(step.cycle, step.system, "clusters.zarr"))
+    taken = {str(s) for s in own["structure_id"].values}
+    failed: set[str] = set()
+    for c in range(1, step.cycle):
+        labels = site.group(paths.place(c, step.system, "labels.zarr"))
+        for s, status in zip(labels["structure_id"].values, labels["status"].values):
+            (failed if str(status) in FAILED else taken).add(str(s))
+    parts = []
+    for c in range(1, step.cycle):
+        clusters = site.group(paths.place(c, step.system, "clusters.zarr"))
+        late = []
+        for k, s in enumerate(str(v) for v in clusters["structure_id"].values):
+            attempt = None if s in taken else cache.get(s, level)
+            if attempt is not None and (attempt.converged or s not in failed):
+                late.append(k)
+                taken.add(s)
+        if late:
+            parts.append(select(clusters, late).load())
+    return concat(parts) if parts else None
+
+
+def _expected(config: CampaignConfig, step: Step) -> int:
+    if step.holdout and config.holdout is not None:
+        return config.holdout.frames
+    if step.cycle:
+        return config.selection.clusters
+    seed = config.seed_data
+    if seed.perturbed is not None:
+        return seed.perturbed.frames
+    return seed.clusters.per_system * len(config.explored) if seed.clusters is not None else 0
+
+
+PRIORITY = 60
+STAGE = Stage("labels", PRIORITY, tasks, finish, expected=_expected, loses=True)

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from mofal.campaign.blueprints import MOST_SHELLS, write_blueprints
 from mofal.campaign.electrons import with_spin
-from mofal.campaign.judgement import defect_atoms
-from mofal.campaign.label import check_seed, label_structures, local_schedule
-from mofal.campaign.noise import read_noise_floor
+from mofal.campaign.steps.label import label_structures, local_schedule
+from mofal.clusters.matched import MOST_SHELLS, write_blueprints
+from mofal.commands.label import check_seed
+from mofal.commands.noise import read_noise_floor
 from mofal.errors import ConfigError, StructureError
+from mofal.frameworks.defects import defect_atoms
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -226,7 +227,7 @@ def _check_elements(structure: xr.Dataset, potentials: Sequence[str]) -> None:
 
 def _system(system: str, cell: str, rule: str) -> tuple[xr.Dataset, xr.Dataset]:
     from mofal.campaign.config import SystemSettings
-    from mofal.campaign.seeding import make_system
+    from mofal.campaign.prepare import make_system
     from mofal.data.text import read_atoms
     from mofal.frameworks import find_blocks, read_framework, rule_names
 
@@ -395,8 +396,8 @@ def _compare(
     place: Path,
     say: Say,
 ) -> dict[str, Any]:
-    from mofal.campaign.match_plots import plot_by_distance, plot_on_structure, write_structures
     from mofal.clusters import compare_forces, verdict
+    from mofal.commands.match_plots import plot_by_distance, plot_on_structure, write_structures
 
     labelled, cluster_forces, (cost, unit) = forces
     groups = {"formate": focus} if len(focus) else None

@@ -1,0 +1,233 @@
+"""Mechanics of a campaign with its last model, after the last cycle."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mofal.mechanics.show import show_curves, show_elastic, show_pressure
+from mofal.schedule.task import Task
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mofal.campaign.directory import Site
+    from mofal.mechanics import Level
+    from mofal.mechanics.pieces import Piece, Plan
+
+
+_COUNTS = re.compile(r"[a-z]+ \d+/\d+( |,|$)")
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Plans:
+    """Everything that was asked for, by kind and system."""
+
+    what: Sequence[str]
+    curves: dict[str, Any]
+    elastic: dict[str, Any]
+    pressures: dict[str, Any]
+    judge: Callable[[xr.Dataset], Any] | None = None
+
+    @property
+    def all(self) -> list[Any]:
+        """Plans in the order in which their pieces are wanted."""
+        from mofal.mechanics import Minimum
+
+        first = [c if "eos" in self.what else Minimum(c) for c in self.curves.values()]
+        return [*self.elastic.values(), *self.pressures.values(), *first]
+
+    def show(self, place: Path, say: Say) -> int:
+        """Write tables and pictures; 0 where nothing is missing."""
+        status = show_curves(self.curves, place, say, self.judge) if "eos" in self.what else 0
+        status = max(status, show_elastic(self.elastic, self.curves, place, say))
+        return max(status, show_pressure(self.pressures, place, say, self.judge))
+
+
+def judge_of(site: Site, level: Level, place: Path) -> Callable[[xr.Dataset], Any]:
+    """What tells how familiar structures are to the model of a campaign.
+
+    The density of a cycle is in the features of the model before; one in the features of the last
+    model is fitted once, calibrated on the validation part, and kept.
+    """
+
+    def judge(structures: xr.Dataset) -> Any:
+        from mofal.density import PerElementDensity
+        from mofal.mechanics.domain import domain_of
+        from mofal.potential import load
+
+        potential = load(level.spec)
+        file = place / f"density-{level.identity[:10]}.zarr"
+        if file.exists():
+            density = PerElementDensity.load(file)
+        else:
+            density = _fit_density(site, potential)
+            density.save(file)
+        return domain_of(structures, potential, density)
+
+    return judge
+
+
+def _fit_density(site: Site, potential: Any) -> Any:
+    from mofal.data import select
+    from mofal.density import PerElementDensity
+
+    data = site.training_set(site.finished_cycles())
+    settings = site.config.density
+    density = PerElementDensity(
+        n_components=settings.components,
+        max_components=settings.max_components,
+        pca=settings.pca,
+        random_state=site.integer_seed("mechanics", "density"),
+    )
+    for part, use in (("train", density.fit), ("validation", density.calibrate)):
+        features = potential.featurize(select(data, data["split"].values == part))
+        use(np.asarray(features["features"].values, np.float64), features["numbers"].values)
+    return density
+
+
+def make_plans(
+    crystals: dict[str, tuple[xr.Dataset, xr.Dataset | None]],
+    level: Level,
+    place: Path,
+    what: Sequence[str],
+    settings: dict[str, Any],
+) -> Plans:
+    """Plans of all systems at a level, in a directory."""
+    from mofal.mechanics import Curve, Elastic, PressureVolume
+
+    curves = {
+        name: Curve(
+            structure, level, directory=place / name, settings=settings["curve"], blocks=blocks
+        )
+        for name, (structure, blocks) in crystals.items()
+    }
+    return Plans(
+        what,
+        curves,
+        {
+            name: Elastic(
+                name,
+                one.point("minimum"),
+                level,
+                directory=place / name,
+                settings=settings["strains"],
+            )
+            for name, one in curves.items()
+            if "elastic" in what
+        },
+        {
+            name: PressureVolume(one, settings["pressure"])
+            for name, one in curves.items()
+            if "pv" in what
+        },
+    )
+
+
+def campaign_plans(site: Site) -> Plans:
+    """Plans of the `mechanics` section of a campaign, with its last model."""
+    from mofal.campaign import paths
+    from mofal.campaign.prepare import make_system
+    from mofal.mechanics import potential_level
+
+    section = site.config.mechanics
+    assert section is not None
+    level = potential_level(site.path(paths.model(site.last_cycle())))
+    crystals: dict[str, tuple[Any, Any]] = {}
+    for name in section.systems or tuple(site.config.systems):
+        settings = site.config.systems[name]
+        crystals[name] = site.structure(name), site.blocks(name)
+        if settings.disorder is not None or settings.build in ("S_sup", "S_sup*"):
+            for k in range(1, section.realisations):
+                drawn = settings.model_copy(update={"seed": settings.seed + k})
+                crystals[f"{name}-{k}"] = make_system(f"{name}-{k}", drawn)
+    return make_plans(
+        crystals,
+        level,
+        site.path("mechanics"),
+        section.what,
+        section.settings(site.integer_seed("mechanics")),
+    )
+
+
+def campaign_mechanics(site: Site, pools: Any, say: Say) -> None:
+    """Do the mechanics of a campaign on its own pools; what failed is said and stops nothing."""
+    plans = campaign_plans(site)
+    for one in plans.all:
+        one.prepare()
+    if not all(piece.done for one in plans.all for piece in one.pieces()):
+        run_plans(plans.all, pools, say=say)
+    place = site.path("mechanics")
+    level = next(iter(plans.curves.values())).level
+    plans.judge = judge_of(site, level, place)
+    plans.show(place, say)
+
+
+def quiet(say: Say) -> Say:
+    """What pools say, their counts aside: every piece has a line of its own."""
+
+    def pool(text: str) -> None:
+        if not _COUNTS.match(text):
+            say(text)
+
+    return pool
+
+
+def run_plans(plans: Sequence[Plan], pools: Any, *, say: Say) -> None:
+    """Have the pieces of all plans done, each as soon as what it needs is there."""
+    from mofal.mechanics.pieces import describe_outcome
+
+    def open_pieces() -> list[Piece]:
+        return [p for plan in plans for p in plan.pieces() if not p.done]
+
+    left = open_pieces()
+    completions = pools.completions()
+    submitted: dict[str, Piece] = {}
+    done, begun = 0, time.monotonic()
+    while True:
+        for piece in left:
+            if piece.ready and piece.key not in submitted:
+                submitted[piece.key] = piece
+                completions.add(pools.submit(task_of(piece)))
+        if not completions.pending:
+            return
+        outcome = completions.next()
+        if outcome is None:
+            return
+        done += 1
+        left = open_pieces()
+        piece = submitted[outcome.task.key]
+        line = (
+            describe_outcome(piece.name, outcome.summary or {})
+            if outcome.ok
+            else f"{piece.name}: {outcome.status}: {outcome.reason}"
+        )
+        say(f"{line}{_when(done, len(left), time.monotonic() - begun)}")
+
+
+def _when(done: int, left: int, seconds: float) -> str:
+    if not left or done < 2:
+        return ""
+    rest = seconds / done * left
+    end = time.strftime("%H:%M", time.localtime(time.time() + rest))
+    return f"; {left} left, about {rest:.0f} s" + (f" (until {end})" if rest > 300 else "")
+
+
+def task_of(piece: Piece) -> Task:
+    """A piece as a task of the schedule; its kind is ``mechanics``."""
+    return Task(
+        "mechanics",
+        piece.key,
+        piece.function,
+        dict(piece.kwargs),
+        output=piece.output,
+        cost=piece.cost,
+    )

@@ -1,0 +1,215 @@
+"""Walks: they look for environments that the potential has not met."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mofal.campaign import paths
+from mofal.campaign.config import CampaignConfig
+from mofal.campaign.directory import Site
+from mofal.campaign.plan import Step
+from mofal.campaign.steps.base import (
+    Heard,
+    Stage,
+    Summary,
+    notice,
+    on_site,
+    progress_files,
+)
+from mofal.errors import CampaignError
+from mofal.schedule.task import Outcome, Task
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from mofal.dynamics import BondLimits
+
+
+def start_frame(site: Site, cycle: int, system: str, index: int) -> xr.Dataset:
+    """Frame that a walk starts from: thermal around the structure, then ends of earlier walks.
+
+    In the first cycle it is a frame of the network of springs at the walk's temperature: the first
+    potentials do not hold for long enough to make environments differ by themselves. Later walks
+    start from a seeded choice among the ends of the cycle before that went to their end and whose
+    bonds still hold, where there are such; a bond that a poor potential broke would stay broken.
+    """
+    from mofal.clusters import check_bonds
+    from mofal.data import select
+    from mofal.dynamics import sample_harmonic
+
+    blocks = site.blocks(system)
+    if cycle > 1:
+        walks = site.group(paths.place(cycle - 1, system, "walks.zarr")).load()
+        finished = walks["walk_status"].values == "finished"
+        ends = {str(v) for v in walks["end_frame"].values[finished]}
+        samples = site.group(paths.place(cycle - 1, system, "samples.zarr")).load()
+        holds = check_bonds(samples, {system: blocks})["holds"].values
+        ids = [str(v) for v in samples["structure_id"].values]
+        good = [k for k, s in enumerate(ids) if s in ends and holds[k]]
+        # As many walks go on as there are good ends; the others begin anew.
+        chosen = site.rng("start", cycle, system).permutation(site.config.exploration.walks)[index]
+        if chosen < len(good):
+            return select(samples, good[chosen])
+    return sample_harmonic(
+        site.structure(system),
+        n=1,
+        temperature_K=site.config.exploration.temperature_K,
+        seed=site.seed("start", cycle, system, index),
+        bonds=blocks["bond_atom"].values,
+        shifts=blocks["bond_shift"].values,
+        volume_strain=(-0.01, 0.01),
+        shear=0.003,
+    )
+
+
+@on_site
+def walk(site: Site, cycle: int, system: str, index: int) -> Summary:
+    """Walk once, and featurize where it ended."""
+    from mofal.campaign.steps.walk import start_frame
+    from mofal.data import write_group
+    from mofal.data.store import atomic_path
+    from mofal.density import PerElementDensity
+    from mofal.dynamics import walk as walk_from
+    from mofal.dynamics import walk_length
+    from mofal.potential import load
+
+    potential = load(site.path(paths.model(cycle - 1)), device=site.device("walk"))
+    settings = site.config.exploration.walk_settings()
+    watched = settings.unfamiliar_quantile > 0.0
+    density = (
+        PerElementDensity.load(site.path(paths.place(cycle, "density.zarr"))) if watched else None
+    )
+    name = f"walk-{cycle:03d}-{system}-{index:04d}"
+    out = walk_place(site, cycle, system, index)
+    checkpoint = out.with_name(out.name + ".checkpoint.npz")
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    heard = Heard(notice(site, name))
+    result = walk_from(
+        start_frame(site, cycle, system, index),
+        calculator=potential.calculator(features=watched),
+        settings=settings,
+        seed=site.seed("walk", cycle, system, index),
+        length_fs=walk_length(cycle, settings),
+        bonds=bonds_of(site, system, settings.temperature_K),
+        density=density,
+        out=checkpoint,
+        progress=heard,
+    )
+    features = potential.featurize(result.frame)
+    with atomic_path(out) as temporary:
+        write_group(result.frame, temporary / "frame.zarr")
+        write_group(result.record, temporary / "walk.zarr", kind="table")
+        write_group(result.trace, temporary / "trace.zarr", kind="table")
+        write_group(features, temporary / "features.zarr", kind="features")
+    checkpoint.unlink(missing_ok=True)
+    record = result.record
+    return {
+        "status": str(record["walk_status"].values[0]),
+        "reason": str(record["walk_reason"].values[0]),
+        "length_fs": float(record["length_fs"].values[0]),
+        **heard.notes,
+    }
+
+
+def bonds_of(site: Site, system: str, temperature_K: float) -> BondLimits:
+    """Bonds of a system with their lengths as built, and the spread of each kind."""
+    from mofal.dynamics import bond_limits
+
+    blocks = site.blocks(system)
+    return bond_limits(
+        site.structure(system),
+        temperature_K=temperature_K,
+        bonds=blocks["bond_atom"].values,
+        shifts=blocks["bond_shift"].values,
+    )
+
+
+def walk_place(site: Site, cycle: int, system: str, index: int) -> Path:
+    """Where one walk leaves its end, until all of the cycle are gathered."""
+    return site.work(paths.place(cycle), system, f"walk-{index:04d}")
+
+
+def sweep_work(site: Site, relative: str) -> None:
+    """Delete what a finished step no longer needs."""
+    shutil.rmtree(site.work(relative), ignore_errors=True)
+
+
+def tasks(site: Site, step: Step, retry_failed: bool) -> list[Task]:
+    """One task for each walk."""
+    return [
+        Task(
+            kind="walk",
+            key=f"{step.cycle:03d}-{step.system}-{k:04d}",
+            function=walk,
+            kwargs={
+                "root": str(site.root),
+                "identity": site.identity,
+                "cycle": step.cycle,
+                "system": step.system,
+                "index": k,
+            },
+            output=walk_place(site, step.cycle, step.system, k),
+            priority=PRIORITY,
+            resumable=True,
+        )
+        for k in range(site.config.exploration.walks)
+    ]
+
+
+def finish(site: Site, step: Step, outcomes: Sequence[Outcome], pending: Collection[str]) -> str:
+    """Gather the ends of the walks, their features and their traces."""
+    import xarray as xr
+
+    from mofal.data import concat, open_group, write_group
+
+    lost = {int(o.task.kwargs["index"]): o.reason for o in outcomes if not o.ok}
+    frames, features, records, traces = [], [], [], []
+    for k in range(site.config.exploration.walks):
+        where = walk_place(site, step.cycle, step.system, k)
+        if not where.exists():
+            if k in lost:
+                continue
+            raise CampaignError(
+                f"{step.name}: walk {k} is not in {where.parent} any more; run the same command "
+                "again, which makes what is missing"
+            )
+        frames.append(open_group(where / "frame.zarr").load())
+        features.append(open_group(where / "features.zarr").load())
+        records.append(open_group(where / "walk.zarr").load())
+        trace = open_group(where / "trace.zarr").load()
+        traces.append(trace.assign(walk_index=("sample", np.full(trace.sizes["sample"], k))))
+    if not frames:
+        reason = next(iter(lost.values()), "no reason given")
+        raise CampaignError(
+            f"{step.name}: not one walk of {site.config.exploration.walks} gave a frame: {reason}"
+        )
+    walks = xr.concat(records, "walk")
+    target = paths.place(step.cycle, step.system)
+    write_group(concat(features), site.path(f"{target}/features.zarr"), kind="features")
+    write_group(walks, site.path(f"{target}/walks.zarr"), kind="table")
+    write_group(xr.concat(traces, "sample"), site.path(f"{target}/traces.zarr"), kind="table")
+    write_group(concat(frames), site.path(step.makes))
+    sweep_work(site, target)
+    status = [str(s).replace("_", " ") for s in walks["walk_status"].values]
+    notes = "".join(f"; {o.summary['note']}" for o in outcomes if o.ok and "note" in o.summary)
+    line = ", ".join(f"{status.count(s)} {s}" for s in dict.fromkeys(status))
+    length = float(walks["length_fs"].mean())
+    failed = f", {len(lost)} failed" if lost else ""
+    return line + f", {length:.0f} fs on average" + failed + notes
+
+
+def _expected(config: CampaignConfig, step: Step) -> int:
+    return config.exploration.walks
+
+
+def _notes(site: Site, step: Step) -> Iterable[Path]:
+    return progress_files(site, f"walk-{step.cycle:03d}-{step.system}-*")
+
+
+PRIORITY = 70
+STAGE = Stage("walks", PRIORITY, tasks, finish, expected=_expected, notes=_notes, loses=True)
