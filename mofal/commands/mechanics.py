@@ -80,6 +80,7 @@ def mechanics(
     from mofal.campaign.loading import load_config
     from mofal.mechanics import CurveSettings
     from mofal.mechanics.levels import check_level
+    from mofal.mechanics.pieces import extend_all
 
     unknown = [w for w in what if w not in WHAT]
     if unknown:
@@ -105,6 +106,7 @@ def mechanics(
             say(f"{n} points are tried again")
         for plan in plans.all:
             plan.prepare()
+        extend_all(plans.all, say)
         if all(piece.done for plan in plans.all for piece in plan.pieces()):
             say("every point is there already")
         else:

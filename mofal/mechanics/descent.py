@@ -121,7 +121,9 @@ class Metric:
         rows = sp.csr_matrix(sp.hstack([internal.matrix, sp.csr_matrix(strain)]))
         least = np.full(rows.shape[1], floor)
         least[3 * n :] = FLOOR_GPA * units.GPa * atoms.get_volume() / n**2
-        self.hessian = sp.csr_matrix(rows.T @ (sp.diags(internal.stiffness) @ rows) + sp.diags(least))
+        self.hessian = sp.csr_matrix(
+            rows.T @ (sp.diags(internal.stiffness) @ rows) + sp.diags(least)
+        )
         self.solve: Callable[[NDArray], NDArray] = self._solver()
 
     def _solver(self) -> Callable[[NDArray], NDArray]:

@@ -17,10 +17,11 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from mofal.data import from_atoms, hash_json
+from mofal.data import from_atoms, hash_json, read_json, write_json
 from mofal.dynamics import WalkSettings, walk
 from mofal.errors import ConfigError, DataError
 from mofal.mechanics.curve import Curve, Record, _load, _plain, _save
+from mofal.mechanics.fluctuations import volume_fluctuations
 from mofal.mechanics.levels import Level
 from mofal.mechanics.pieces import Piece
 from mofal.reference.ase_calculator import limit_threads
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
 
 
 _TRACE = ("time_fs", "volume", "pressure_GPa", "conserved_energy")
+_JUDGED = ("until_converged", "max_runs", "pressure_change_GPa", "modulus_change_GPa")
+_MORE = (
+    "hysteresis",
+    "hysteresis_error",
+    "fluctuation_modulus",
+    "fluctuation_modulus_error",
+    "regression_modulus",
+    "regression_modulus_error",
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,15 @@ class PressureSettings:
     draws : int
         Curves drawn from the Gaussian process.
     seed : int
+    both_ways : bool
+        Runs at a volume begin in turn from the curve as it is walked to from the minimum and as it
+        is walked back from its end.
+    until_converged : bool
+        Where K or the largest pressure still moves, points get more runs (`PressureVolume.extend`).
+    max_runs : int
+        Runs that a point gets at most that way.
+    pressure_change_GPa, modulus_change_GPa : float
+        How far P_max and K may move between 40 % and 80 % of the data (paper, SI.9.1).
     """
 
     temperature_K: float = 300.0
@@ -72,6 +91,11 @@ class PressureSettings:
     blocks: int = 10
     draws: int = 400
     seed: int = 0
+    both_ways: bool = True
+    until_converged: bool = False
+    max_runs: int = 8
+    pressure_change_GPa: float = 0.015
+    modulus_change_GPa: float = 1.0
 
     def __post_init__(self) -> None:
         if len(self.pressures_GPa) + len(self.volumes) < 4:
@@ -82,7 +106,16 @@ class PressureSettings:
             )
         if self.runs < 1 or self.blocks < 4 or self.draws < 50 or not 0 <= self.dropped < 0.9:
             raise ConfigError("expected runs >= 1, blocks >= 4, draws >= 50, dropped from 0 to 0.9")
+        if not (self.pressure_change_GPa > 0 and self.modulus_change_GPa > 0):
+            raise ConfigError("the changes of P_max and K that may be left are expected above zero")
+        if self.max_runs < self.runs:
+            raise ConfigError(f"max_runs is {self.max_runs}, below the {self.runs} runs of a point")
         self.walk("nvst", 0.0)  # what a walk would refuse is refused here
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What the numbers of a run depend on."""
+        return {k: v for k, v in asdict(self).items() if k not in _JUDGED}
 
     def walk(self, ensemble: str, pressure_GPa: float) -> WalkSettings:
         """Conditions of one run."""
@@ -114,7 +147,7 @@ class PressureVolume:
         self.curve = curve
         self.settings = settings or PressureSettings()
         self.system = curve.system
-        self.key = hash_json(_plain([curve.key, asdict(self.settings)]))
+        self.key = hash_json(_plain([curve.key, self.settings.content]))
         self.place = curve.place.parent / f"pv-{self.key[:10]}"
 
     def prepare(self) -> None:
@@ -135,17 +168,53 @@ class PressureVolume:
         """Whether there is a relaxed structure to start from."""
         return self.curve.first().done and self.curve.sound
 
-    def starts(self) -> dict[float, Piece]:
-        """Relaxations at the fixed volumes, each from its neighbour on the side of the minimum."""
+    def runs(self, name: str, ensemble: str, value: float) -> list[tuple[int, bool]]:
+        """Runs of a point: their number, and whether they begin from the way back."""
+        two = ensemble == "nvst" and self.settings.both_ways and not self._is_end(value)
+        n = self.settings.runs * (2 if two else 1) + self.more().get(name, 0)
+        return [(k, two and k % 2 == 1) for k in range(n)]
+
+    def _is_end(self, value: float) -> bool:
+        """Whether the way out ends at this volume (and the way back begins there)."""
+        side = [abs(v - 1.0) for v in self.settings.volumes if (v > 1.0) == (value > 1.0)]
+        return abs(value - 1.0) == max(side)
+
+    def more(self) -> dict[str, int]:
+        """Runs of points beyond those of the settings."""
+        file = self.place / "more.json"
+        return dict(read_json(file)) if file.exists() else {}
+
+    def extend(self) -> list[str]:
+        """Give more runs to the points whose errors weigh most; lines on what was decided.
+
+        Nothing is decided before all runs are there, nor where `until_converged` is not set.
+        """
+        from mofal.mechanics.convergence import extension
+
+        if not self.settings.until_converged or not self.complete:
+            return []
+        wanted, lines = extension(self)
+        if wanted:
+            more = self.more()
+            write_json({**more, **{n: more.get(n, 0) + k for n, k in wanted.items()}},
+                       self.place / "more.json")  # fmt: skip
+        return lines
+
+    def starts(self) -> dict[tuple[float, bool], Piece]:
+        """Relaxations at the fixed volumes, each from its neighbour, by volume and way back."""
         v0 = self.curve.minimum_volume
-        out: dict[float, Piece] = {}
+        out: dict[tuple[float, bool], Piece] = {}
         for side in (-1, 1):
             volumes = [v for v in set(self.settings.volumes) if (v > 1.0) == (side > 0)]
             source = self.curve.point("minimum")
-            for value in sorted(volumes, key=lambda v: abs(v - 1.0)):
-                name = f"pv-{self.key[:8]}-{value:.4f}"
-                out[value] = self.curve.piece(name, source, (source,), volume=value * v0)
-                source = out[value].output
+            away = sorted(volumes, key=lambda v: abs(v - 1.0))
+            walked = [(v, False) for v in away]
+            if self.settings.both_ways:
+                walked += [(v, True) for v in reversed(away[:-1])]
+            for value, back in walked:
+                name = f"pv-{self.key[:8]}-{value:.4f}{'-back' if back else ''}"
+                out[value, back] = self.curve.piece(name, source, (source,), volume=value * v0)
+                source = out[value, back].output
         return out
 
     def pieces(self) -> list[Piece]:
@@ -155,14 +224,16 @@ class PressureVolume:
         starts = self.starts()
         out = list(starts.values())
         for name, ensemble, value in self.points():
-            source = starts[value].output if ensemble == "nvst" else self.curve.point("minimum")
-            for run in range(self.settings.runs):
+            for run, back in self.runs(name, ensemble, value):
+                source = self.curve.point("minimum")
+                if ensemble == "nvst":
+                    source = starts[value, back].output
                 path = self.record(name, run)
                 kwargs = {
                     "source": str(source.absolute()),
                     "output": str(path.absolute()),
                     "level": asdict(self.curve.level),
-                    "settings": asdict(self.settings),
+                    "settings": self.settings.content,
                     "ensemble": ensemble,
                     "pressure_GPa": value if ensemble == "npt" else 0.0,
                     "seed": [self.settings.seed, int(hash_json([name, run])[:12], 16)],
@@ -199,14 +270,21 @@ class PressureVolume:
     def gather(self) -> tuple[PressurePoints, list[str]]:
         """Means and errors of all points with a finished run, and lines on those without."""
         rows, lost = [], []
-        for name, ensemble, _ in self.points():
-            runs = [self.record(name, k) for k in range(self.settings.runs)]
-            good = [_load(p) for p in runs if p.exists() and _finished(p)]
-            for p in runs:
-                if p.exists() and not _finished(p):
-                    lost.append(f"{p.stem}: {_load(p)['status']}: {_load(p)['reason']}")
+        for name, ensemble, value in self.points():
+            good: list[dict[str, NDArray]] = []
+            ways: list[bool] = []
+            for run, back in self.runs(name, ensemble, value):
+                path = self.record(name, run)
+                if not path.exists():
+                    continue
+                found = _load(path)
+                if str(found["status"]) == "finished":
+                    good.append(found)
+                    ways.append(back)
+                else:
+                    lost.append(f"{path.stem}: {found['status']}: {found['reason']}")
             if good:
-                rows.append(self._row(name, ensemble, good))
+                rows.append(self._row(name, ensemble, good, ways))
         if not rows:
             raise DataError(f"{self.system}: no run of P(V) has finished")
         return PressurePoints.of(rows), lost
@@ -225,26 +303,42 @@ class PressureVolume:
         volumes = np.array([a.get_volume() for a in frames])
         return from_atoms(frames, system=self.system), volumes
 
-    def _row(self, name: str, ensemble: str, runs: list[dict[str, NDArray]]) -> dict[str, Any]:
-        volume, pressure, drift = [], [], []
-        for run in runs:
-            volume.append(run["volume"])
-            pressure.append(run["pressure_GPa"])
-            if ensemble == "nvst":
-                energy, time = run["conserved_energy"], run["time_fs"]
-                n = int(run["n_atoms"])
-                drift.append(np.polyfit(time, energy, 1)[0] * 1000.0 / n)
+    def _row(
+        self, name: str, ensemble: str, runs: list[dict[str, NDArray]], ways: list[bool]
+    ) -> dict[str, Any]:
+        volume = [run["volume"] for run in runs]
+        pressure = [run["pressure_GPa"] for run in runs]
         v, dv = mean_and_error(volume, self.settings)
         p, dp = mean_and_error(pressure, self.settings)
-        return {
+        row = {
             "name": name,
             "ensemble": ensemble,
             "volume": v,
             "volume_error": dv if ensemble == "npt" else 0.0,
             "pressure": float(name[3:]) if ensemble == "npt" else p,
             "pressure_error": 0.0 if ensemble == "npt" else dp,
-            "drift": float(np.max(np.abs(drift))) if drift else np.nan,
+            "runs": len(runs),
         }
+        if ensemble == "npt":
+            cut = [int(self.settings.dropped * len(x)) for x in volume]
+            row |= volume_fluctuations(
+                [x[n:] for x, n in zip(volume, cut)],
+                [x[n:] for x, n in zip(pressure, cut)],
+                temperature_K=self.settings.temperature_K,
+                blocks=self.settings.blocks,
+            )._asdict()
+            return row
+        slopes = [
+            np.polyfit(run["time_fs"], run["conserved_energy"], 1)[0] * 1000.0 / int(run["n_atoms"])
+            for run in runs
+        ]
+        row["drift"] = float(np.max(np.abs(slopes)))
+        out = [x for x, back in zip(pressure, ways) if not back]
+        returned = [x for x, back in zip(pressure, ways) if back]
+        if out and returned:
+            (p1, d1), (p2, d2) = (mean_and_error(x, self.settings) for x in (out, returned))
+            row |= {"hysteresis": p1 - p2, "hysteresis_error": float(np.hypot(d1, d2))}
+        return row
 
 
 def _finished(path: Path) -> bool:
@@ -330,6 +424,12 @@ class PressurePoints:
         GPa.
     drift : (n,) array
         Slope of the conserved energy at fixed volume, eV/ps per atom; NaN in NPT.
+    runs : (n,) int array
+    hysteresis, hysteresis_error : (n,) arrays
+        Pressure of runs from the way out less that of runs from the way back, GPa; NaN where there
+        is one way only.
+    fluctuation_modulus, fluctuation_modulus_error, regression_modulus, regression_modulus_error
+        (n,) arrays of `volume_fluctuations`, GPa; NaN at fixed volume.
     """
 
     names: list[str]
@@ -339,6 +439,13 @@ class PressurePoints:
     pressure: NDArray[np.float64]
     pressure_error: NDArray[np.float64]
     drift: NDArray[np.float64]
+    runs: NDArray[np.int64]
+    hysteresis: NDArray[np.float64]
+    hysteresis_error: NDArray[np.float64]
+    fluctuation_modulus: NDArray[np.float64]
+    fluctuation_modulus_error: NDArray[np.float64]
+    regression_modulus: NDArray[np.float64]
+    regression_modulus_error: NDArray[np.float64]
 
     @classmethod
     def of(cls, rows: list[dict[str, Any]]) -> PressurePoints:
@@ -346,7 +453,7 @@ class PressurePoints:
         ordered = sorted(rows, key=lambda r: r["volume"])
 
         def column(name: str) -> NDArray[np.float64]:
-            return np.array([r[name] for r in ordered], float)
+            return np.array([r.get(name, np.nan) for r in ordered], float)
 
         return cls(
             [r["name"] for r in ordered],
@@ -356,6 +463,8 @@ class PressurePoints:
             column("pressure"),
             column("pressure_error"),
             column("drift"),
+            np.array([r.get("runs", 1) for r in ordered], np.int64),
+            *(column(name) for name in _MORE),
         )
 
 
@@ -398,10 +507,35 @@ class PressureCurve:
     bound: bool
 
 
-def fit_pressure(points: PressurePoints, *, draws: int = 400, seed: int = 0) -> PressureCurve:
-    """Run a Gaussian process through the points.
+@dataclass(frozen=True)
+class Smooth:
+    """A Gaussian process on top of a parabola: what `fit_pressure` draws from.
 
-    Errors of NPT points, which lie in V, become errors in P by the local slope of a first fit.
+    Attributes
+    ----------
+    process : GaussianProcessRegressor
+        In reduced units.
+    line : array
+        Coefficients of the parabola, GPa, of the reduced volume.
+    scale : float
+        GPa per unit of the process.
+    error : (n,) array
+        Of the points in P, GPa.
+    grid, volume, curve : (m,) arrays
+        Reduced volume, volume in Å³, mean pressure in GPa.
+    """
+
+    process: Any
+    line: NDArray[np.float64]
+    scale: float
+    error: NDArray[np.float64]
+    grid: NDArray[np.float64]
+    volume: NDArray[np.float64]
+    curve: NDArray[np.float64]
+
+
+def smooth(points: PressurePoints, *, seed: int = 0, kernel: Any = None) -> Smooth:
+    """Fit the Gaussian process, or (with a kernel) take its kernel as given.
 
     Raises
     ------
@@ -422,24 +556,40 @@ def fit_pressure(points: PressurePoints, *, draws: int = 400, seed: int = 0) -> 
     rest = (points.pressure - np.polyval(line, x)) / scale
     slope = np.abs(np.polyval(np.polyder(line), x)) / width
     grid = np.linspace(x.min(), x.max(), 401)
+    free: dict[str, Any] = {"n_restarts_optimizer": 2, "random_state": seed}
+    if kernel is not None:
+        free = {"optimizer": None}
     for _ in range(2):
         error = np.hypot(points.pressure_error, slope * points.volume_error)
         alpha = np.maximum(error / scale, 1e-4) ** 2
-        kernel = ConstantKernel(0.1, (1e-6, 1e2)) * RBF(0.3, (0.05, 3.0))
-        process = GaussianProcessRegressor(kernel, alpha=alpha, n_restarts_optimizer=2,
-                                           random_state=seed)  # fmt: skip
+        start = kernel or ConstantKernel(0.1, (1e-6, 1e2)) * RBF(0.3, (0.05, 3.0))
+        process = GaussianProcessRegressor(start, alpha=alpha, **free)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a hyperparameter at its bound is an answer too
             process.fit(x[:, None], rest)
             mean = process.predict(grid[:, None])
         curve = scale * mean + np.polyval(line, grid)
         slope = np.abs(np.interp(x, grid, np.gradient(curve, grid))) / width
-    _, deviation = process.predict(grid[:, None], return_std=True)
-    drawn = process.sample_y(grid[:, None], draws, random_state=seed).T
-    drawn = scale * drawn + np.polyval(line, grid)
-    volume = middle + width * grid
-    own = _zero(volume, curve)
-    zeros = [z for z in (_zero(volume, d) for d in drawn) if z is not None]
+    return Smooth(process, line, scale, error, grid, middle + width * grid, curve)
+
+
+def fit_pressure(points: PressurePoints, *, draws: int = 400, seed: int = 0) -> PressureCurve:
+    """Run a Gaussian process through the points.
+
+    Errors of NPT points, which lie in V, become errors in P by the local slope of a first fit.
+
+    Raises
+    ------
+    DataError
+        Fewer than four points.
+    """
+    fitted = smooth(points, seed=seed)
+    volume, curve, scale = fitted.volume, fitted.curve, fitted.scale
+    _, deviation = fitted.process.predict(fitted.grid[:, None], return_std=True)
+    drawn = fitted.process.sample_y(fitted.grid[:, None], draws, random_state=seed).T
+    drawn = scale * drawn + np.polyval(fitted.line, fitted.grid)
+    own = at_zero(volume, curve)
+    zeros = [z for z in (at_zero(volume, d) for d in drawn) if z is not None]
     v0 = modulus = None
     if own is not None and len(zeros) > draws / 2:
         v0 = Interval(own[0], *np.percentile([z[0] for z in zeros], [2.5, 97.5]))
@@ -458,7 +608,7 @@ def fit_pressure(points: PressurePoints, *, draws: int = 400, seed: int = 0) -> 
     )
 
 
-def _zero(volume: NDArray, pressure: NDArray) -> tuple[float, float] | None:
+def at_zero(volume: NDArray, pressure: NDArray) -> tuple[float, float] | None:
     """V0 (Å³) and K = -V dP/dV (GPa) where the pressure falls through zero last."""
     crossing = np.flatnonzero((pressure[:-1] > 0) & (pressure[1:] <= 0))
     if not len(crossing):
@@ -468,39 +618,6 @@ def _zero(volume: NDArray, pressure: NDArray) -> tuple[float, float] | None:
     v0 = float(volume[k] + share * (volume[k + 1] - volume[k]))
     slope = np.gradient(pressure, volume)
     return v0, float(-v0 * np.interp(v0, volume, slope))
-
-
-def converged(
-    pv: PressureVolume, *, pressure_GPa: float = 0.015, modulus_GPa: float = 1.0
-) -> tuple[bool, str]:
-    """Whether P_max and K stand still between 40 % and 80 % of the data (paper, SI.9.1)."""
-    values = []
-    for share in (0.4, 0.8):
-        part = _Part(pv, share)
-        found = fit_pressure(part.gather()[0], draws=50, seed=pv.settings.seed)
-        values.append((found.largest_pressure.value, found.bulk_modulus))
-    (p1, k1), (p2, k2) = values
-    dp = abs(p1 - p2)
-    if k1 is None or k2 is None:
-        return False, "the curve does not cross zero pressure"
-    dk = abs(k1.value - k2.value)
-    ok = dp < pressure_GPa and dk < modulus_GPa
-    return ok, f"P_max moves by {1000 * dp:.0f} MPa and K by {dk:.2f} GPa"
-
-
-class _Part(PressureVolume):
-    """The same points from a first part of each run."""
-
-    def __init__(self, whole: PressureVolume, share: float) -> None:
-        self.curve, self.settings, self.system = whole.curve, whole.settings, whole.system
-        self.key, self.place, self.share = whole.key, whole.place, share
-
-    def _row(self, name: str, ensemble: str, runs: list[dict[str, NDArray]]) -> dict[str, Any]:
-        cut = []
-        for run in runs:
-            n = int(self.share * len(run["volume"]))
-            cut.append({k: v[:n] if k in _TRACE else v for k, v in run.items()})
-        return super()._row(name, ensemble, cut)
 
 
 def pressure_table(points: PressurePoints, curve: PressureCurve) -> xr.Dataset:
@@ -524,6 +641,8 @@ def pressure_table(points: PressurePoints, curve: PressureCurve) -> xr.Dataset:
                 "pv_pressure": ("pv_point", points.pressure),
                 "pv_pressure_error": ("pv_point", points.pressure_error),
                 "pv_drift": ("pv_point", points.drift),
+                "pv_runs": ("pv_point", points.runs),
+                **{f"pv_{name}": ("pv_point", getattr(points, name)) for name in _MORE},
                 "curve_volume": ("pv_grid", curve.volume),
                 "curve_pressure": ("pv_grid", curve.pressure),
                 "curve_deviation": ("pv_grid", curve.deviation),
@@ -552,9 +671,20 @@ def describe_pressure(
         else f"  P_max {top.text('.3f')} GPa"
     )
     for k, point in enumerate(points.names):
-        drift = "" if np.isnan(points.drift[k]) else f"   drift {points.drift[k]:.1e} eV/ps/atom"
+        more = "" if np.isnan(points.drift[k]) else f"   drift {points.drift[k]:.1e} eV/ps/atom"
+        if np.isfinite(points.hysteresis[k]):
+            more += (
+                f"   out less back {1000 * points.hysteresis[k]:.0f} ± "
+                f"{1000 * points.hysteresis_error[k]:.0f} MPa"
+            )
+        if np.isfinite(points.fluctuation_modulus[k]):
+            more += (
+                f"   K of its volume's fluctuations {points.fluctuation_modulus[k]:.1f} ± "
+                f"{points.fluctuation_modulus_error[k]:.1f}, of P on V "
+                f"{points.regression_modulus[k]:.1f} ± {points.regression_modulus_error[k]:.1f} GPa"
+            )
         lines.append(
             f"  {point:12s} {points.volume[k]:10.2f} ± {points.volume_error[k]:5.2f} Å³  "
-            f"{points.pressure[k]:8.4f} ± {points.pressure_error[k]:.4f} GPa{drift}"
+            f"{points.pressure[k]:8.4f} ± {points.pressure_error[k]:.4f} GPa{more}"
         )
     return lines

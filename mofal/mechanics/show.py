@@ -157,10 +157,10 @@ def show_pressure(
 ) -> int:
     """Write tables and a picture of P(V), and say what was found."""
     from mofal.data import write_group, write_json
+    from mofal.mechanics.convergence import converged, describe_needing
     from mofal.mechanics.domain import describe_domain
     from mofal.mechanics.plots import plot_pressure
     from mofal.mechanics.pressure import (
-        converged,
         describe_pressure,
         fit_pressure,
         pressure_table,
@@ -203,11 +203,15 @@ def show_pressure(
             status = 1
         else:
             write_group(pressure_table(points, found), one.place / "pv.zarr", kind="table")
+        needs = ""
         try:
             still, text = converged(one)
+            needs = "" if still else describe_needing(one, points)
         except DataError as error:
             still, text = False, str(error)
         say(f"  {'converged' if still else 'NOT converged'}: {text}")
+        if needs:
+            say(f"  {needs}")
         shown[name] = points, found
         results[name] = {
             "level": one.curve.level.spec,

@@ -163,8 +163,7 @@ def campaign_mechanics(site: Site, pools: Any, say: Say) -> None:
     plans = campaign_plans(site)
     for one in plans.all:
         one.prepare()
-    if not all(piece.done for one in plans.all for piece in one.pieces()):
-        run_plans(plans.all, pools, say=say)
+    run_plans(plans.all, pools, say=say)
     place = site.path("mechanics")
     level = next(iter(plans.curves.values())).level
     plans.judge = judge_of(site, level, place)
@@ -183,7 +182,7 @@ def quiet(say: Say) -> Say:
 
 def run_plans(plans: Sequence[Plan], pools: Any, *, say: Say) -> None:
     """Have the pieces of all plans done, each as soon as what it needs is there."""
-    from mofal.mechanics.pieces import describe_outcome
+    from mofal.mechanics.pieces import describe_outcome, extend_all
 
     def open_pieces() -> list[Piece]:
         return [p for plan in plans for p in plan.pieces() if not p.done]
@@ -198,6 +197,9 @@ def run_plans(plans: Sequence[Plan], pools: Any, *, say: Say) -> None:
                 submitted[piece.key] = piece
                 completions.add(pools.submit(task_of(piece)))
         if not completions.pending:
+            if extend_all(plans, say):
+                left = open_pieces()
+                continue
             return
         outcome = completions.next()
         if outcome is None:
