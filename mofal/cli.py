@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mofal import __version__
-from mofal.errors import MofalError
+from mofal.errors import ConfigError, MofalError
 from mofal.streams import forgive
 
 EPILOG = """\
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            from mofal.data.files import not_written
+            from mofal.files import not_written
 
             text = str(not_written(error.filename or "a file", error))
         else:
@@ -203,6 +203,25 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--rule", default="auto", help="how to cut it (default: auto)")
     p.add_argument("--index", type=int, help="which structure, where the file holds several")
     p.add_argument("--charge", type=int, default=0, help="formal charge of the cell (default: 0)")
+    p.add_argument(
+        "--alternatives",
+        choices=["refuse", "major"],
+        default="refuse",
+        help="of a disordered CIF; major: keep the larger one of each (default: refuse)",
+    )
+    p.add_argument(
+        "--add-hydrogens",
+        action="store_true",
+        help="complete what the file leaves out, where geometry and charge leave one way",
+    )
+    p.add_argument(
+        "--picture",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="draw what was decided (png, svg or pdf; default: NAME.blocks.png)",
+    )
+    p.add_argument("-o", "--output", help="write the structure as it was read (extxyz, cif, ...)")
     for add in (add_label, add_match, add_noise, add_hold, add_mechanics):
         add(commands)
     p = _command(commands, "doctor", run_doctor, "what works on this machine")
@@ -488,9 +507,40 @@ def run_blocks(args: argparse.Namespace) -> int:
     """`mofal blocks`."""
     from mofal.frameworks import read_framework
 
-    ds = read_framework(args.file, rule=args.rule, index=args.index, charge=args.charge)
+    picture = picture_file(args.picture, args.file)
+    ds = read_framework(
+        args.file,
+        rule=args.rule,
+        index=args.index,
+        charge=args.charge,
+        alternatives=args.alternatives,
+        add_hydrogens=args.add_hydrogens,
+    )
     say(describe_structure(ds, rule=args.rule))
+    if picture is not None:
+        from mofal.analysis.blocks import plot_blocks
+        from mofal.frameworks import find_blocks
+
+        plot_blocks(ds, find_blocks(ds, rule=args.rule)).savefig(picture, dpi=150)
+        say(f"wrote {picture}")
+    if args.output:
+        from mofal.data import write
+
+        write(ds, args.output)
+        say(f"wrote {args.output}")
     return 0
+
+
+def picture_file(said: str | None, structure: str) -> Path | None:
+    """Where a picture goes: refused before anything is read where it cannot be written."""
+    if said is None:
+        return None
+    path = Path(said or f"{Path(structure).stem}.blocks.png")
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--picture {path}: expected a name that ends in .png, .svg or .pdf")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--picture {path}: there is no directory {path.parent}")
+    return path
 
 
 def describe_structure(ds: Any, *, rule: str = "auto") -> str:
@@ -570,8 +620,6 @@ def run_match(args: argparse.Namespace) -> int:
 def unpaired_of(given: Sequence[str]) -> dict[str, int]:
     """``Cu=1`` as a mapping."""
     from ase.data import chemical_symbols
-
-    from mofal.errors import ConfigError
 
     out = {}
     for text in given:

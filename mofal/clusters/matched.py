@@ -22,7 +22,7 @@ MOST_TABLE = 2**26
 
 
 @dataclass(frozen=True)
-class Entry:
+class MatchedKind:
     """What force matching found for one kind of core.
 
     Attributes
@@ -42,7 +42,7 @@ class Entry:
     tolerance: float = 100.0
 
 
-def read_blueprints(path: str | os.PathLike[str]) -> dict[str, Entry]:
+def read_blueprints(path: str | os.PathLike[str]) -> dict[str, MatchedKind]:
     """Read and check a table: entries by the hash of the kind of core.
 
     Raises
@@ -83,7 +83,7 @@ def read_blueprints(path: str | os.PathLike[str]) -> dict[str, Entry]:
                 f"table of numbers; {expected}"
             )
         passed, formula = bool(given.get("passed", True)), str(given.get("formula", ""))
-        out[kind] = Entry(shells, passed, formula, distance, rmse, float(tolerance))
+        out[kind] = MatchedKind(shells, passed, formula, distance, rmse, float(tolerance))
     return out
 
 

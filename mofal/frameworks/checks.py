@@ -185,7 +185,6 @@ def check_valences(
     metal = IS_METAL[numbers]
     degree = bonds.degree
     organic = np.bincount(bonds.i[~metal[bonds.j]], minlength=n)
-    to_metal = degree - organic
     lost = np.flatnonzero((numbers == 1) & (degree == 0))
     if len(lost):
         raise StructureError(
@@ -201,10 +200,37 @@ def check_valences(
             "such atoms): two orientations of a disordered ring in one place, or a cell that is "
             "too small"
         )
+    bad = lacking_carbon(numbers, positions, cell, bonds)
+    if bad:
+        k = bad[0]
+        open_axes = [str(axis) for axis in np.flatnonzero(~np.asarray(pbc, bool))]
+        where = (
+            f"; or is it periodic along cell vector {' and '.join(open_axes)} too? pbc says no"
+            if open_axes
+            else ""
+        )
+        raise StructureError(
+            f"{_name(numbers, k)} has {int(organic[k])} neighbours and lacks one ({len(bad)} such "
+            f"atoms): hydrogens are missing; add them to the file (mofal blocks --add-hydrogens "
+            f"tries){where}"
+        )
+
+
+def lacking_carbon(
+    numbers: NDArray[np.integer],
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    bonds: Bonds,
+) -> list[int]:
+    """Carbon that lacks a neighbour, by the angles and lengths of its bonds."""
+    n = len(numbers)
+    metal = IS_METAL[numbers]
+    organic = np.bincount(bonds.i[~metal[bonds.j]], minlength=n)
+    has_boron = np.bincount(bonds.i[numbers[bonds.j] == 5], minlength=n) > 0
     vector = positions[bonds.j] + bonds.shift @ cell - positions[bonds.i]
     length = np.linalg.norm(vector, axis=1)
     vector /= length[:, None]
-    carbon = (numbers == 6) & (to_metal == 0) & ~has_boron
+    carbon = (numbers == 6) & (bonds.degree == organic) & ~has_boron
     start = bonds.indptr
     far = np.split(length, start[1:-1])
     bad: list[int] = []
@@ -225,18 +251,7 @@ def check_valences(
             bad += [k] if near[0] not in (7, 8) else []
         else:
             bad.append(k)
-    if bad:
-        k = bad[0]
-        open_axes = [str(axis) for axis in np.flatnonzero(~np.asarray(pbc, bool))]
-        where = (
-            f"; or is it periodic along cell vector {' and '.join(open_axes)} too? pbc says no"
-            if open_axes
-            else ""
-        )
-        raise StructureError(
-            f"{_name(numbers, k)} has {int(organic[k])} neighbours and lacks one ({len(bad)} such "
-            f"atoms): hydrogens are missing; add them to the file{where}"
-        )
+    return bad
 
 
 def _shorter(

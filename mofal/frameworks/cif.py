@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csgraph
 
 from mofal.errors import StructureError
+from mofal.frameworks.occupancy import FULL, Sites, settle
 from mofal.frameworks.spacegroups import symmetry_of
 
 # Images of one site that symmetry should have merged lie this close (Å): coordinates are printed
@@ -35,14 +37,26 @@ _UNQUOTED = re.compile(r"(\s*_\S+\s+)([^'\"#;_$\[\]\s][^'\"#]*?)\s*(?:\s#.*)?")
 _USED = ("_cell", "_atom_site_", "_atom_site.", "_symmetry", "_space_group")
 
 
-def read_cif(file: Path) -> list[Atoms]:
+def read_cif(file: Path, *, alternatives: str = "refuse") -> list[Atoms]:
     """Read every structure of a CIF, one per data block that has sites.
+
+    Parameters
+    ----------
+    file : path
+    alternatives : {"refuse", "major"}
+        What becomes of disorder in the framework: a refusal that names the sites, or the larger
+        alternative. Partly occupied sites that nothing binds are dropped.
+
+    Returns
+    -------
+    list of Atoms
+        ``info["reading"]`` says what was merged, dropped or kept.
 
     Raises
     ------
     StructureError
-        A site is partly occupied, has no position or no element; the cell or the symmetry cannot
-        be understood; there are no sites.
+        A site of the framework is partly occupied, has no position or no element; the cell or the
+        symmetry cannot be understood; there are no sites.
     """
     found = _parse(file)
     blocks = [b for b in found if any(f"_atom_site_{k}_x" in b for k in ("fract", "cartn"))]
@@ -50,7 +64,7 @@ def read_cif(file: Path) -> list[Atoms]:
         raise StructureError(
             f"{file} holds no atomic sites (_atom_site_fract_x ...): a CIF without a structure"
         )
-    return [_structure(file, b) for b in blocks]
+    return [_structure(file, b, alternatives) for b in blocks]
 
 
 def _parse(file: Path) -> list[dict[str, list[str]]]:
@@ -146,7 +160,7 @@ def _shown(value: float | str) -> str:
     return repr(value) if isinstance(value, str) else f"{value:g}"
 
 
-def _structure(file: Path, block: Block) -> Atoms:
+def _structure(file: Path, block: Block, alternatives: str) -> Atoms:
     labels = block.get("_atom_site_label", [])
     symbols = block.get("_atom_site_type_symbol", [])
     if not symbols:
@@ -155,7 +169,7 @@ def _structure(file: Path, block: Block) -> Atoms:
     kind = "fract" if "_atom_site_fract_x" in block else "cartn"
     coordinates = _coordinates(file, block, labels, kind)
     cell = _cell(file, block)
-    _check_occupancies(file, block, labels)
+    occupancy = _occupancies(file, block, labels)
     numbers = _numbers(file, symbols, labels)
     if len(numbers) != len(coordinates):
         raise StructureError(
@@ -168,8 +182,45 @@ def _structure(file: Path, block: Block) -> Atoms:
     fractions = np.mod(images.reshape(-1, 3), 1.0)
     site = np.repeat(np.arange(len(f)), len(rotation))
     keep = _merge(fractions @ cell, cell, site)
-    atoms = Atoms(numbers[site[keep]], positions=fractions[keep] @ cell, cell=cell, pbc=True)
-    return _merge_elements(atoms)
+    operation = np.tile(np.arange(len(rotation)), len(f))[keep]
+    site, fractions = site[keep], fractions[keep]
+    said: list[str] = []
+    if (occupancy < FULL).any():
+        there, said = _there(file, block, labels, alternatives, Sites(
+            numbers[site], fractions @ cell, cell, occupancy[site], [labels[k] for k in site],
+            ["."], ["."], operation,
+        ), site)  # fmt: skip
+        site, fractions = site[there], fractions[there]
+    atoms = Atoms(numbers[site], positions=fractions @ cell, cell=cell, pbc=True)
+    atoms = _merge_elements(atoms)
+    atoms.info["reading"] = [*said, *atoms.info.pop("merged", [])]
+    return atoms
+
+
+def _there(
+    file: Path,
+    block: Block,
+    labels: list[str],
+    alternatives: str,
+    sites: Sites,
+    site: NDArray[np.int64],
+) -> tuple[NDArray[np.bool_], list[str]]:
+    """Atoms that are there of a cell with partly occupied sites, and what was decided."""
+
+    def column(tag: str) -> list[str]:
+        said = block.get(tag, [])
+        said = said if len(said) == len(labels) else ["."] * len(labels)
+        return ["." if said[k] in ("?", ".", "", "0") else said[k] for k in site.tolist()]
+
+    sites = replace(
+        sites,
+        assembly=column("_atom_site_disorder_assembly"),
+        group=column("_atom_site_disorder_group"),
+    )
+    try:
+        return settle(sites, alternatives)
+    except StructureError as error:
+        raise StructureError(f"{file}: {error}") from None
 
 
 def _coordinates(file: Path, block: Block, labels: list[str], kind: str) -> NDArray[np.float64]:
@@ -215,10 +266,10 @@ def _cell(file: Path, block: Block) -> NDArray[np.float64]:
     return cell
 
 
-def _check_occupancies(file: Path, block: Block, labels: list[str]) -> None:
-    """Refuse sites that are only partly there: which of them are is for the user to say."""
-    partial = []
-    for label, said in zip(labels, block.get("_atom_site_occupancy", [])):
+def _occupancies(file: Path, block: Block, labels: list[str]) -> NDArray[np.float64]:
+    """Occupancy of each site; 1 where the file says nothing."""
+    out = np.ones(len(labels))
+    for k, (label, said) in enumerate(zip(labels, block.get("_atom_site_occupancy", []))):
         value = _number(said)
         if isinstance(value, str):
             if value in (".", "?"):
@@ -226,15 +277,8 @@ def _check_occupancies(file: Path, block: Block, labels: list[str]) -> None:
             raise StructureError(f"{file}: site {label} has occupancy {value!r}, expected a number")
         if value > 1.001 or value < 0:
             raise StructureError(f"{file}: site {label} has occupancy {value:g}, expected 0 to 1")
-        if value < 0.999:
-            partial.append((label, float(value)))
-    if partial:
-        label, value = partial[0]
-        others = f" and {len(partial) - 1} other sites" if len(partial) > 1 else ""
-        raise StructureError(
-            f"{file}: site {label} is partly occupied ({value:g}){others}: disorder in the "
-            "crystal; choose one alternative, set its occupancy to 1 and remove the others"
-        )
+        out[k] = value
+    return out
 
 
 def _element_of(label: str) -> str:
@@ -285,7 +329,8 @@ def _merge_elements(atoms: Atoms) -> Atoms:
     keep = np.unique(first)
     out = atoms[keep]
     out.positions += shift[keep] / size[group[keep]][:, None]
-    out.info["merged"] = n - len(keep)
+    count = n - len(keep)
+    out.info["merged"] = [f"{count} atoms merged with others of their element within 0.3 Å"]
     return out
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mofal.errors import StructureError
 from mofal.frameworks.bonds import IS_METAL
-from mofal.frameworks.charges import formula
+from mofal.frameworks.charges import OXIDATION, formula
 from mofal.frameworks.valence import BARE_OXYGEN
 
 if TYPE_CHECKING:
@@ -110,13 +110,16 @@ def check_charges(
     sum_text = "" if q * count == total else f" ({total:+d} in the cell)"
     inside = member[start[block] : start[block + 1]]
     lacks = q < 0 and _may_lack_hydrogen(blocks, numbers, inside, str(role[block]), valence)
-    if valence is not None and charge == 0 and not lacks:
+    ends = int(hydroxides(blocks, numbers)[inside].sum()) if valence is not None else 0
+    waters = role[block] == "node" and 0 < -q <= ends and not lacks
+    if valence is not None and charge == 0 and not lacks and not waters:
         ion = "anions" if total > 0 else "cations"
         return f"{ion} missing: framework {total:+d} ({q:+d} per {what} {name})"
-    if lacks:
+    if lacks or waters:
+        what_lacks = f"{-q} of its {ends} OH are water" if waters else "OH, water or NH without H"
         why = (
-            f"{-q} hydrogen{'s are' if q < -1 else ' is'} missing on it (OH, water or NH without "
-            "H); add them"
+            f"{-q} hydrogen{'s are' if q < -1 else ' is'} missing on it ({what_lacks}); add them "
+            "(mofal blocks --add-hydrogens tries)"
         )
     elif q > 0:
         why = "an anion is missing, or it has too many hydrogens"
@@ -205,6 +208,18 @@ def lacking_donors(
     return bare | alone | amine
 
 
+def hydroxides(blocks: xr.Dataset, numbers: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """O of OH at the ends of metals, on one metal each: (atom,) bool."""
+    pair = blocks["bond_atom"].values
+    n = len(numbers)
+    both = np.concatenate([pair, pair[:, ::-1]])
+    other = numbers[both[:, 1]]
+    metal = np.bincount(both[IS_METAL[other], 0], minlength=n)
+    hydrogen = np.bincount(both[other == 1, 0], minlength=n)
+    around = np.bincount(both[:, 0], minlength=n)
+    return (numbers == 8) & (metal == 1) & (hydrogen == 1) & (around == 2)
+
+
 def stripped(
     blocks: xr.Dataset, numbers: NDArray[np.integer], valence: NDArray[np.float64]
 ) -> list[str]:
@@ -215,16 +230,22 @@ def stripped(
     on_metal = np.bincount(both[IS_METAL[numbers[both[:, 1]]], 0], minlength=n)
     around = np.bincount(both[:, 0], minlength=n)
     out = []
-    bare = bare_oxygen(blocks, numbers) & (valence < BARE_OXYGEN)
-    if bare.any():
-        kinds = Counter(f"mu{k}-O" if k > 1 else "O" for k in on_metal[bare].tolist())
-        text = ", ".join(f"{c} {name}" for name, c in sorted(kinds.items()))
-        out.append(f"hydrogens stripped ({text})")
     few = [
         f"{s} {around[numbers == z].min()}-coordinate"
         for s, z, least in sorted((chemical_symbols[z], z, k) for z, k in _LEAST.items())
         if np.any((numbers == z) & (around < least))
     ]
+    bare = bare_oxygen(blocks, numbers) & (valence < BARE_OXYGEN)
+    total = int(blocks["charge"].values.sum())
+    # In a neutral cell of metals with all their donors, O between metals of one state are far from
+    # them for other reasons than a lost H.
+    states = {len(OXIDATION.get(int(z), (2, 3))) for z in np.unique(numbers) if IS_METAL[z]}
+    if bare.any() and (few or total < 0 or max(states, default=1) > 1):
+        kinds = Counter(f"mu{k}-O" if k > 1 else "O" for k in on_metal[bare].tolist())
+        text = ", ".join(f"{c} {name}" for name, c in sorted(kinds.items()))
+        out.append(
+            f"hydrogens stripped ({text})" if total < 0 else f"perhaps OH without H ({text})"
+        )
     if few:
         out.append(f"OH/H2O stripped ({', '.join(few)})")
     return out

@@ -7,9 +7,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mofal.errors import StructureError
-from mofal.frameworks.checks import check_structure
+import numpy as np
+
+from mofal.errors import ConfigError, StructureError
+from mofal.frameworks.checks import check_cell, check_overlaps, check_structure
 from mofal.frameworks.cif import read_cif
+from mofal.frameworks.hydrogens import add_hydrogens as complete
+from mofal.frameworks.occupancy import ALTERNATIVES
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -23,6 +27,8 @@ def read_framework(
     rule: str = "auto",
     charge: int | None = 0,
     system: str | None = None,
+    alternatives: str = "refuse",
+    add_hydrogens: bool = False,
 ) -> xr.Dataset:
     """Read one framework from a file and check it.
 
@@ -38,6 +44,12 @@ def read_framework(
         Formal charge that the cell should have; None: do not look at it.
     system : str, optional
         Name of the system; default: the name of the file.
+    alternatives : {"refuse", "major"}
+        What becomes of disorder in the framework of a CIF: a refusal that names the sites, or the
+        larger alternative of each. Partly occupied sites that nothing binds are always dropped.
+    add_hydrogens : bool
+        Complete C-H, bridging OH, and OH and water of nodes where geometry and charge leave one
+        way only (`mofal.frameworks.hydrogens`).
 
     Returns
     -------
@@ -49,27 +61,37 @@ def read_framework(
     ------
     StructureError
         One line: what was found, what was expected, and what to do.
+    ConfigError
+        `alternatives` is neither of the two.
     """
     from mofal.data import from_atoms
 
+    if alternatives not in ALTERNATIVES:
+        raise ConfigError(f"alternatives={alternatives!r}: expected {' or '.join(ALTERNATIVES)}")
     file = Path(path)
     try:
-        atoms = _atoms(file, index)
-        merged = atoms.info.pop("merged", 0)
+        atoms = _atoms(file, index, alternatives)
+        said = atoms.info.pop("reading", [])
+        if add_hydrogens:
+            check_cell(atoms.positions, atoms.cell.array, atoms.pbc)
+            check_overlaps(
+                atoms.numbers.astype(np.int32), atoms.positions, atoms.cell.array, atoms.pbc
+            )
+            atoms, added = complete(atoms, rule=rule)
+            said = [*said, *added]
         ds = from_atoms(atoms, system=system if system is not None else file.stem)
         blocks = check_structure(ds, rule=rule, charge=charge)
     except StructureError as error:
         text = str(error)
         raise StructureError(text if str(file) in text else f"{file}: {text}") from None
     notes = [blocks.attrs["notes"]] if blocks.attrs["notes"] else []
-    notes += [f"{merged} atoms merged with others of their element within 0.3 Å"] if merged else []
-    ds.attrs["notes"] = ", ".join(notes)
+    ds.attrs["notes"] = ", ".join([*notes, *said])
     ds.attrs["formula"] = str(atoms.symbols.formula.format("hill"))
     ds.attrs["rule"] = rule
     return ds
 
 
-def _atoms(file: Path, index: int | None) -> Atoms:
+def _atoms(file: Path, index: int | None, alternatives: str) -> Atoms:
     """One structure of a file, as it is written there."""
     from mofal.data.text import read_atoms
 
@@ -77,7 +99,7 @@ def _atoms(file: Path, index: int | None) -> Atoms:
         raise StructureError(f"{file} is a directory, expected a file such as framework.cif")
     is_cif = file.suffix.lower() in (".cif", ".mcif")
     if is_cif and file.is_file() and file.stat().st_size:
-        frames = read_cif(file)
+        frames = read_cif(file, alternatives=alternatives)
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mofal.errors import DataError
-from mofal.mechanics.pressure import (
-    _TRACE,
-    PressurePoints,
-    PressureVolume,
-    at_zero,
-    fit_pressure,
-    smooth,
-)
+from mofal.mechanics.pressure_curve import PressurePoints, at_zero, fit_pressure, smooth
+from mofal.mechanics.pressure_settings import PressureSettings
 
 SHARE = 0.7
 """Part of the variance of what is not converged, whose points get more runs."""
 
 
-def converged(pv: PressureVolume) -> tuple[bool, str]:
+class Runs(Protocol):
+    """Runs of P(V), as `mofal.mechanics.pressure.PressureVolume` has them."""
+
+    system: str
+    settings: PressureSettings
+
+    def points(self) -> list[tuple[str, str, float]]:
+        """Name, ensemble and condition of every point."""
+
+    def runs(self, name: str, ensemble: str, value: float) -> list[tuple[int, bool]]:
+        """Runs of a point."""
+
+    def gather(self, share: float = 1.0) -> tuple[PressurePoints, list[str]]:
+        """Points from a first part of each run."""
+
+
+def converged(pv: Runs) -> tuple[bool, str]:
     """Whether P_max and K stand still between 40 % and 80 % of the data (paper, SI.9.1)."""
     moved = changes(pv)
     if moved is None:
@@ -30,7 +40,7 @@ def converged(pv: PressureVolume) -> tuple[bool, str]:
     return not any(_moving(pv, moved)), _told(moved)
 
 
-def _moving(pv: PressureVolume, moved: tuple[float, float]) -> tuple[bool, bool]:
+def _moving(pv: Runs, moved: tuple[float, float]) -> tuple[bool, bool]:
     """Whether P_max, and K, move by more than they may."""
     s = pv.settings
     return moved[0] >= s.pressure_change_GPa, moved[1] >= s.modulus_change_GPa
@@ -40,33 +50,16 @@ def _told(moved: tuple[float, float]) -> str:
     return f"P_max moves by {1000 * moved[0]:.0f} MPa and K by {moved[1]:.2f} GPa"
 
 
-def changes(pv: PressureVolume) -> tuple[float, float] | None:
+def changes(pv: Runs) -> tuple[float, float] | None:
     """Changes of P_max and K (GPa) between 40 % and 80 % of the data; None without a V0."""
     values = []
     for share in (0.4, 0.8):
-        found = fit_pressure(_Part(pv, share).gather()[0], draws=50, seed=pv.settings.seed)
+        found = fit_pressure(pv.gather(share)[0], draws=50, seed=pv.settings.seed)
         values.append((found.largest_pressure.value, found.bulk_modulus))
     (p1, k1), (p2, k2) = values
     if k1 is None or k2 is None:
         return None
     return abs(p1 - p2), abs(k1.value - k2.value)
-
-
-class _Part(PressureVolume):
-    """The same points from a first part of each run."""
-
-    def __init__(self, whole: PressureVolume, share: float) -> None:
-        self.curve, self.settings, self.system = whole.curve, whole.settings, whole.system
-        self.key, self.place, self.share = whole.key, whole.place, share
-
-    def _row(
-        self, name: str, ensemble: str, runs: list[dict[str, NDArray]], ways: list[bool]
-    ) -> dict[str, Any]:
-        cut = []
-        for run in runs:
-            n = int(self.share * len(run["volume"]))
-            cut.append({k: v[:n] if k in _TRACE else v for k, v in run.items()})
-        return super()._row(name, ensemble, cut, ways)
 
 
 def influence(points: PressurePoints, *, seed: int = 0) -> NDArray[np.float64]:
@@ -114,14 +107,14 @@ def needing(
 
 
 def _lacking(
-    pv: PressureVolume, points: PressurePoints, moved: tuple[float, float]
+    pv: Runs, points: PressurePoints, moved: tuple[float, float]
 ) -> list[tuple[str, float]]:
     """What `needing` says of those of P_max and K that still move."""
     pressure, modulus = _moving(pv, moved)
     return needing(points, pressure=pressure, modulus=modulus, seed=pv.settings.seed)
 
 
-def extension(pv: PressureVolume) -> tuple[dict[str, int], list[str]]:
+def extension(pv: Runs) -> tuple[dict[str, int], list[str]]:
     """Further runs by point (none where it is converged or nothing may run), and lines on why."""
     try:
         points, _ = pv.gather()
@@ -152,7 +145,7 @@ def extension(pv: PressureVolume) -> tuple[dict[str, int], list[str]]:
     return wanted, lines
 
 
-def describe_needing(pv: PressureVolume, points: PressurePoints) -> str:
+def describe_needing(pv: Runs, points: PressurePoints) -> str:
     """One line: which points a curve that is not converged should get more of."""
     moved = changes(pv)
     if moved is None:

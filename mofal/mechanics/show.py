@@ -160,7 +160,7 @@ def show_pressure(
     from mofal.mechanics.convergence import converged, describe_needing
     from mofal.mechanics.domain import describe_domain
     from mofal.mechanics.plots import plot_pressure
-    from mofal.mechanics.pressure import (
+    from mofal.mechanics.pressure_curve import (
         describe_pressure,
         fit_pressure,
         pressure_table,

@@ -198,10 +198,11 @@ _atom_site_fract_y
 _atom_site_fract_z
 _atom_site_occupancy
 Zr1 Zr 0.1 0.1 0.1 1.0
-{label} {symbol} {x} 0.5 0.5 {occupancy}
+{label} {symbol} {x} {y} {z} {occupancy}
 """
 DEFAULTS = {
     "a": 10, "alpha": 90, "gamma": 90, "op": "x,y,z", "label": "C2", "symbol": "C", "x": 0.5,
+    "y": 0.5, "z": 0.5,
     "occupancy": 1.0,
 }  # fmt: skip
 
@@ -414,7 +415,10 @@ MALFORMED: dict[str, tuple] = {
         text("page.cif", "<html>404: not found</html>"), "does not begin with data_"
     ),
     "CIF that is prose": (text("prose.cif", "this is not a CIF\n"), "CIF"),
-    "partial occupancy": (cif(occupancy=0.5), r"site C2 is partly occupied \(0.5\)"),
+    "partial occupancy": (
+        cif(occupancy=0.5, x=0.35, symbol="O", label="O2", y=0.1, z=0.1),
+        r"site O2 is partly occupied \(0.5\)"
+    ),
     "occupancy above one": (cif(occupancy=1.5), "site C2 has occupancy 1.5"),
     "occupancy in words": (cif(occupancy="half"), "site C2 has occupancy 'half'"),
     "unknown coordinate": (cif(x="?"), "site C2 has no position"),

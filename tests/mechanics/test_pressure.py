@@ -24,7 +24,7 @@ from mofal.mechanics import (
 from mofal.mechanics.convergence import converged, influence, needing
 from mofal.mechanics.curve import Record, _save
 from mofal.mechanics.fluctuations import volume_fluctuations
-from mofal.mechanics.pressure import (
+from mofal.mechanics.pressure_curve import (
     PressurePoints,
     at_zero,
     describe_pressure,
