@@ -80,8 +80,8 @@ def report_mechanics(site: Site) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             continue
         paper = _published(site, name)
         if paper is not None:
-            row["paper: K at 0 K"] = "" if paper[0] is None else f"{paper[0]:.1f}"
-            row["paper: K, P_max at 300 K"] = " / ".join(p for p in paper[1:] if p)
+            row["paper (PBE): K at 0 K (GPa)"] = "" if paper[0] is None else f"{paper[0]:.1f}"
+            row["paper (PBE): K, P_max at 300 K (GPa)"] = " / ".join(p for p in paper[1:] if p)
         rows.append(row)
     if found:
         sizes = {n: int(plans.curves[n].structure["n_atoms"].values[0]) for n in found}
