@@ -82,7 +82,8 @@ def keep(result: Any, place: Path, name: str) -> None:
         clean = table.drop_encoding()
         clean.to_zarr(place / f"{name}-{title}.zarr", mode="w", consolidated=False)
     with atomic_path(place / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(asdict(finding), indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(asdict(finding), indent=1, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text + "\n")
 
 
 def run(lab: Any, number: int, *, results: Path | None, size: str) -> Any:

@@ -165,7 +165,8 @@ def _finding(number: int, title: str, table: xr.Dataset, verdict: judge.Verdict)
     for k, name in enumerate(table["curve"].values.tolist()):
         value = float(table["bulk_modulus"][k])
         ours[f"K of {name} (GPa)"] = round(value, 1) if np.isfinite(value) else "no fit"
-        ours[f"V0 of {name} (Å³)"] = round(float(table["equilibrium_volume"][k]), 0)
+        volume = float(table["equilibrium_volume"][k])
+        ours[f"V0 of {name} (Å³)"] = round(volume, 0) if np.isfinite(volume) else "no fit"
     names = {str(n).partition(" ")[0] for n in table["curve"].values}
     paper = {f"K of {s} (GPa)": v for s, v in PAPER_K.items() if s in names}
     return Finding(number, title, paper, ours, *verdict)
