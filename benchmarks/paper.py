@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -69,6 +70,17 @@ def show(finding: Any, level: str, size: str) -> str:
     return "\n".join(lines)
 
 
+def plain(value: Any) -> Any:
+    """The same with null for numbers that are none: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
 def keep(result: Any, place: Path, name: str) -> None:
     """JSON, figures and tables of one claim."""
     from mofal.data import atomic_path
@@ -82,7 +94,7 @@ def keep(result: Any, place: Path, name: str) -> None:
         clean = table.drop_encoding()
         clean.to_zarr(place / f"{name}-{title}.zarr", mode="w", consolidated=False)
     with atomic_path(place / f"{name}.json") as temporary:
-        text = json.dumps(asdict(finding), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(plain(asdict(finding)), indent=1, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text + "\n")
 
 
