@@ -12,15 +12,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from mofal.errors import ConfigError
 from mofal.schedule.units import parse_limit, parse_memory
 
-#: `PoolSettings` or `DriverSettings`, which import this module.
-Settings = TypeVar("Settings", bound=BaseModel)
+if TYPE_CHECKING:
+    from mofal.schedule.sections import DriverSettings, PoolSettings
 
 #: Keys that say the same in both, theirs and ours; where two of theirs do, the first one counts.
 SAME = {
@@ -92,7 +92,7 @@ def stated() -> Stated:
     return Stated(values, places)
 
 
-def complete_pool(pool: Settings, known: Stated | None = None) -> Settings:
+def complete_pool(pool: PoolSettings, known: Stated | None = None) -> PoolSettings:
     """A pool on SLURM with what its campaign file leaves open and `jobqueue.yaml` states.
 
     Raises
@@ -105,7 +105,6 @@ def complete_pool(pool: Settings, known: Stated | None = None) -> Settings:
     if not given:
         return pool
     own = pool.model_fields_set
-    default: Any = pool
     new: dict[str, Any] = {}
     for theirs, ours in SAME.items():
         if theirs in given and ours not in own and ours not in new:
@@ -120,17 +119,17 @@ def complete_pool(pool: Settings, known: Stated | None = None) -> Settings:
         if "processes" in given:
             new["workers_per_job"] = workers
     if "memory" not in own and ("job-mem" in given or "memory" in given):
-        new["memory"] = _memory(given, known) // new.get("workers_per_job", default.workers_per_job)
-    if "local-directory" in given and "TMPDIR" not in default.environment:
+        new["memory"] = _memory(given, known) // new.get("workers_per_job", pool.workers_per_job)
+    if "local-directory" in given and "TMPDIR" not in pool.environment:
         line = f'export TMPDIR="{given["local-directory"]}"; mkdir -p "$TMPDIR"'
-        new["prologue"] = (*new.get("prologue", default.prologue), line)
+        new["prologue"] = (*new.get("prologue", pool.prologue), line)
     return _validated(pool, new, known)
 
 
 LISTS = frozenset({"prologue", "job_extra", "job_skip"})
 
 
-def complete_driver(driver: Settings, known: Stated | None = None) -> Settings:
+def complete_driver(driver: DriverSettings, known: Stated | None = None) -> DriverSettings:
     """The driver's own job, with the account, queue and prologue that `jobqueue.yaml` states.
 
     Not with its walltime and memory: those are meant for workers.
@@ -154,7 +153,7 @@ def interface(known: Stated | None = None) -> str | None:
     return None if value is None else str(value)
 
 
-def describe(pool: BaseModel, known: Stated | None = None) -> list[str]:
+def describe(pool: PoolSettings, known: Stated | None = None) -> list[str]:
     """Lines that say what of a pool comes from where, and what is stated and not used."""
     known = stated() if known is None else known
     if not known.values:
