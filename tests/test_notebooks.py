@@ -15,7 +15,6 @@ pytestmark = pytest.mark.slow
 PICTURES = {
     "lazy_rows": 3,
     "cif_to_clusters": 2,
-    "supercell_throughput": 2,
     "reading_a_campaign": 3,
 }
 STORED = ("cif_to_clusters", "lazy_rows", "reading_a_campaign")
@@ -40,14 +39,6 @@ def test_cif_to_clusters() -> None:
     assert "C72H46O32Zr6" in text
     assert re.search(r"^[1-9] clusters, 0 refused", text, re.M)
     assert len(pictures(book)) == PICTURES["cif_to_clusters"]
-
-
-def test_supercell_throughput() -> None:
-    book = execute("supercell_throughput", ATOMS=[456, 912], WORKERS=1, CLUSTERS=3)
-    found = re.findall(r"^ +[\d,]+ +(\w+) +([\d.]+) +[\d,]+ +[\d.]+$", printed(book), re.M)
-    stages = ["build", "blocks", "features", "scores", "selection", "cutting"]
-    assert [name for name, _ in found] == 2 * stages
-    assert len(pictures(book)) == PICTURES["supercell_throughput"]
 
 
 @pytest.mark.parametrize("name", STORED)
