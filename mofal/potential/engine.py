@@ -101,8 +101,8 @@ class NetworkEngine:
 
     @property
     def identity(self) -> str:
-        """``eager`` or ``compiled``: a walk is never continued by the other."""
-        return "eager" if self.compiled is None and self.batched is None else "compiled"
+        """``compiled``, or empty: a walk that one network began the other never goes on with."""
+        return "" if self.compiled is None and self.batched is None else "compiled"
 
     @property
     def name(self) -> str:
@@ -110,7 +110,7 @@ class NetworkEngine:
         where = self.device
         if where.startswith("cuda"):
             where = torch.cuda.get_device_name(where)
-        return f"{self.identity}, torch {torch.__version__}, {where}"
+        return f"{self.identity or 'eager'}, torch {torch.__version__}, {where}"
 
     # ------------------------------------------------------------------ one pass
     def evaluate(self, systems: Any, *, stress: bool = True) -> Outcome:
