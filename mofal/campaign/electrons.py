@@ -173,7 +173,8 @@ def _check_clusters(
                 f"({kind[0]}): {reason}"
             )
         if charge or n_unpaired:
-            what = [f"the charge {charge:+d}"] if charge else []
+            what = [f"the charge {charge:+d} (core forces are learnt, its energy is not)"]
+            what = what if charge else []
             what += [f"{n_unpaired} unpaired electrons"] if n_unpaired else []
             notes[f"the cluster around {around} ({kind[0]}) has {' and '.join(what)}"] = None
     return list(notes)
