@@ -360,7 +360,9 @@ class SelectionSettings(Section):
 
     clusters: Count = 150
     ranking: str = "least_likely_atom"
-    shells: Annotated[int, Field(ge=0, le=4)] = 1
+    shells: Annotated[int, Field(ge=0, le=4)] | None = Field(
+        None, description="shells of blocks around a core; default: 1, along rods 2"
+    )
     blueprints: File | None = Field(
         None, description="what `mofal match` found: shells by kind of core, before `shells`"
     )

@@ -127,7 +127,7 @@ def _check_clusters(
     import xarray as xr
 
     from mofal.clusters import cut
-    from mofal.clusters.matched import matched_shells
+    from mofal.clusters.matched import matched_blocks, matched_shells
     from mofal.data import to_atoms
     from mofal.reference.base import refusal
 
@@ -137,6 +137,7 @@ def _check_clusters(
     cores = xr.Dataset(
         {"core_structure": ("core", np.zeros(len(core), np.int64)), "core_block": ("core", core)}
     )
+    blocks = matched_blocks({name: blocks}, config.selection.blueprints)[name]
     clusters, refused = cut(
         structure,
         {name: blocks},

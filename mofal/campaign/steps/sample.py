@@ -31,7 +31,7 @@ _TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 def seed_structures(site: Site) -> xr.Dataset:
     """Structures of the seed data, labelled or not."""
     from mofal.clusters import cut, random_cores
-    from mofal.clusters.matched import matched_shells, weighted
+    from mofal.clusters.matched import matched_blocks, matched_shells, weighted
     from mofal.data import concat
 
     settings = site.config.seed_data
@@ -51,7 +51,7 @@ def seed_structures(site: Site) -> xr.Dataset:
     for name in site.config.explored:
         frames = perturb(site, name, settings.clusters, ("seed", name))
         frames["system"] = ("structure", np.array([name] * frames.sizes["structure"], _TEXT))
-        blocks = {name: site.blocks(name)}
+        blocks = matched_blocks({name: site.blocks(name)}, selection.blueprints)
         cores = random_cores(
             frames,
             blocks,

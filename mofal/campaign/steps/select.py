@@ -20,7 +20,7 @@ from mofal.campaign.steps.base import (
     one_task,
     progress_files,
 )
-from mofal.clusters.matched import matched_shells, weighted
+from mofal.clusters.matched import matched_blocks, matched_shells, weighted
 from mofal.errors import ConfigError, DataError
 from mofal.schedule.task import Task
 
@@ -51,8 +51,8 @@ def select_clusters(site: Site, cycle: int, system: str) -> Summary:
     likelihood, numbers = scores["log_likelihood"].values, scores["numbers"].values
     scores["quantile"] = ("atom", np.asarray(fitted.quantile(likelihood, numbers)))
     write_group(scores, site.path(paths.place(cycle, system, "scores.zarr")), kind="scores")
-    blocks = {system: site.blocks(system)}
     settings = site.config.selection
+    blocks = matched_blocks({system: site.blocks(system)}, settings.blueprints)
     say(f"cutting {settings.clusters} clusters")
     clusters, refused, _ = extract(
         samples,
