@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # Lint and the build of GPAW, of one core each, run side by side.
 MAKEFLAGS += -j2
 
-.PHONY: help install gpaw demo test check lint slurm-test bench clean
+.PHONY: help install gpaw demo test check lint slurm-test bench docs clean
 
 help:
 	@echo "make demo        the main job: a campaign on one machine, with its report (under 20 minutes)"
@@ -16,6 +16,7 @@ help:
 	@echo "make check       lint, types and the fast tests (under 3 minutes)"
 	@echo "make slurm-test  only the tests on a real SLURM that they start themselves"
 	@echo "make bench       all benchmarks at their tiny size"
+	@echo "make docs        these pages and the API as a site, into site/"
 	@echo "make install     the environment alone, into $(VENV)"
 
 install: $(STAMP)
@@ -60,6 +61,12 @@ slurm-test: $(STAMP)
 
 bench: $(STAMP)
 	@for b in benchmarks/*.py; do echo "== $$b"; $(BIN)/python $$b --size tiny || exit 1; done
+
+# In an environment of its own: nothing else needs what builds pages.
+docs:
+	@test -x .venv-docs/bin/mkdocs || { $(PYTHON) -m venv .venv-docs && .venv-docs/bin/python -m pip install \
+		--quiet --disable-pip-version-check -c constraints.txt "mkdocs-material>=9.5" "mkdocstrings[python]>=0.30" ruff; }
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 clean:
 	rm -rf demo .pytest_cache .ruff_cache .mypy_cache .hypothesis

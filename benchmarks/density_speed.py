@@ -1,11 +1,14 @@
 """An EM iteration and scoring against scikit-learn, in one process on the same cores.
 
-    python benchmarks/density_speed.py [--size tiny|full] [--repeats N] [--only N [N ...]]
+    python benchmarks/density_speed.py [--size tiny|small|full] [--repeats N] [--only N [N ...]]
 
 Both libraries start from the same parameters (a fit that has run two iterations), see the same
 rows, and are timed in turn; the best time of each counts. An iteration is one E-step and one
 M-step. "well" are components of condition number up to 9 whose centres lie within a few of their
-widths; "narrow" have condition number 1e6, so that the stable form is used throughout. Rows are
+widths; "narrow" have condition number 1e6, so that the stable form is used throughout; "random" are
+of ordinary random shape, covariances L Lᵀ with L = 1 + 0.4 N(0, 1) around means 3 N(0, 1) + 50;
+"nequip" are features of one element that a potential gives (``--features FILE.npz`` with `x` and
+`z`, as benchmarks/nequip_features.py makes it), with the mixture that two iterations find. Rows are
 float64; in the lines with float32 rows scikit-learn calculates in float32, mofal in float64.
 Ratios are of wall time and, in brackets, of processor time, which a busy machine changes less: run
 it with OMP_NUM_THREADS=1 for a comparison of the arithmetic alone.
@@ -65,16 +68,20 @@ CASES = (
     Case("spherical", 8, 3, "well", 3, 3),
     Case("full", 16, 40, "well", 3, 3, "f4"),
     Case("full", 8, 10, "well", 3, 3, "f4"),
+    Case("full", 16, 40, "random", 20, 8),
+    Case("full", 16, 40, "nequip", 20, 8),
 )
 PATIENCE = 15.0
 """Seconds after which a pair of functions is not timed again."""
-SIZES = {"tiny": 3000, "full": 400_000}
+SIZES = {"tiny": 3000, "small": 50_000, "full": 400_000}
 
 
 def rows_of(case: Case, n: int, seed: int = 0) -> tuple[np.ndarray, dict[str, Any]]:
     """Rows, and a start at the true centres with the true covariances."""
     rng = np.random.default_rng(seed)
     k, d = case.n_components, case.n_features
+    if case.shape == "random":
+        return random_rows(rng, k, d, n)
     condition = 9.0 if case.shape == "well" else 1e6
     centres = 2.0 * rng.normal(size=(k, d))
     variance = condition ** -rng.uniform(size=(k, d))
@@ -100,6 +107,31 @@ def rows_of(case: Case, n: int, seed: int = 0) -> tuple[np.ndarray, dict[str, An
     }[case.kind]
     given = {"weights_init": np.full(k, 1 / k), "means_init": centres, "precisions_init": start}
     return x.astype(case.dtype), given
+
+
+def random_rows(
+    rng: np.random.Generator, k: int, d: int, n: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Rows of components of ordinary random shape, and a start at the truth."""
+    means = 3.0 * rng.normal(size=(k, d)) + 50.0
+    lower = np.eye(d) + 0.4 * rng.normal(size=(k, d, d))
+    which = rng.integers(k, size=n)
+    x = np.empty((n, d))
+    for i in range(k):
+        own = which == i
+        x[own] = means[i] + rng.normal(size=(own.sum(), d)) @ lower[i].T
+    inverse = np.linalg.inv(lower @ np.swapaxes(lower, 1, 2))
+    precisions = 0.5 * (inverse + np.swapaxes(inverse, 1, 2))
+    given = {"weights_init": np.full(k, 1 / k), "means_init": means, "precisions_init": precisions}
+    return x, given
+
+
+def nequip_rows(file: str, n: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Features of the most frequent element of a file; k-means starts on them."""
+    with np.load(file) as content:
+        x, z = content["x"], content["z"]
+    own = x[z == np.bincount(z).argmax()].astype(np.float64)
+    return np.random.default_rng(0).permutation(own)[:n], {"random_state": 0}
 
 
 def seconds(function: Callable[[], Any]) -> float:
@@ -153,9 +185,9 @@ def flops(evaluator: Evaluator, n: int, em: bool) -> float:
     return n * ((product + stable) * (1 + em) + whitening)
 
 
-def run_case(case: Case, n: int, repeats: int, rate: float) -> dict[str, float]:
+def run_case(case: Case, n: int, repeats: int, rate: float, features: str = "") -> dict[str, float]:
     """Time one case; print its line."""
-    x, start = rows_of(case, n)
+    x, start = nequip_rows(features, n) if case.shape == "nequip" else rows_of(case, n)
     settings = {"covariance_type": case.kind, "max_iter": 2, "tol": 0.0, "reg_covar": 1e-9}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -270,6 +302,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, float]]:
     parser.add_argument("--size", choices=sorted(SIZES), default="full")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the lines wanted, from 0")
+    parser.add_argument("--features", default="", help="of a potential, for the line nequip")
     options = parser.parse_args(argv)
     n = SIZES[options.size]
     rate = product_rate(256 if options.size == "tiny" else 2048)
@@ -283,8 +316,10 @@ def main(argv: list[str] | None = None) -> list[dict[str, float]]:
         sep="\n",
         flush=True,
     )
-    wanted = range(len(CASES)) if options.only is None else options.only
-    results = [run_case(CASES[i], n, options.repeats, rate) for i in wanted]
+    wanted = [*range(len(CASES))] if options.only is None else options.only
+    if not options.features:
+        wanted = [i for i in wanted if CASES[i].shape != "nequip"]
+    results = [run_case(CASES[i], n, options.repeats, rate, options.features) for i in wanted]
     for i in {0, 1} & set(wanted):
         breakdown(CASES[i], min(n, 65_536))
     return results

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
-            from mofal.data.files import not_written
+            from mofal.files import not_written
 
             text = str(not_written(error.filename or "a file", error))
         else:

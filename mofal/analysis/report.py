@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -27,6 +26,7 @@ from mofal.analysis.tables import (
     walk_rows,
 )
 from mofal.errors import DataError, DependencyError
+from mofal.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,17 +147,10 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     for section in sections:
         for picture in section.pictures:
-            _replace(out / f"{picture.name}.png", picture.png)
+            write_bytes(out / f"{picture.name}.png", picture.png, durable=False)
     path = out / "report.html"
-    _replace(path, page.encode("utf-8"))
+    write_bytes(path, page.encode("utf-8"), durable=False)
     return path
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write in one step, so that a browser never loads a half page."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 # -- sections, in the order of the page

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mofal.errors import StoreError
+from mofal.data import read_json, relative_energy
+from mofal.data.variables import STRING
+from mofal.errors import DataError, StoreError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 LIST = "set-aside.json"
 FORMAT = 1
-_TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------------------- what is absurd
@@ -72,9 +73,6 @@ def _short(value: float) -> str:
 
 def relative(labels: xr.Dataset) -> np.ndarray:
     """Energies from the isolated atoms, eV; zero where those are not known."""
-    from mofal.data import relative_energy
-    from mofal.errors import DataError
-
     try:
         return np.asarray(relative_energy(labels).values, np.float64)
     except DataError:
@@ -105,8 +103,8 @@ def set_aside(
             said.append(why)
     return (
         labels.assign(
-            status=("structure", np.array(status, _TEXT)),
-            reason=("structure", np.array(reason, _TEXT)),
+            status=("structure", np.array(status, STRING)),
+            reason=("structure", np.array(reason, STRING)),
         ),
         said,
     )
@@ -121,8 +119,6 @@ def by_hand(root: Path) -> dict[str, str]:
     StoreError
         The list is there and cannot be read.
     """
-    from mofal.data import read_json
-
     file = root / LIST
     try:
         content = read_json(file)

@@ -9,6 +9,7 @@ import difflib
 import functools
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -114,10 +115,9 @@ class SystemSettings(Section):
         return self
 
 
-class PerturbedSettings(Section):
+class FrameSettings(Section):
     """Frames drawn without any potential from a network of springs (`mofal.dynamics`)."""
 
-    system: Name
     frames: Count = 20
     temperature_K: Temperature = 600.0
     volume_strain: StrainRange = Field(
@@ -126,16 +126,17 @@ class PerturbedSettings(Section):
     shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
 
 
-class SeedClusterSettings(Section):
+class PerturbedSettings(FrameSettings):
+    """Frames of one system."""
+
+    system: Name
+
+
+class SeedClusterSettings(FrameSettings):
     """Random clusters cut from perturbed frames of every explored system."""
 
     per_system: Count = 20
     frames: Count = 10
-    temperature_K: Temperature = 600.0
-    volume_strain: StrainRange = Field(
-        (-0.03, 0.05), description="range of the relative change of volume"
-    )
-    shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
 
 
 class SeedKeys(Section):
@@ -307,6 +308,12 @@ class DensitySettings(Section):
     components: Literal["bic", "aic"] | Count = "bic"
     max_components: Annotated[int, Field(ge=1, le=1000)] = 12
     pca: Fraction | Count | None = Field(None, description="explained variance, or dimension")
+    in_memory: Annotated[int, Field(ge=100, le=10**9)] = Field(
+        2_000_000,
+        description="atoms whose features are held in memory at most; more stay on disk, in shards "
+        "of no more atoms than that",
+    )
+    coverage: Fraction = Field(0.9, description="of the bound of the force error")
 
 
 class ExplorationSettings(Section):
@@ -336,6 +343,10 @@ class ExplorationSettings(Section):
         0.005, description="a walk ends where atoms stay below it; 0: walks are not watched"
     )
     unfamiliar_fs: Positive = Field(20.0, description="and for how long")
+    sample_every: Count = Field(10, description="steps between samples of a walk's trace")
+    checkpoint_every: Count = Field(
+        50, description="steps between checkpoints; an exploded walk ends where its last one was"
+    )
     ramp_cycles: Count = Field(3, description="cycles over which walks grow to their full length")
 
     @model_validator(mode="after")
@@ -363,6 +374,11 @@ class SelectionSettings(Section):
     shells: Annotated[int, Field(ge=0, le=4)] | None = Field(
         None, description="shells of blocks around a core; default: 1, along rods 2"
     )
+    drawn: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1,
+        description="fraction of the clusters whose cores are drawn at random where there is a "
+        "bound of the force error: they tell how often it holds",
+    )
     blueprints: File | None = Field(
         None, description="what `mofal match` found: shells by kind of core, before `shells`"
     )
@@ -371,16 +387,11 @@ class SelectionSettings(Section):
     )
 
 
-class HoldoutSettings(Section):
+class HoldoutSettings(FrameSettings):
     """Frames no model has seen or made, labelled to judge all of them."""
 
     systems: tuple[Name, ...] = Field((), description="default: every system")
     frames: Count = 10
-    temperature_K: Temperature = 600.0
-    volume_strain: StrainRange = Field(
-        (-0.03, 0.05), description="range of the relative change of volume"
-    )
-    shear: Annotated[float, Field(ge=0, lt=0.1)] = 0.01
 
 
 class HoldingSettings(Section):
@@ -465,7 +476,10 @@ class CampaignConfig(Section):
     name: Name
     seed: Seed
     systems: Annotated[dict[Name, SystemSettings], Field(min_length=1)]
-    seed_data: SeedSettings
+    seed_data: SeedSettings = Field(description="one source, or a list of them")
+    more_seed_data: tuple[SeedSettings, ...] = Field(
+        (), description="those of the list `seed_data` after the first; not written by hand"
+    )
     cycles: Cycles
     reference: ReferenceSettings = ReferenceSettings()
     potential: PotentialSettings = PotentialSettings()
@@ -486,6 +500,17 @@ class CampaignConfig(Section):
     )
     schedule: ScheduleSettings = ScheduleSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sources(cls, content: Any) -> Any:
+        """`seed_data` may be a list: its first source stands where the only one does."""
+        given = content.get("seed_data") if isinstance(content, Mapping) else None
+        if not isinstance(given, list | tuple):
+            return content
+        if not given:
+            raise ValueError("`seed_data` is an empty list; give at least one source")
+        return {**content, "seed_data": given[0], "more_seed_data": tuple(given[1:])}
+
     @model_validator(mode="after")
     def _consistent(self) -> CampaignConfig:
         def known(name: str, where: str) -> None:
@@ -493,8 +518,10 @@ class CampaignConfig(Section):
                 raise ValueError(f"{where} names the system {name!r}; {_known(name, self.systems)}")
 
         check_taken(self.systems)
-        if self.seed_data.perturbed is not None:
-            known(self.seed_data.perturbed.system, "seed_data.perturbed.system")
+        sources = [source.seed_data for source in self.seed_sources]
+        for source in sources:
+            if source.perturbed is not None:
+                known(source.perturbed.system, "seed_data.perturbed.system")
         for name in self.holdout.systems if self.holdout else ():
             known(name, "holdout.systems")
         for name in self.holding.systems if self.holding else ():
@@ -505,7 +532,7 @@ class CampaignConfig(Section):
             self.schedule.pool_of("mechanics")  # a pool must take its tasks
         if not any(s.explore for s in self.systems.values()) and self.cycles > 0:
             raise ValueError("every system has `explore: false`, so a cycle has nothing to walk")
-        if self.control and self.seed_data.clusters is not None and self.cycles == 0:
+        if self.control and self.cycles == 0 and any(s.clusters is not None for s in sources):
             raise ValueError("a control needs at least one cycle to be compared with")
         return self
 
@@ -513,6 +540,16 @@ class CampaignConfig(Section):
     def explored(self) -> tuple[str, ...]:
         """Names of the systems that walk."""
         return tuple(n for n, s in self.systems.items() if s.explore)
+
+    @property
+    def seed_sources(self) -> tuple[CampaignConfig, ...]:
+        """The campaign with each source of seed data as its only one."""
+        if not self.more_seed_data:
+            return (self,)
+        return tuple(
+            self.model_copy(update={"seed_data": source, "more_seed_data": ()})
+            for source in (self.seed_data, *self.more_seed_data)
+        )
 
     @property
     def holdout_systems(self) -> tuple[str, ...]:
@@ -533,7 +570,7 @@ class CampaignConfig(Section):
         start = content["potential"].get("start")
         if start is not None and not start.startswith("example:"):
             content["potential"]["start"] = _content_hash(Path(start) / "model.json")
-        for part in (content["seed_data"], *content["systems"].values()):
+        for part in (*_seeds(content), *content["systems"].values()):
             # The same file under another name is the same campaign.
             if part.get("file") is not None:
                 part["file"] = _content_hash(part["file"])
@@ -561,11 +598,22 @@ def _without_free(content: dict[str, Any]) -> dict[str, Any]:
 def _without_unset(content: dict[str, Any]) -> None:
     """Campaigns from before there was such a setting keep their identity."""
     for part, name in (
-        *((content["seed_data"], n) for n in ("labels", "keys", "example", "frames")),
+        *((s, n) for s in _seeds(content) for n in ("labels", "keys", "example", "frames")),
         (content["potential"], "start"),
     ):
         if part.get(name) is None:
             part.pop(name, None)
+    if not content.get("more_seed_data"):
+        content.pop("more_seed_data", None)
+    walks = content.get("exploration", {})
+    for name in ("sample_every", "checkpoint_every"):
+        if walks.get(name) == ExplorationSettings.model_fields[name].default:
+            del walks[name]
+
+
+def _seeds(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every source of seed data of a campaign's content."""
+    return [content["seed_data"], *content.get("more_seed_data", ())]
 
 
 def _without_devices(content: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mofal.campaign.config import CampaignConfig
 from mofal.errors import ConfigError, PotentialError
+from mofal.potential.devices import resolve_device
 
 KINDS = ("train", "density", "walk", "propose", "judge")
 """Kinds of task that compute with a potential (the control trains)."""
@@ -64,8 +65,6 @@ def check_devices(config: CampaignConfig) -> None:
                 f"{pool.gpus} GPU{'s' if pool.gpus > 1 else ''}, counted from 0; write cuda"
             )
         if here:
-            from mofal.potential.devices import resolve_device
-
             try:
                 resolve_device(device)
             except PotentialError as error:

@@ -15,12 +15,18 @@ from mofal.campaign.aside import absurdities, by_hand
 from mofal.campaign.config import CampaignConfig
 from mofal.campaign.devices import device_of
 from mofal.campaign.loading import completed, differences, dump_config, load_config
+from mofal.data import open_group, read_json, select
+from mofal.data.ragged import TEXT
+from mofal.data.store import atomic_path
 from mofal.errors import CampaignError, ConfigError, DataError, StoreError
+from mofal.potential import split_structures
+from mofal.potential.directory import read_provenance
+from mofal.reference import LabelCache, get_reference, merge_labels
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mofal.reference import LabelCache, Reference
+    from mofal.reference import Reference
 
 CONFIG = "campaign.yaml"
 FACTS = "campaign.json"
@@ -46,6 +52,7 @@ COMMON = (
     "charge",
     "n_unpaired",
     "n_electrons",
+    "drawn",
     "energy",
     "forces",
     "stress",
@@ -140,8 +147,6 @@ class Site:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """What was found out when the campaign was prepared: elements, systems, identity."""
-        from mofal.data import read_json
-
         if not (self.root / FACTS).exists():
             raise CampaignError(
                 f"{self.root} holds a campaign file and nothing of a campaign (it has no {FACTS}); "
@@ -166,8 +171,6 @@ class Site:
 
     def reference(self) -> Reference:
         """Return the reference of the campaign file."""
-        from mofal.reference import get_reference
-
         options: dict[str, Any] = {}
         if self.config.reference.time_limit_s is not None:
             options["time_limit_s"] = self.config.reference.time_limit_s
@@ -175,8 +178,6 @@ class Site:
 
     def cache(self) -> LabelCache:
         """Return the campaign's label records, with those of other campaigns behind them."""
-        from mofal.reference import LabelCache
-
         for cache in self.config.reference.caches:
             if cache.mode == "rw":
                 cache.path.mkdir(parents=True, exist_ok=True)
@@ -186,8 +187,6 @@ class Site:
     # -- data
     def group(self, relative: str) -> xr.Dataset:
         """Open one group lazily, checked."""
-        from mofal.data import open_group
-
         return open_group(self.path(relative))
 
     def structure(self, system: str) -> xr.Dataset:
@@ -215,7 +214,7 @@ class Site:
             Also those that are not there: to open one is an error then, for work that must not go
             on with less.
         """
-        out = [(0, paths.place(0, "labels.zarr"))]
+        out = [(0, paths.seed(k, "labels.zarr")) for k in range(len(self.config.seed_sources))]
         for c in range(1, last + 1):
             out += [(c, paths.place(c, s, "labels.zarr")) for s in self.config.explored]
         return [(c, p) for c, p in out if whole or self.exists(p)]
@@ -254,10 +253,6 @@ class Site:
         DataError
             There is not one usable label.
         """
-        from mofal.data import select
-        from mofal.potential import split_structures
-        from mofal.reference import merge_labels
-
         seed = self.integer_seed("split")
         fraction = self.config.potential.validation_fraction
         out: xr.Dataset | None = None
@@ -267,8 +262,12 @@ class Site:
             converged = np.flatnonzero(ds["status"].values == "converged")
             if len(converged):
                 # Only an example's labels are divided already, by walk.
-                names = (*COMMON, "split") if self.config.seed_data.example else COMMON
-                part = select(ds[[v for v in names if v in ds]], converged)
+                part = select(ds[[v for v in COMMON if v in ds]], converged)
+                if any(source.seed_data.example for source in self.config.seed_sources):
+                    given = (
+                        ds["split"].values[converged] if "split" in ds else [""] * len(converged)
+                    )
+                    part["split"] = ("structure", np.array(given, TEXT))
                 part["cycle"] = ("structure", np.full(len(converged), c, np.int64))
                 by_cycle.setdefault(c, []).append(part)
         for c in sorted(by_cycle):
@@ -286,8 +285,6 @@ class Site:
 
     def model_record(self, relative: str) -> dict[str, Any]:
         """What a training left about itself: steps, atoms seen, losses."""
-        from mofal.potential.directory import read_provenance
-
         return read_provenance(self.path(relative))
 
     def proposal_error_meV(self, cycle: int) -> float | None:
@@ -313,8 +310,6 @@ def write_config(root: Path, config: CampaignConfig) -> None:
     What a pool is given as its environment or its prologue may be a token, and then the file is
     nobody else's to read.
     """
-    from mofal.data.store import atomic_path
-
     with atomic_path(root / CONFIG, private=config.schedule.holds_secrets) as temporary:
         temporary.write_text(
             "# The campaign as it was validated, with every default written out.\n"

@@ -6,10 +6,11 @@ the disk and goes on from there.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,14 +22,19 @@ from mofal.campaign.estimate import unfit_cores
 from mofal.campaign.loading import load_config, parse_config
 from mofal.campaign.plan import Step
 from mofal.campaign.prepare import OURS, examine, settle
-from mofal.campaign.steps import STAGES, expand, failure, finish
+from mofal.campaign.steps import STAGES, closing, expand, failure, finish
 from mofal.campaign.steps.label import closed_failures, record_quarantine
+from mofal.campaign.steps.mechanics import campaign_mechanics
+from mofal.campaign.view import open_campaign
 from mofal.clusters.matched import complaints
-from mofal.data.files import is_being_written, is_temporary, remove_leftovers
 from mofal.errors import CampaignError
+from mofal.files import is_being_written, is_temporary, remove_leftovers
 from mofal.reference.cache import LabelCache
+from mofal.schedule import CampaignLock, Pools
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from mofal.campaign.view import CampaignView
     from mofal.schedule.task import Outcome, Task
 
@@ -37,6 +43,22 @@ Say = Callable[[str], None]
 
 def _silent(_: str) -> None:
     return None
+
+
+@contextlib.contextmanager
+def _here(client: Client | None) -> Iterator[None]:
+    """Have what the driver itself looks at computed in its own threads.
+
+    A session's client is Dask's default: on its workers a look at a few labels would wait behind
+    labels that take hours.
+    """
+    if client is None:
+        yield
+        return
+    import dask
+
+    with dask.config.set(scheduler="threads"):
+        yield
 
 
 class Campaign:
@@ -56,8 +78,17 @@ class Campaign:
 
     Examples
     --------
-    >>> campaign = mofal.Campaign("campaign.yaml", directory="my-campaign")  # doctest: +SKIP
-    >>> campaign.run(progress=print)                                        # doctest: +SKIP
+    >>> import mofal
+    >>> content = {
+    ...     "name": "first", "seed": 1, "cycles": 0,
+    ...     "systems": {"pristine": {"build": "S_pr", "cell": "primitive"}},
+    ...     "seed_data": {"example": "uio66-gfn1", "frames": 5},
+    ...     "potential": {"start": "example:uio66-gfn1"},
+    ...     "schedule": {"backend": "inline"},
+    ... }
+    >>> campaign = mofal.Campaign(content, directory="my-first").run()
+    >>> campaign.training_set().sizes["structure"]
+    5
     """
 
     def __init__(
@@ -78,7 +109,13 @@ class Campaign:
     def __repr__(self) -> str:
         return f"Campaign({self.config.name!r}, directory={str(self.directory)!r})"
 
-    def run(self, *, progress: Say | None = None, retry_failed: bool = False) -> CampaignView:
+    def run(
+        self,
+        *,
+        progress: Say | None = None,
+        retry_failed: bool = False,
+        client: Client | None = None,
+    ) -> CampaignView:
         """Run, or go on with, the campaign until nothing is left to do.
 
         Parameters
@@ -88,6 +125,11 @@ class Campaign:
         retry_failed : bool
             Give labels whose attempts failed one more, also those of clusters of earlier cycles,
             which join the cycle that is open. Groups of labels that are finished stay as they are.
+        client : distributed.Client, optional
+            Whose workers do the work, whatever the file's `schedule` says: of a ``LocalCluster``,
+            a ``dask_jobqueue.SLURMCluster`` (also one that adapts, from no worker), a scheduler
+            that was started by hand. It stays open. The file's pools say which kinds of task go
+            where the workers declare resources of these names.
 
         Returns
         -------
@@ -102,13 +144,14 @@ class Campaign:
         ScheduleError
             Workers cannot be had.
         """
-        from mofal.campaign.view import open_campaign
-        from mofal.schedule import CampaignLock, Pools
+        if client is not None:
+            from mofal.schedule.client import check_client
 
+            check_client(client)
         refuse_foreign(self.directory)
         findings = examine(self.site)
-        with CampaignLock(self.directory):
-            self._clear()
+        with CampaignLock(self.directory), _here(client):
+            self._clear(client)
             display = Display(self.site, progress or _silent)
             # Another driver may have come first, with other settings.
             if findings is not None and self.site.exists(FACTS):
@@ -136,24 +179,26 @@ class Campaign:
                 return open_campaign(self.directory)
             if len(left) < len(steps):
                 display.line(f"going on: {len(steps) - len(left)} of {len(steps)} steps are done")
-            warning = unfit_cores(self.site)
+            warning = unfit_cores(self.site) if client is None else ""
             if warning:
                 display.line(warning)
             with Pools(
-                self.config.schedule, directory=self.directory, progress=display.pool
+                self.config.schedule,
+                directory=self.directory,
+                progress=display.pool,
+                client=client,
             ) as pools:
                 _Driver(self.site, pools, display, retry_failed=retry_failed).run()
                 if self.config.mechanics is not None:
-                    from mofal.campaign.steps.mechanics import campaign_mechanics
-
                     campaign_mechanics(self.site, pools, display.line)
         return open_campaign(self.directory)
 
-    def _clear(self) -> None:
+    def _clear(self, client: Client | None) -> None:
         """Remove what killed processes left half-written; the lock is held."""
         pools = self.config.schedule.effective_pools().values()
         # Workers of a dead driver may be at work elsewhere, under ids that mean nothing here.
-        elsewhere_s = 86400.0 if any(p.backend == "slurm" for p in pools) else 0.0
+        remote = client is not None or any(p.backend in ("slurm", "client") for p in pools)
+        elsewhere_s = 86400.0 if remote else 0.0
         remove_leftovers(
             self.site.root, spare=lambda path: is_being_written(path, elsewhere_s=elsewhere_s)
         )
@@ -185,6 +230,7 @@ class _Open:
 
     names: set[str]
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    closing: bool = False
 
     @property
     def settled(self) -> int:
@@ -193,7 +239,7 @@ class _Open:
 
 class _Driver:
     def __init__(
-        self, site: Site, pools: Any, display: Display, *, retry_failed: bool = False
+        self, site: Site, pools: Pools, display: Display, *, retry_failed: bool = False
     ) -> None:
         self.site = site
         self.retry_failed = retry_failed
@@ -277,6 +323,12 @@ class _Driver:
                 record_quarantine(self.site, outcome)
         raise CampaignError(why)
 
+    def _closing(self, step: Step, state: _Open) -> Task | None:
+        outcomes = list(state.outcomes.values())
+        return (
+            None if any(failure(step, o) for o in outcomes) else closing(self.site, step, outcomes)
+        )
+
     def _finish_settled(self) -> bool:
         """Finish steps whose tasks have all ended (of labels: a quorum of them)."""
         quorum = self.site.config.quorum
@@ -286,7 +338,14 @@ class _Driver:
             if state.settled >= share * len(state.names) - 1e-9:
                 done.append(step)
         for step in done:
-            state = self.open.pop(step)
+            state = self.open[step]
+            last = None if state.closing else self._closing(step, state)
+            if last is not None:
+                state.closing = True
+                state.names.add(last.name)
+                self._submit(step, state, last)
+                continue
+            del self.open[step]
             text = finish(
                 self.site,
                 step,

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mofal.clusters.matched import matched_blocks, matched_shells
+from mofal.data import structure_ids, to_atoms
 from mofal.errors import ConfigError
+from mofal.reference.base import refusal
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -48,7 +51,6 @@ def with_spin(
     """
     from mofal.clusters.electrons import electron_reasons, open_atoms
     from mofal.clusters.graph import block_graph
-    from mofal.data import structure_ids
 
     first = int(structures["n_atoms"].values[0])
     numbers = structures["numbers"].values[:first].astype(np.int64)
@@ -94,14 +96,11 @@ def check_electrons(
     ConfigError
         With the place, the reason and the mend.
     """
-    from mofal.data import to_atoms
-    from mofal.reference.base import refusal
-
     config = site.config
-    seed = config.seed_data
+    sources = [source.seed_data for source in config.seed_sources]
     whole = set(config.holdout_systems)
-    if seed.perturbed is not None:
-        whole.add(seed.perturbed.system)
+    whole |= {s.perturbed.system for s in sources if s.perturbed is not None}
+    clusters = any(s.clusters is not None for s in sources)
     notes: list[str] = []
     for name, (structure, blocks) in systems.items():
         place = f"systems.{name}"
@@ -115,7 +114,7 @@ def check_electrons(
             if "n_unpaired" in frame:
                 n_unpaired = int(frame["n_unpaired"].values[0])
                 notes.append(f"{name}: its frames have {n_unpaired} unpaired electrons")
-        if name in config.explored and (config.cycles > 0 or seed.clusters is not None):
+        if name in config.explored and (config.cycles > 0 or clusters):
             lines = _check_clusters(site, name, structure, blocks, reference)
             notes += [f"{name}: {line}" for line in lines]
     return notes
@@ -127,9 +126,6 @@ def _check_clusters(
     import xarray as xr
 
     from mofal.clusters import cut
-    from mofal.clusters.matched import matched_blocks, matched_shells
-    from mofal.data import to_atoms
-    from mofal.reference.base import refusal
 
     config = site.config
     place = f"systems.{name}"

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from mofal.campaign import plan
 from mofal.campaign.steps import STAGES
+from mofal.schedule.events import read_events
+from mofal.schedule.preview import Work
 
 if TYPE_CHECKING:
     from mofal.campaign.directory import Site
-    from mofal.schedule.preview import Work
 
 
 #: Seconds of one label per (atoms / 114)³ on one core, where the campaign has no labels yet:
@@ -21,7 +22,7 @@ def unfit_cores(site: Site) -> str:
     """Say so where the labels' pool books other cores than the reference uses; "" where it fits."""
     reference, schedule = site.reference(), site.config.schedule
     ranks = getattr(reference, "ranks", None)
-    if ranks is None or schedule.backend in ("inline", "threads"):
+    if ranks is None or schedule.backend in ("inline", "threads", "client"):
         return ""
     threads = int(getattr(reference, "threads", 1))
     name = schedule.pool_of("label")
@@ -44,8 +45,6 @@ def work_left(site: Site) -> list[Work]:
     Of a step that can start, or has, those tasks are counted that are not done; of later ones as
     many as the campaign file says.
     """
-    from mofal.schedule.preview import Work
-
     config = site.config
     left = plan.unfinished(site.steps(), site.exists)
     ready = plan.ready(left, site.exists)
@@ -67,8 +66,6 @@ def work_left(site: Site) -> list[Work]:
 def known_lengths(site: Site) -> dict[str, float]:
     """Mean length (s) of a task by kind: of those that this campaign has done, else as its file
     says (`schedule.lengths`), else as measured with the embedded reference."""
-    from mofal.schedule.events import read_events
-
     lengths: dict[str, float] = {}
     if site.config.reference.name.startswith("gfn"):
         lengths["label"] = XTB_SECONDS * 4  # a 66- to 186-atom cluster
@@ -86,6 +83,8 @@ def seconds_left(site: Site) -> float | None:
     """Time (s) that what is left takes with all workers that the pools may have, one kind after
     the other; None where the length of a kind is not known yet."""
     schedule = site.config.schedule
+    if schedule.backend == "client":
+        return None  # how many workers there are is the cluster's affair
     pools = schedule.effective_pools()
     total = 0.0
     for item in work_left(site):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mofal.campaign.examples import seed_place
+from mofal.data import open_group, select
 from mofal.errors import ConfigError, MofalError
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ def example_labels(config: CampaignConfig, reference: Reference | None) -> xr.Da
     ConfigError
         They are of another level of theory than the campaign's.
     """
-    from mofal.data import open_group, select
-
     settings = config.seed_data
     assert settings.example is not None  # who calls has looked
     ds = open_group(seed_place(settings.example) / "labels.zarr").load()

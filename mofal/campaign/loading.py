@@ -22,6 +22,7 @@ from mofal.campaign.config import (
     _without_shared,
     _without_unset,
 )
+from mofal.clusters.matched import read_blueprints
 from mofal.data.documents import dump_yaml, parse_yaml, read_text
 from mofal.errors import ConfigError
 
@@ -80,7 +81,8 @@ def parse_config(
     try:
         return CampaignConfig.model_validate(_frozen(content), strict=True)
     except ValidationError as error:
-        lines = [_explain(e, line) for e in _once(error.errors())]
+        several = isinstance(content.get("seed_data"), list | tuple)
+        lines = [_explain(_placed(e, several), line) for e in _once(error.errors())]
         if len(lines) > MOST_MISTAKES:
             lines[MOST_MISTAKES:] = [f"... and {len(lines) - MOST_MISTAKES} more"]
         shown = lines[0] if len(lines) == 1 else "\n  " + "\n  ".join(lines)
@@ -115,6 +117,16 @@ def _frozen(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return tuple(_frozen(value) for value in content)
     return content
+
+
+def _placed(error: Any, several: bool) -> Any:
+    """Say the place of a mistake as the file has it: sources of seed data are one list there."""
+    place = tuple(error["loc"])
+    if place[:1] == ("more_seed_data",) and len(place) > 1:
+        place = ("seed_data", place[1] + 1, *place[2:])
+    elif place[:1] == ("seed_data",) and several:
+        place = ("seed_data", 0, *place[1:])
+    return {**error, "loc": place}
 
 
 def _explain(error: Any, line: Callable[[tuple[Any, ...]], int | None] | None) -> str:
@@ -154,7 +166,7 @@ def _fields(location: tuple[Any, ...]) -> list[str]:
             return []
         if part in fields:
             model = _section_of(fields[part].annotation)
-    return list(getattr(model, "model_fields", {}))
+    return [f for f in getattr(model, "model_fields", {}) if f != "more_seed_data"]
 
 
 def _section_of(annotation: Any) -> Any:
@@ -184,9 +196,10 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
         name: s.model_copy(update={"file": found(s.file, f"systems.{name}.file")}) if s.file else s
         for name, s in config.systems.items()
     }
-    seed = config.seed_data
-    if seed.file is not None:
-        seed = seed.model_copy(update={"file": found(seed.file, "seed_data.file")})
+    seeds = [
+        s.model_copy(update={"file": found(s.file, "seed_data.file")}) if s.file is not None else s
+        for s in (config.seed_data, *config.more_seed_data)
+    ]
     potential = config.potential
     if potential.start is not None and not potential.start.startswith("example:"):
         start = found(Path(potential.start), "potential.start")
@@ -203,8 +216,6 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
         caches.append(cache.model_copy(update={"path": full}))
     blueprints = config.selection.blueprints
     if blueprints is not None:
-        from mofal.clusters.matched import read_blueprints
-
         blueprints = found(blueprints, "selection.blueprints")
         try:
             read_blueprints(blueprints)
@@ -213,7 +224,8 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
     return config.model_copy(
         update={
             "systems": systems,
-            "seed_data": seed,
+            "seed_data": seeds[0],
+            "more_seed_data": tuple(seeds[1:]),
             "potential": potential,
             "reference": config.reference.model_copy(update={"caches": tuple(caches)}),
             "selection": config.selection.model_copy(update={"blueprints": blueprints}),
@@ -222,9 +234,16 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
 
 
 def dump_config(config: CampaignConfig) -> str:
-    """Write a campaign file with every setting in it, as it was validated."""
+    """Write a campaign file with every setting in it, as it was validated.
+
+    Of the schedule only what is stated: where it says nothing, the cluster's `jobqueue.yaml` may.
+    """
     for exclude_none in (True, False):
         content = _without_shared(config.model_dump(mode="json", exclude_none=exclude_none))
+        more = content.pop("more_seed_data")
+        if more:
+            content["seed_data"] = [content["seed_data"], *more]
+        content["schedule"] = config.schedule.model_dump(mode="json", exclude_unset=True)
         text = dump_yaml(content)
         if not exclude_none or parse_config(parse_yaml(text, where="campaign").content) == config:
             break  # an explicit null means something where the default is another

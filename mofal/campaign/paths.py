@@ -14,6 +14,11 @@ def place(cycle: int, *parts: str) -> str:
     return str(PurePosixPath(f"cycle-{cycle:03d}", *parts))
 
 
+def seed(source: int, name: str) -> str:
+    """Path of something of a source of seed data; the first has no folder of its own."""
+    return place(0, *((f"seed-{source + 1}",) if source else ()), name)
+
+
 def model(cycle: int) -> str:
     """Directory of the model that a cycle ends with."""
     return place(cycle, "model")

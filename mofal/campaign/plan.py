@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mofal.campaign.config import CampaignConfig
-from mofal.campaign.paths import control, holding, holdout, model, place
+from mofal.campaign.paths import control, holding, holdout, model, place, seed
 
 StageName = Literal[
     "sample", "label", "train", "density", "walk", "select", "propose", "judge", "hold", "control"
@@ -36,6 +36,8 @@ class Step:
         Path that exists when it is done.
     holdout : bool
         Whether it serves judging only.
+    source : int
+        Which source of seed data it is about, where it is about one.
     """
 
     stage: StageName
@@ -44,6 +46,7 @@ class Step:
     needs: tuple[str, ...]
     makes: str
     holdout: bool = False
+    source: int = 0
 
     @property
     def name(self) -> str:
@@ -64,10 +67,15 @@ def steps(config: CampaignConfig, *, cycles: int | None = None) -> list[Step]:
         Fewer than the file says where the campaign stopped early.
     """
     n = config.cycles if cycles is None else cycles
-    out = [
-        Step("sample", 0, "", (), place(0, "samples.zarr")),
-        Step("label", 0, "", (place(0, "samples.zarr"),), place(0, "labels.zarr")),
-    ]
+    out, seeds = [], []
+    for k in range(len(config.seed_sources)):
+        sampled, labelled = seed(k, "samples.zarr"), seed(k, "labels.zarr")
+        title = f"source {k + 1}" if k else ""
+        out += [
+            Step("sample", 0, title, (), sampled, source=k),
+            Step("label", 0, title, (sampled,), labelled, source=k),
+        ]
+        seeds.append(labelled)
     for s in config.holdout_systems:
         out += [
             Step("sample", 0, s, (), holdout(s, "samples.zarr"), holdout=True),
@@ -80,7 +88,7 @@ def steps(config: CampaignConfig, *, cycles: int | None = None) -> list[Step]:
                 holdout=True,
             ),
         ]
-    out.append(Step("train", 0, "", (place(0, "labels.zarr"),), model(0)))
+    out.append(Step("train", 0, "", tuple(seeds), model(0)))
     for c in range(1, n + 1):
         previous = model(c - 1)
         density = place(c, "density.zarr")

@@ -19,14 +19,17 @@ from mofal.campaign.loading import completed, differences, load_config
 from mofal.campaign.names import check_new
 from mofal.campaign.seed_check import check_seed_file
 from mofal.campaign.steps.select import check_ranking
+from mofal.data import write_group, write_json
+from mofal.data.variables import STRING
 from mofal.errors import CampaignError, ConfigError, MofalError
+from mofal.frameworks import supercell
+from mofal.reference import get_reference
+from mofal.reference.code import check_unimported, is_foreign
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from mofal.reference import Reference
-
-_TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 
 
 # ---------------------------------------------------------------------------------- systems
@@ -42,7 +45,7 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
     ConfigError, StructureError
         No such framework, or a file that cannot be what it says.
     """
-    from mofal.frameworks import build, disorder, find_blocks, read_framework, supercell
+    from mofal.frameworks import build, disorder, find_blocks, read_framework
 
     if settings.build is not None:
         structure = build(
@@ -62,7 +65,7 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
     if settings.disorder is not None:
         options = settings.disorder.model_dump()
         structure = disorder(structure, **options, seed=settings.seed, rule=settings.rule)
-    structure["system"] = ("structure", np.array([name], _TEXT))
+    structure["system"] = ("structure", np.array([name], STRING))
     return structure, find_blocks(structure, rule=settings.rule)
 
 
@@ -98,8 +101,6 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     MofalError
         Anything in the campaign file that cannot work.
     """
-    from mofal.reference.code import check_unimported, is_foreign
-
     config = site.config
     check_devices(config)
     facts_file = site.root / FACTS
@@ -126,13 +127,16 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
         reference = site.reference()
     else:
         check_unimported(config.reference.name)
-    seed = None
+    seed: list[xr.Dataset] = []
     notes: list[str] = []
-    if config.seed_data.file is not None:
-        seed, notes = check_seed_file(config, reference)
-    elif config.seed_data.example is not None:
-        seed = example_labels(config, reference)
-    check_ranking(config.selection.ranking)
+    for source in config.seed_sources:
+        if source.seed_data.file is not None:
+            read, said = check_seed_file(source, reference)
+            seed.append(read)
+            notes += said
+        elif source.seed_data.example is not None:
+            seed.append(example_labels(source, reference))
+    check_ranking(config, seed_size(config, seed))
     notes += check_electrons(site, made, reference)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
     level = reference.level_hash if reference is not None else ""
@@ -170,8 +174,6 @@ def refuse_another(site: Site, facts: dict[str, Any]) -> None:
 
 def _same_labels(reference: Reference, before: str) -> bool:
     """Whether a reference gives the labels of another specification: only ranks or limits differ"""
-    from mofal.reference import get_reference
-
     try:
         other = get_reference(before)
     except MofalError:
@@ -190,8 +192,6 @@ def settle(site: Site, findings: Findings) -> None:
     CampaignError
         Another campaign's file is in the directory.
     """
-    from mofal.data import write_group, write_json
-
     refuse_foreign_file(site)
     if site.path("systems").is_dir():
         shutil.rmtree(site.path("systems"))
@@ -242,8 +242,20 @@ OURS = frozenset({"systems", ISOLATED, "schedule", "work", CONFIG, "driver.lock"
 """What an interrupted preparation may have left behind."""
 
 
+def seed_size(config: CampaignConfig, read: list[xr.Dataset]) -> int:
+    """Structures of the seed data: those that were read, and those that are going to be drawn."""
+    n = sum(int(ds.sizes["structure"]) for ds in read)
+    for source in config.seed_sources:
+        settings = source.seed_data
+        if settings.perturbed is not None:
+            n += settings.perturbed.frames
+        elif settings.clusters is not None:
+            n += settings.clusters.per_system * len(config.explored)
+    return n
+
+
 def campaign_elements(
-    config: CampaignConfig, structures: list[xr.Dataset], seed: xr.Dataset | None
+    config: CampaignConfig, structures: list[xr.Dataset], seed: list[xr.Dataset]
 ) -> list[str]:
     """Chemical symbols of the whole campaign, by atomic number."""
     from ase.data import atomic_numbers, chemical_symbols
@@ -251,7 +263,7 @@ def campaign_elements(
     found = set(config.potential.elements)
     if config.potential.start is not None:
         found |= set(start_potential(config).elements)
-    for ds in [*structures, *([seed] if seed is not None else [])]:
+    for ds in [*structures, *seed]:
         found |= {chemical_symbols[z] for z in np.unique(ds["numbers"].values)}
     found.add("H")  # clusters are capped with it
     return sorted(found, key=lambda s: atomic_numbers[s])

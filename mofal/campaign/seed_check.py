@@ -14,7 +14,11 @@ import numpy as np
 
 from mofal.campaign.config import CampaignConfig
 from mofal.campaign.seed_file import _and, _take, load_seed_file, open_without_spin
+from mofal.data.atoms import _voigt
 from mofal.errors import ConfigError, ReferenceError
+from mofal.reference import get_reference
+from mofal.reference.ase_calculator import AseReference
+from mofal.reference.base import refusal
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -127,8 +131,6 @@ def _remake(
     sums: Sequence[float],
 ) -> set[int]:
     """Make cheap labels again, the most suspicious first; which ones were."""
-    from mofal.reference.ase_calculator import AseReference
-
     if not isinstance(reference, AseReference):
         return set()
     xtb = reference.name.startswith("gfn")
@@ -161,8 +163,6 @@ def _label(reference: Any, atoms: Atoms, *, xtb: bool) -> Attempt:
         attempt: Attempt = reference.calculate_here(atoms)
         return attempt
     import tempfile
-
-    from mofal.reference import get_reference
 
     limited = get_reference(reference.spec, time_limit_s=OTHER_LIMIT_S)
     with tempfile.TemporaryDirectory() as directory:
@@ -199,8 +199,6 @@ def _compare(
     stress = found.labels[k].get("stress")
     if stress is None or not np.isfinite(attempt.stress).all():
         return
-    from mofal.data.atoms import _voigt
-
     given = _voigt(stress).reshape(-1)
     if given.shape == (9,):
         given = _voigt(given.reshape(3, 3))
@@ -366,9 +364,6 @@ def check_seed_file(
     ConfigError
         As `read_seed_file`; or labels that are not what they are said to be.
     """
-    from mofal.campaign.seed_check import check_labels, check_lone_atoms
-    from mofal.reference.base import refusal
-
     found = load_seed_file(config)
     taken = _take(found, config, reference)
     notes: list[str] = []

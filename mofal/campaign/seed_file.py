@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.campaign.config import CampaignConfig
+from mofal.data import from_atoms
+from mofal.data.atoms import IDENTITY_ATTRS
+from mofal.data.electrons import electronic_state
+from mofal.data.text import of_frames, read_atoms
+from mofal.data.variables import VARIABLES
 from mofal.errors import ConfigError, DataError, ReferenceError, StructureError
+from mofal.reference.tables import under_level
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -85,7 +91,6 @@ def open_without_spin(frames: list[Atoms]) -> str:
     from ase.data import chemical_symbols
 
     from mofal.clusters.electrons import OFTEN_OPEN
-    from mofal.data.electrons import electronic_state
 
     silent = [f for f in frames if set(f.numbers.tolist()) & OFTEN_OPEN]
     silent = [f for f in silent if not electronic_state(f)[1]]
@@ -100,9 +105,6 @@ def open_without_spin(frames: list[Atoms]) -> str:
 
 def load_seed_file(config: CampaignConfig) -> SeedFrames:
     """Read the file, find its labels under whatever name, and set single atoms apart."""
-    from mofal.data.electrons import electronic_state
-    from mofal.data.text import read_atoms
-
     file, keys = config.seed_data.file, config.seed_data.keys
     assert file is not None  # who calls has looked
     out = SeedFrames(Path(file))
@@ -134,9 +136,6 @@ def load_seed_file(config: CampaignConfig) -> SeedFrames:
 
 
 def _take(found: SeedFrames, config: CampaignConfig, reference: Reference | None) -> xr.Dataset:
-    from mofal.data.text import of_frames
-    from mofal.reference.tables import under_level
-
     file, stated = found.file, config.seed_data.labels
     anew = "to have all its structures labelled anew, write `labels: ignore` under seed_data"
     frames, labels, index = found.frames, found.labels, found.index
@@ -218,9 +217,6 @@ def _labelled(frame: Atoms, found: dict[str, Any]) -> Atoms:
 
 def _foreign(frames: list[Atoms], taken: set[str]) -> dict[str, list[str]]:
     """Keys that look like energies, forces or stresses and have another name than ours or ASE's."""
-    from mofal.data.atoms import IDENTITY_ATTRS
-    from mofal.data.variables import VARIABLES
-
     known = {*VARIABLES, *IDENTITY_ATTRS, *taken, "energies", "stresses"}
     out: dict[str, dict[str, None]] = {}
     for frame in frames:
@@ -298,8 +294,6 @@ def _and(names: list[str]) -> str:
 
 def _unlabelled(frames: list[Atoms], file: Path) -> xr.Dataset:
     """Structures alone; whatever stood in the labels is not looked at."""
-    from mofal.data import from_atoms
-
     for frame in frames:
         frame.calc = None
         for name in _LABELS:

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mofal.campaign import paths
+from mofal.analysis import HeldOut
+from mofal.analysis.tables import held_out_table
+from mofal.campaign import paths, plan
+from mofal.campaign.coverage import core_coverage
 from mofal.campaign.directory import COMMON, Site
+from mofal.campaign.steps.hold import found_runs
+from mofal.data import concat, read_json, select
+from mofal.data.ragged import TEXT
 from mofal.errors import PotentialError, StoreError
-from mofal.frameworks.defects import defect_atoms
+from mofal.frameworks.defects import defect_atoms, defect_name
+from mofal.potential.devices import resolve_device
+from mofal.potential.directory import read_described
+from mofal.reference import attempts_table
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mofal.density import PerElementDensity
+    from mofal.density import Coverage, PerElementDensity
     from mofal.potential import Potential
 
 
@@ -45,8 +56,11 @@ class CampaignView:
     Examples
     --------
     >>> import mofal
-    >>> campaign = mofal.open("demo")                       # doctest: +SKIP
-    >>> campaign.scores.log_likelihood.min().compute()      # doctest: +SKIP
+    >>> campaign = mofal.open("my-campaign")
+    >>> campaign.scores.log_likelihood.chunks is not None   # on disk until it is asked for
+    True
+    >>> bool(campaign.scores.log_likelihood.min().compute() < campaign.scores.log_likelihood.max())
+    True
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -64,7 +78,7 @@ class CampaignView:
     def structures(self) -> xr.Dataset:
         """Seed structures, ends of walks and clusters."""
         names = ("samples.zarr", "clusters.zarr")
-        return self._join([g for n in names for g in self._groups(n)], "structures")
+        return self._join([g for n in names for g in self.groups(n)], "structures")
 
     @property
     def labels(self) -> xr.Dataset:
@@ -77,31 +91,55 @@ class CampaignView:
 
         Features of two models are not comparable: choose a cycle before comparing.
         """
-        return self._join(self._groups("features.zarr"), "features")
+        return self._join(self.groups("features.zarr"), "features")
 
     @property
     def scores(self) -> xr.Dataset:
         """Log-likelihoods of the atoms of the ends of walks, each cycle's by its own density."""
-        return self._join(self._groups("scores.zarr"), "scores")
+        return self._join(self.groups("scores.zarr"), "scores")
 
     @property
     def walks(self) -> xr.Dataset:
-        """One row per walk."""
-        import xarray as xr
+        """One row per walk, with its `cycle` and `system`."""
+        return self._rows("walks.zarr", "walk")
 
-        parts = []
-        for c, relative in self._groups("walks.zarr"):
-            ds = self.site.group(relative).load()
-            parts.append(ds.assign(cycle=("walk", np.full(ds.sizes["walk"], c))))
-        if not parts:
-            raise StoreError(f"{self.path} has no walks yet; look again when cycle 1 has begun")
-        return xr.concat(parts, "walk")
+    @property
+    def traces(self) -> xr.Dataset:
+        """What walks looked like on their way: one row per sample of a walk.
+
+        `walk_index(sample)` is the walk's number among those of its `cycle` and `system`.
+        """
+        return self._rows("traces.zarr", "sample")
+
+    @property
+    def predictions(self) -> xr.Dataset:
+        """What models said of labelled structures that they had not learnt from.
+
+        `model(structure)` is ``model-002`` or ``control-002``, the model of cycle 2 or its control,
+        and `judged(structure)` tells ``held out`` frames from clusters that it ``proposed``, which
+        are those of the next cycle. `predicted_forces` and the others stay on disk; the labels
+        beside them are those of the same `structure_id`.
+        """
+        last = self.config.cycles
+        groups: list[tuple[int, str, str, str]] = []
+        for system in self.config.holdout_systems:
+            for tag in plan.judged(self.config, last):
+                relative = paths.holdout(system, f"{tag}.zarr")
+                groups.append((int(tag.rpartition("-")[2]), relative, tag, "held out"))
+        for c in range(1, last + 1):
+            tag = paths.model(c - 1).partition("/")[0].replace("cycle", "model")
+            groups.append((c - 1, paths.place(c, "proposal.zarr"), tag, "proposed"))
+        found = [g for g in groups if self.site.exists(g[1]) and "numbers" in self.site.group(g[1])]
+        return self._join(
+            [(c, relative) for c, relative, _, _ in found],
+            "predictions",
+            model=[tag for _, _, tag, _ in found],
+            judged=[how for _, _, _, how in found],
+        )
 
     @property
     def attempts(self) -> xr.Dataset:
         """One row per attempt of this campaign at a label (not those of shared caches)."""
-        from mofal.reference import attempts_table
-
         return attempts_table(self.site.cache().records(shared=False))
 
     def training_set(self, cycle: int | None = None) -> xr.Dataset:
@@ -124,9 +162,15 @@ class CampaignView:
     def holding(self) -> dict[str, dict[str, tuple[xr.Dataset, xr.Dataset]]]:
         """How long models hold: by system and model (seed, control, campaign), the records of the
         runs (dim ``walk``) and their traces (dim ``sample``, with `walk_index`)."""
-        from mofal.campaign.steps.hold import found_runs
-
         return found_runs(self.site)
+
+    def coverage(self, cycle: int) -> dict[str, Coverage]:
+        """How often the bound of the force error of a cycle held, cores only.
+
+        By how the cores were chosen: ``drawn`` at random or ``selected``. Empty where there is no
+        bound, for too few labelled structures validate, or where the cycle has no labels yet.
+        """
+        return core_coverage(self.site, cycle)
 
     def blocks(self, system: str) -> xr.Dataset:
         """Blocks of a system."""
@@ -152,7 +196,6 @@ class CampaignView:
             This machine has not the device that was asked for.
         """
         from mofal.potential import load
-        from mofal.potential.devices import resolve_device
 
         last = self.site.finished_cycles() if cycle is None else cycle
         if device is None:
@@ -178,15 +221,29 @@ class CampaignView:
         return PerElementDensity.load(self.site.path(paths.place(last, "density.zarr")))
 
     # -- joining
-    def _groups(self, name: str) -> list[tuple[int, str]]:
-        out = [(0, paths.place(0, name))]
+    def _rows(self, name: str, dim: str) -> xr.Dataset:
+        """Tables of all cycles and systems below each other."""
+        import xarray as xr
+
+        parts = []
+        for c, relative in self.groups(name):
+            ds = self.site.group(relative)
+            n = ds.sizes[dim]
+            system = np.full(n, PurePosixPath(relative).parts[1], TEXT)
+            parts.append(ds.assign(cycle=(dim, np.full(n, c, np.int64)), system=(dim, system)))
+        if not parts:
+            raise StoreError(f"{self.path} has no walks yet; look again when cycle 1 has begun")
+        return xr.concat(parts, dim, join="outer", combine_attrs="drop_conflicts")
+
+    def groups(self, name: str) -> list[tuple[int, str]]:
+        """Cycles and paths of the groups of a name that are there."""
+        out = [(0, paths.seed(k, name)) for k in range(len(self.config.seed_sources))]
         for c in range(1, self.config.cycles + 1):
             out += [(c, paths.place(c, s, name)) for s in self.config.explored]
         return [(c, p) for c, p in out if self.site.exists(p)]
 
-    def _join(self, groups: list[tuple[int, str]], what: str) -> xr.Dataset:
-        from mofal.data import concat
-
+    def _join(self, groups: list[tuple[int, str]], what: str, **texts: Sequence[str]) -> xr.Dataset:
+        """Groups of all cycles as one Dataset, with a `cycle` and further `texts` of each."""
         if not groups:
             raise StoreError(
                 f"{self.path} has no {what} yet; look again later, or run the campaign: "
@@ -194,12 +251,15 @@ class CampaignView:
             )
         parts = []
         made_by: dict[str, list[str]] = {"model_hash": [], "density_hash": []}
-        for c, relative in groups:
+        for k, (c, relative) in enumerate(groups):
             ds: Any = self.site.group(relative)
             if what in ("structures", "labels"):
                 ds = ds[[v for v in COMMON if v in ds]]
-            ds = ds.assign(cycle=("structure", np.full(ds.sizes["structure"], c, np.int64)))
-            if what in ("features", "scores"):
+            n = ds.sizes["structure"]
+            ds = ds.assign(cycle=("structure", np.full(n, c, np.int64)))
+            for name, words in texts.items():
+                ds = ds.assign({name: ("structure", np.full(n, words[k], TEXT))})
+            if what in ("features", "scores", "predictions"):
                 # Several models stand side by side here on purpose; `cycle` tells them apart. The
                 # attributes name them all, so that no density takes them for its own.
                 for key, found in made_by.items():
@@ -222,13 +282,15 @@ class Row:
     system : str
         System of the held-out frames.
     atoms : str
-        Which atoms: ``all``, or ``defect`` for those of the formates that cap a missing block.
+        Which atoms: ``all``, or ``defect`` for those of the caps where a block is missing.
     metric : str
         ``MAE`` or ``MAE_P95``.
     values : dict of str to float
         meV/Å, by model: ``seed``, ``control`` (where there is one), ``campaign``.
     n_frames : int
         Held-out frames.
+    defect : str
+        What the caps are, e.g. ``formate``; empty where all atoms are meant.
     """
 
     system: str
@@ -236,6 +298,7 @@ class Row:
     metric: str
     values: dict[str, float]
     n_frames: int
+    defect: str = ""
 
     @property
     def ratio(self) -> float:
@@ -265,10 +328,37 @@ def tags(view: CampaignView) -> dict[str, str]:
 
 def judged_labels(view: CampaignView, system: str) -> xr.Dataset:
     """Held-out labels that the judgements are about: the converged ones."""
-    from mofal.data import select
-
     labels = view.holdout(system).load()
     return select(labels, np.flatnonzero(labels["status"].values == "converged"))
+
+
+def held_out(view: CampaignView) -> dict[str, HeldOut]:
+    """Held-out frames by system, with the predictions of the seed model, the control and the last.
+
+    Where blocks are missing, the atoms there are a subset, by the name of what stands there.
+    """
+    known = tags(view)
+    out: dict[str, HeldOut] = {}
+    if "seed" not in known:
+        return out
+    for system in view.config.holdout_systems:
+        if not view.site.exists(paths.holdout(system, "model-000.zarr")):
+            continue
+        labels, blocks = judged_labels(view, system), view.blocks(system)
+        defect = defect_atoms(blocks)
+        out[system] = HeldOut(
+            labels=labels,
+            predictions={m: predictions(view, system, t) for m, t in known.items()},
+            subsets={defect_name(blocks): atom_mask(labels, defect)} if len(defect) else {},
+        )
+    return out
+
+
+def predictions(view: CampaignView, system: str, tag: str) -> xr.Dataset:
+    """Return what a model says of held-out frames, named as the labels are."""
+    ds = view.judgement(system, tag).load()
+    names = {f"predicted_{v}": v for v in ("energy", "forces", "stress")}
+    return ds.rename({k: v for k, v in names.items() if k in ds})
 
 
 def holdout_table(view: CampaignView) -> list[Row]:
@@ -276,35 +366,21 @@ def holdout_table(view: CampaignView) -> list[Row]:
 
     Errors are per force component, predicted minus reference (method.md, Metrics).
     """
-    from mofal.analysis import mae, mae_p
-
-    rows: list[Row] = []
-    known = tags(view)
-    if "seed" not in known or "campaign" not in known:
-        return rows
-    for system in view.config.holdout_systems:
-        labels = judged_labels(view, system)
-        n = labels.sizes["structure"]
-        errors = {
-            model: view.judgement(system, tag)["predicted_forces"].values - labels["forces"].values
-            for model, tag in known.items()
-        }
-        defect = defect_atoms(view.blocks(system))
-        if len(defect):
-            mask = atom_mask(labels, defect)
-            rows.append(
-                Row(
-                    system,
-                    "defect",
-                    "MAE",
-                    {m: 1000 * float(mae(e[mask])) for m, e in errors.items()},
-                    n,
-                )
-            )
-        for metric, function in (("MAE", mae), ("MAE_P95", lambda e: mae_p(e, 95))):
-            values = {m: 1000 * float(function(e)) for m, e in errors.items()}
-            rows.append(Row(system, "all", metric, values, n))
-    return rows
+    found = held_out(view)
+    if not all("campaign" in held.predictions for held in found.values()):
+        return []
+    return [
+        Row(
+            row["system"],
+            "all" if row["atoms"] == "all" else "defect",
+            row["metric"],
+            row["errors"],
+            row["n_frames"],
+            "" if row["atoms"] == "all" else row["atoms"],
+        )
+        for row in held_out_table(found)
+        if row["atoms"] == "all" or row["metric"] == "MAE"
+    ]
 
 
 def format_table(rows: list[Row]) -> list[str]:
@@ -317,7 +393,7 @@ def format_table(rows: list[Row]) -> list[str]:
     head += f"{base + '/campaign':>20}"
     out = [head, "-" * len(head)]
     for row in rows:
-        what = {"defect": "formate atoms", "all": "whole cell"}[row.atoms]
+        what = "whole cell" if row.atoms == "all" else f"{row.defect} atoms"
         name = f"{row.system} ({row.n_frames} frames), {what}, {row.metric}"
         values = "".join(f"{row.values[m]:>10.0f}" for m in models)
         out.append(f"{name:<44}{values}{row.ratio:>20.2f}")
@@ -337,3 +413,47 @@ def as_records(rows: list[Row]) -> list[dict[str, Any]]:
         }
         for r in rows
     ]
+
+
+def cycle_table(site: Site) -> list[dict[str, Any]]:
+    """One row for each cycle that has labels: how many, what became of them, errors, the model.
+
+    Returns
+    -------
+    list of dict
+        `cycle`, `labelled`, `failed`, `set_aside`; and where they are known `refused` clusters,
+        `proposal_mae` and `proposal_mae_p95` (meV/Å, on the cycle's clusters before learning from
+        them), `steps` of the training, `model_hash`.
+    """
+    rows = []
+    for c in range(site.config.cycles + 1):
+        groups = [p for k, p in site.label_groups(c) if k == c]
+        if not groups:
+            continue
+        status = [str(s) for g in groups for s in site.group(g)["status"].values]
+        good, aside = status.count("converged"), status.count("set_aside")
+        row: dict[str, Any] = {
+            "cycle": c,
+            "labelled": good,
+            "failed": len(status) - good - aside,
+            "set_aside": aside,
+        }
+        if c:
+            refused = [paths.place(c, s, "refused.json") for s in site.config.explored]
+            row["refused"] = sum(len(read_json(site.path(p))) for p in refused if site.exists(p))
+        proposal = paths.place(c, "proposal.zarr")
+        attrs = site.group(proposal).attrs if site.exists(proposal) else {}
+        # None where not one cluster had a label.
+        if attrs.get("mae_meV_per_A") is not None:
+            row["proposal_mae"] = float(attrs["mae_meV_per_A"])
+            row["proposal_mae_p95"] = float(attrs["mae_p95_meV_per_A"])
+        if site.exists(paths.model(c)):
+            row["steps"] = site.model_record(paths.model(c)).get("steps")
+            row["model_hash"] = model_hash(site, c)
+        rows.append(row)
+    return rows
+
+
+def model_hash(site: Site, cycle: int) -> str:
+    """Hash of the model of a cycle, as its directory says."""
+    return str(read_described(site.path(paths.model(cycle))).get("model_hash", "-"))[:12]

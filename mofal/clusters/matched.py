@@ -16,13 +16,16 @@ from mofal.errors import ConfigError
 if TYPE_CHECKING:
     import xarray as xr
 
+    from mofal.clusters.graph import BlockGraph
 
 MOST_SHELLS = 4
 MOST_TABLE = 2**26
+LARGEST = 250
+"""Atoms of a cluster along a rod that is taken without being asked for."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class MatchedKind:
     """What force matching found for one kind of core.
 
     Attributes
@@ -44,7 +47,7 @@ class Entry:
     acid_first: bool = False
 
 
-def read_blueprints(path: str | os.PathLike[str]) -> dict[str, Entry]:
+def read_blueprints(path: str | os.PathLike[str]) -> dict[str, MatchedKind]:
     """Read and check a table: entries by the hash of the kind of core.
 
     Raises
@@ -86,7 +89,7 @@ def read_blueprints(path: str | os.PathLike[str]) -> dict[str, Entry]:
             )
         passed, formula = bool(given.get("passed", True)), str(given.get("formula", ""))
         acids = bool(given.get("acid_first", False))
-        out[kind] = Entry(shells, passed, formula, distance, rmse, float(tolerance), acids)
+        out[kind] = MatchedKind(shells, passed, formula, distance, rmse, float(tolerance), acids)
     return out
 
 
@@ -164,20 +167,32 @@ def matched_blocks(
     return out
 
 
+def _default_shells(graph: BlockGraph) -> np.ndarray:
+    """One shell; along rods two, unless that makes more than `LARGEST` atoms: (block,)."""
+    from mofal.clusters.blueprints import expand, on_rods
+
+    depth = np.ones(graph.n_blocks, np.int64)
+    rods = np.flatnonzero(on_rods(graph))
+    for kind in np.unique(graph.kind[rods]).tolist():
+        mine = rods[graph.kind[rods] == kind]
+        if int(expand(graph, mine[:1], 2).n_atoms[0]) <= LARGEST:
+            depth[mine] = 2
+    return depth
+
+
 def matched_shells(
     blocks: Mapping[str, xr.Dataset], shells: int | None, blueprints: Path | None
 ) -> dict[str, np.ndarray]:
     """Shells of the cluster around each block, by system: what force matching found for its kind
-    (in the table `blueprints`), else `shells`; where that is None, two along rods and one elsewhere
-    (docs/clusters.md has what was measured)."""
-    from mofal.clusters.blueprints import on_rods
+    (in the table `blueprints`), else `shells`; where that is None, two along rods (up to
+    `LARGEST` atoms) and one elsewhere: docs/frameworks.md has what was measured."""
     from mofal.clusters.graph import block_graph
 
     known = {} if blueprints is None else read_blueprints(blueprints)
     out = {}
     for system, ds in blocks.items():
         if shells is None:
-            depth = np.where(on_rods(block_graph(ds)), 2, 1)
+            depth = _default_shells(block_graph(ds))
         else:
             depth = np.full(ds.sizes["block"], shells)
         for k, kind in enumerate(str(h) for h in ds["kind_hash"].values):

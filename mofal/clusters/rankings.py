@@ -155,13 +155,14 @@ class MeanWithoutHydrogen:
 
 
 class CalibratedScore:
-    """The block with the largest calibrated score, such as an expected force error.
+    """The block with the largest bound of the force error.
 
-    Reads `calibrated_score` (atom), larger means less familiar; whatever calibrated it gives the
-    unit. Where features cover an atom, its score counts as zero.
+    Reads `error_bound` (atom) in eV/Å, as `mofal.density.PerElementDensity.error_bound` gives it;
+    atoms of an element never seen have an infinite one. Where features cover an atom, its bound
+    counts as nothing.
     """
 
-    variable = "calibrated_score"
+    variable = "error_bound"
     reductions: Mapping[str, str] = {"largest": "max"}
     cost: str | None = None
     sample = 0

@@ -358,8 +358,9 @@ def random_cores(
     n: int,
     seed: int,
     roles: Sequence[str] | None = None,
+    take_turns: bool = True,
 ) -> xr.Dataset:
-    """Draw cores for seed data, before there is any score (SI.4).
+    """Draw cores, for seed data before there is any score (SI.4).
 
     Kinds of blocks take turns, so that the few bricks of a cell are not drowned by its linkers;
     within a kind every block of every structure is as likely as any other. No block is drawn twice.
@@ -371,6 +372,7 @@ def random_cores(
     n : how many; fewer are returned where there are fewer blocks
     seed : of the draw
     roles : roles of blocks that may be cores; default: all but guests
+    take_turns : whether kinds do; else every block of all is as likely as any other
 
     Returns
     -------
@@ -387,7 +389,9 @@ def random_cores(
     group = np.unique(
         np.stack([pool.system_of[structure], kind], axis=1), axis=0, return_inverse=True
     )[1].reshape(-1)
-    chosen = candidate[np.argsort(_turns(group), kind="stable")][:n]
+    if take_turns:
+        candidate = candidate[np.argsort(_turns(group), kind="stable")]
+    chosen = candidate[:n]
     structure = pool.structure_of(chosen)
     all_kinds = pool.per_block(lambda graph: graph.kind, np.int64)
     return xr.Dataset(

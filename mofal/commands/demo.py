@@ -10,6 +10,9 @@ from mofal.campaign.config import CampaignConfig
 from mofal.campaign.driver import Campaign
 from mofal.campaign.examples import example_text
 from mofal.campaign.loading import parse_config
+from mofal.campaign.steps.hold import table as holding_table
+from mofal.campaign.view import format_table, holdout_table
+from mofal.commands.report import report
 from mofal.data.documents import parse_yaml
 
 Say = Callable[[str], None]
@@ -50,10 +53,6 @@ def demo(
     int
         0
     """
-    from mofal.campaign.steps.hold import table as holding_table
-    from mofal.campaign.view import format_table, holdout_table
-    from mofal.commands.report import report
-
     campaign = Campaign(demo_config(seed=seed, workers=workers), directory=directory)
     say("mofal demo: a potential that knows UiO-66 meets a missing linker")
     say(f"directory {campaign.directory}; stop it at any time, the same command goes on")

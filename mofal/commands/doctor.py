@@ -9,6 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from mofal.campaign.loading import load_config
+from mofal.data import from_atoms
+from mofal.reference.doctor import checks
+from mofal.schedule.doctor import doctor_slurm
+
 Say = Callable[[str], None]
 
 
@@ -34,8 +39,6 @@ def doctor(*, slurm: str | None = None, say: Say = print) -> int:
     int
         0 where the embedded default (NequIP, GFN1-xTB, local workers) works, else 1.
     """
-    from mofal.reference.doctor import checks
-
     needed = True
     findings = [look_at_torch(), look_at_nequip(), look_at_disk(), look_at_cores()]
     for finding in findings:
@@ -49,9 +52,6 @@ def doctor(*, slurm: str | None = None, say: Say = print) -> int:
     if slurm is None:
         tell(look_for_slurm(), say)
     else:
-        from mofal.campaign.loading import load_config
-        from mofal.schedule.doctor import doctor_slurm
-
         settings = load_config(slurm).schedule if slurm else None
         for found in doctor_slurm(settings):
             finding = Finding(*found)
@@ -86,7 +86,6 @@ def look_at_nequip() -> Finding:
 
     from ase.build import molecule
 
-    from mofal.data import from_atoms
     from mofal.potential import create
 
     try:

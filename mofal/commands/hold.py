@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mofal.campaign import paths
+from mofal.campaign.directory import Site
 from mofal.campaign.steps.hold import Say, _note, gather_runs, hold_once, line
+from mofal.campaign.steps.label import only_one
+from mofal.data import write_group
 from mofal.errors import CampaignError, ConfigError, MofalError
+from mofal.schedule import Pools
+from mofal.schedule.settings import ScheduleSettings
+from mofal.schedule.task import Task
 
 if TYPE_CHECKING:
     import xarray as xr
-
-    from mofal.schedule.settings import ScheduleSettings
 
 
 def hold_file(
@@ -52,13 +56,8 @@ def hold_file(
     xarray.Dataset
         One row per run, as `mofal.dynamics.walk` records it.
     """
-    from mofal.campaign.directory import Site
-    from mofal.data import write_group
     from mofal.frameworks import build, find_blocks, read_framework, system_names
     from mofal.potential import load
-    from mofal.schedule import Pools
-    from mofal.schedule.settings import ScheduleSettings
-    from mofal.schedule.task import Task
 
     if runs < 1:
         raise ConfigError(f"--runs is {runs}, expected at least 1")
@@ -97,8 +96,6 @@ def hold_file(
         )
     blocks = find_blocks(structure) if rule is None else find_blocks(structure, rule=rule)
     place = Path(directory) if directory else Path(f"{Path(what).name}.hold")
-    from mofal.campaign.steps.label import only_one
-
     with only_one(place):
         identity = f"{structure['structure_id'].values[0]}"[:12]
         write_group(structure, place / f"structure-{identity}.zarr")

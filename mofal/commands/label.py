@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mofal.campaign.loading import load_config
+from mofal.campaign.seed_file import open_without_spin
 from mofal.campaign.steps.label import Say, label_structures, local_schedule
+from mofal.data import read, to_atoms, write
 from mofal.errors import ConfigError
+from mofal.reference import gather, get_reference
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -44,11 +48,6 @@ def label_file(
     int
         0 where every label converged, 1 where some failed (they are listed).
     """
-    from mofal.campaign.loading import load_config
-    from mofal.campaign.seed_file import open_without_spin
-    from mofal.data import read, to_atoms, write
-    from mofal.reference import gather, get_reference
-
     method = get_reference(reference)
     if Path(path).is_dir():
         raise ConfigError(f"{path} is a directory; expected a file of structures")

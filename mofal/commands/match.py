@@ -8,24 +8,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from ase.data import atomic_numbers
 
+from mofal.campaign.config import SystemSettings
 from mofal.campaign.electrons import with_spin
+from mofal.campaign.prepare import make_system
 from mofal.campaign.steps.label import label_structures, local_schedule
+from mofal.clusters.blueprints import on_rods
+from mofal.clusters.graph import block_graph
 from mofal.clusters.matched import MOST_SHELLS, write_blueprints
 from mofal.commands.label import check_seed
+from mofal.commands.match_plots import plot_by_distance, plot_on_structure, write_structures
 from mofal.commands.noise import read_noise_floor
+from mofal.data import concat, from_atoms, select, write_json
+from mofal.data.text import read_atoms
+from mofal.data.variables import STRING
 from mofal.errors import ConfigError, StructureError
-from mofal.frameworks.defects import defect_atoms
+from mofal.frameworks.bonds import IS_METAL
+from mofal.frameworks.defects import defect_atoms, defect_name
+from mofal.potential.devices import resolve_device
+from mofal.reference import get_reference
 
 if TYPE_CHECKING:
     import xarray as xr
 
 Say = Callable[[str], None]
-_TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 Forces: TypeAlias = "tuple[xr.Dataset | None, np.ndarray, tuple[np.ndarray, str]]"
 """Labelled parents (None where that failed), forces in clusters, their cost and its unit."""
 
@@ -99,17 +111,19 @@ def match(
         0 where a candidate passes at every level, 1 where none does at some level.
     """
     from mofal.clusters import candidates, cut_candidates
-    from mofal.clusters.blueprints import on_rods
-    from mofal.clusters.graph import block_graph
-    from mofal.data import write_json
 
     place = Path(directory)
     if potentials:
-        from mofal.potential.devices import resolve_device
-
         resolve_device(device)
     floors = _examine(
-        references, potentials, frames, shells or (0, 1), tolerance_meV, noise, place, say
+        references,
+        potentials,
+        frames,
+        (0, 1) if shells is None else shells,
+        tolerance_meV,
+        noise,
+        place,
+        say,
     )
     check_seed(seed)
     local_schedule(workers)
@@ -137,6 +151,7 @@ def match(
         f"{plans.sizes['blueprint']} candidates, "
         f"{n_frames} frame{'s' if n_frames > 1 else ''} of {int(structure.n_atoms[0])} atoms"
     )
+    asked = _Comparison(clusters, focus, defect_name(blocks), tolerance_meV, place, say)
     ok = True
     results: dict[str, Any] = {}
     levels = [*references, *potentials]
@@ -146,9 +161,7 @@ def match(
             if level in references
             else _potential_forces(level, parents, clusters, device)
         )
-        result = _compare(
-            level, short, clusters, forces, focus, tolerance_meV, floors.get(level), place, say
-        )
+        result = _compare(asked, level, short, forces, floors.get(level))
         results[level] = result
         ok = ok and bool(result["verdict"]["passed"])
     write_json(results, place / "match.json")
@@ -168,8 +181,6 @@ def _examine(
     say: Say,
 ) -> dict[str, float]:
     """Refuse what cannot work before anything is paid for; noise floors (meV/Å) by level."""
-    from mofal.reference import get_reference
-
     if not references and not potentials:
         raise ConfigError("no level to compare at; give --reference or --potential")
     if frames < 0:
@@ -233,9 +244,6 @@ def _check_elements(structure: xr.Dataset, potentials: Sequence[str]) -> None:
 
 
 def _system(system: str, cell: str, rule: str) -> tuple[xr.Dataset, xr.Dataset]:
-    from mofal.campaign.config import SystemSettings
-    from mofal.campaign.prepare import make_system
-    from mofal.data.text import read_atoms
     from mofal.frameworks import find_blocks, read_framework, rule_names
 
     if rule not in rule_names():
@@ -258,8 +266,6 @@ def _frames(
 ) -> xr.Dataset:
     """Parents: the frames of a file that holds several, else perturbed ones, else the structure."""
     from mofal.clusters import check_bonds
-    from mofal.data import from_atoms, select
-    from mofal.data.text import read_atoms
     from mofal.dynamics import sample_harmonic
 
     name = str(structure["system"].values[0])
@@ -276,7 +282,7 @@ def _frames(
             bonds=blocks["bond_atom"].values,
             shifts=blocks["bond_shift"].values,
         )
-        return parents.assign(system=("structure", np.array([name] * n, _TEXT)))
+        return parents.assign(system=("structure", np.array([name] * n, STRING)))
     there = len(frames)
     held = from_atoms(frames, system=name, labels=False)
     chosen = np.unique(np.linspace(0, there - 1, min(n or 1, there)).round().astype(int))
@@ -344,15 +350,13 @@ def _reference_forces(
     say: Say,
 ) -> Forces:
     """Forces in parents and clusters, and wall times; parents None where all of them failed."""
-    from mofal.data import concat
-
     core_of = ["numbers", "positions", "cell", "pbc", "n_atoms", "structure_index"]
     keep = [*core_of, "structure_id", "system", "parent", "charge", "n_unpaired"]
     n = parents.sizes["structure"]
     if "n_unpaired" not in parents:
         parents = parents.assign(n_unpaired=("structure", np.zeros(n, np.int32)))
     neutral = parents.assign(
-        parent=("structure", np.array([""] * n, _TEXT)),
+        parent=("structure", np.array([""] * n, STRING)),
         charge=("structure", np.zeros(n, np.int32)),
     )
     structures = concat([neutral[keep], clusters[keep]])
@@ -392,22 +396,35 @@ def _potential_forces(level: str, parents: xr.Dataset, clusters: xr.Dataset, dev
     return whole, np.asarray(potential.evaluate(clusters)["forces"].values), (cost, "atoms")
 
 
+@dataclass(frozen=True)
+class _Comparison:
+    """What the comparisons at all levels have in common.
+
+    Attributes
+    ----------
+    clusters : the candidates, cut from all frames
+    focus, defect : atoms of the core where a block is missing, and what stands there
+    tolerance_meV : RMSE up to which a cluster is good, meV/Å
+    place : directory of pictures
+    """
+
+    clusters: xr.Dataset
+    focus: np.ndarray
+    defect: str
+    tolerance_meV: float
+    place: Path
+    say: Say
+
+
 def _compare(
-    level: str,
-    short: str,
-    clusters: xr.Dataset,
-    forces: Forces,
-    focus: np.ndarray,
-    tolerance_meV: float,
-    noise_floor: float | None,
-    place: Path,
-    say: Say,
+    asked: _Comparison, level: str, short: str, forces: Forces, noise_floor: float | None
 ) -> dict[str, Any]:
     from mofal.clusters import compare_forces, verdict
-    from mofal.commands.match_plots import plot_by_distance, plot_on_structure, write_structures
 
+    clusters, say, place = asked.clusters, asked.say, asked.place
+    tolerance_meV, defect = asked.tolerance_meV, asked.defect
     labelled, cluster_forces, (cost, unit) = forces
-    groups = {"formate": focus} if len(focus) else None
+    groups = {"defect": asked.focus} if len(asked.focus) else None
     table = compare_forces(
         labelled,
         clusters.assign(wall_time=("structure", cost, {"units": unit})),
@@ -417,11 +434,12 @@ def _compare(
     found = verdict(table, tolerance_meV=tolerance_meV, noise_floor=noise_floor)
     symbols = [str(s) for s in table["element"].values]
     in_core = {s for j, s in enumerate(symbols) if table["rmse_element"][:, j].notnull().any()}
-    metal = next((s for s in ("Zr", "Hf", "Zn", "Cu", "Al", "Ti", "Cr", "Fe") if s in in_core), "")
+    metal = next((s for s in symbols if s in in_core and IS_METAL[atomic_numbers[s]]), "")
     say("")
     say(f"{level}: RMSE of cluster against {found.compared_with}, meV/Å")
+    wide = max(9, len(defect) + 1)
     head = f"{'candidate':<22}{'atoms':>6}{'core':>8}"
-    head += (f"{metal:>8}" if metal else "") + (f"{'formate':>9}" if groups else "")
+    head += (f"{metal:>8}" if metal else "") + (f"{defect:>{wide}}" if groups else "")
     unit = str(table["cost"].attrs.get("units", unit))
     frames = table["n_frames"].values
     uneven = len(set(frames.tolist()) - {0}) > 1
@@ -446,11 +464,11 @@ def _compare(
             },
         }
         if groups:
-            row["formate"] = 1000 * float(table["rmse_group"][k, 0])
+            row["defect"] = 1000 * float(table["rmse_group"][k, 0])
         rows.append(row)
         line = f"{name:<22}{row['n_atoms']:>6}{row['core']:>8.0f}"
         line += f"{row['elements'][metal]:>8.0f}" if metal else ""
-        line += f"{row['formate']:>9.0f}" if groups else ""
+        line += f"{row['defect']:>{wide}.0f}" if groups else ""
         line += f"{row['all']:>8.0f}{row['cost']:>14.3g}" + (f"{frames[k]:>8d}" if uneven else "")
         say(line + ("  (larger than its parent)" if row["larger_than_parent"] else ""))
     width = 22

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.analysis.pictures import plot_cluster_values
+from mofal.data import select
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -67,9 +70,6 @@ def plot_on_structure(table: xr.Dataset, clusters: xr.Dataset, level: str, path:
 
     Caps are white: they have no counterpart in the parent (the paper's Figure SI.2).
     """
-    from mofal.analysis.pictures import plot_cluster_values
-    from mofal.data import select
-
     figure = plot_cluster_values(
         select(clusters, first_rows(table, clusters)),
         1000 * table["rmse"].values,

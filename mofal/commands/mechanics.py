@@ -7,15 +7,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mofal.campaign import paths
+from mofal.campaign.config import SystemSettings
+from mofal.campaign.directory import Site
+from mofal.campaign.loading import load_config
+from mofal.campaign.prepare import make_system
 from mofal.campaign.steps.label import local_schedule, only_one
 from mofal.campaign.steps.mechanics import judge_of, make_plans, quiet, run_plans
-from mofal.commands.label import check_seed
+from mofal.commands.label import check_seed, unlabelled
+from mofal.data import from_atoms, to_atoms
+from mofal.data.text import read_atoms
 from mofal.errors import ConfigError, StructureError
+from mofal.mechanics import potential_level, reference_level
+from mofal.mechanics.levels import check_level
+from mofal.schedule import Pools
 
 if TYPE_CHECKING:
     import xarray as xr
+    from distributed import Client
 
-    from mofal.campaign.directory import Site
     from mofal.mechanics import CurveSettings, ElasticSettings, Level, PressureSettings
 
 Say = Callable[[str], None]
@@ -40,6 +50,7 @@ def mechanics(
     workers: int | None = None,
     schedule: str | None = None,
     retry_failed: bool = False,
+    client: Client | None = None,
     say: Say = print,
 ) -> int:
     """Mechanics of crystals with a potential or any reference; started again, it goes on.
@@ -71,15 +82,15 @@ def mechanics(
         A campaign file whose `schedule` section is used.
     retry_failed : bool
         Try points that failed once more.
+    client : distributed.Client, optional
+        Whose workers do the work, instead of those of a schedule; it stays open.
 
     Returns
     -------
     int
         0 where every part has its result, 1 where one lacks it (the reason is said).
     """
-    from mofal.campaign.loading import load_config
     from mofal.mechanics import CurveSettings
-    from mofal.mechanics.levels import check_level
 
     unknown = [w for w in what if w not in WHAT]
     if unknown:
@@ -92,8 +103,6 @@ def mechanics(
     where = load_config(schedule).schedule if schedule else local_schedule(workers)
     level, site = find_level(potential, reference)
     crystals = load_systems(systems, cell=cell, rule=rule, n=realisations, seed=settings.seed)
-    from mofal.data import to_atoms
-
     for structure, _ in crystals.values():
         check_level(level, to_atoms(structure, 0))
     plans = make_plans(
@@ -108,9 +117,9 @@ def mechanics(
         if all(piece.done for plan in plans.all for piece in plan.pieces()):
             say("every point is there already")
         else:
-            from mofal.schedule import Pools
-
-            with Pools.from_settings(where, directory=place, progress=quiet(say)) as pools:
+            with Pools.from_settings(
+                where, directory=place, progress=quiet(say), client=client
+            ) as pools:
                 run_plans(plans.all, pools, say=say)
         plans.judge = judge_of(site, level, place) if site is not None else None
         return plans.show(place, say)
@@ -119,8 +128,6 @@ def mechanics(
 # ---------------------------------------------------------------------------------- campaigns
 def find_level(potential: str | None, reference: str | None) -> tuple[Level, Site | None]:
     """Level that was asked for: a model, the last model of a campaign (and it), a reference."""
-    from mofal.mechanics import potential_level, reference_level
-
     if (potential is None) == (reference is None):
         raise ConfigError("give either --potential MODEL (or CAMPAIGN) or --reference NAME")
     if reference is not None:
@@ -129,9 +136,6 @@ def find_level(potential: str | None, reference: str | None) -> tuple[Level, Sit
     where = Path(potential)
     site: Site | None = None
     if (where / "campaign.yaml").is_file():
-        from mofal.campaign import paths
-        from mofal.campaign.directory import Site
-
         site = Site(where)
         last = site.finished_cycles()
         if last < 0:
@@ -144,9 +148,6 @@ def load_systems(
     systems: Sequence[str], *, cell: str, rule: str, n: int, seed: int
 ) -> dict[str, tuple[xr.Dataset, xr.Dataset | None]]:
     """Structures and blocks by name; `n` realisations of those that are drawn."""
-    from mofal.campaign.config import SystemSettings
-    from mofal.campaign.prepare import make_system
-
     if n < 1:
         raise ConfigError(f"--realisations is {n}, expected at least 1")
     out: dict[str, tuple[Any, Any]] = {}
@@ -185,12 +186,6 @@ def load_systems(
 
 
 def _read(file: Path, rule: str) -> tuple[xr.Dataset, xr.Dataset | None]:
-    from mofal.campaign.config import SystemSettings
-    from mofal.campaign.prepare import make_system
-    from mofal.commands.label import unlabelled
-    from mofal.data import from_atoms
-    from mofal.data.text import read_atoms
-
     if rule != "none":
         try:
             return make_system(file.stem, SystemSettings(file=file, rule=rule))

@@ -11,7 +11,10 @@ import numpy as np
 
 from mofal.campaign.steps.label import forces_of, label_structures, local_schedule
 from mofal.commands.label import check_seed, unlabelled
+from mofal.data import read, read_json, write_json
 from mofal.errors import ConfigError
+from mofal.reference import get_reference, noise_floor, noise_variants
+from mofal.reference.noise import variant_specs
 
 Say = Callable[[str], None]
 
@@ -54,10 +57,6 @@ def noise(
     int
         0 where every label converged, 1 where some failed and were left out.
     """
-    from mofal.data import read, write_json
-    from mofal.reference import get_reference, noise_floor, noise_variants
-    from mofal.reference.noise import variant_specs
-
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}, expected at least 1")
     check_seed(seed)
@@ -132,8 +131,6 @@ def read_noise_floor(path: str | os.PathLike[str]) -> tuple[float, str, str]:
     ConfigError
         There is no such table, or no floor in it.
     """
-    from mofal.data import read_json
-
     file = Path(path) / "noise.json" if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise ConfigError(f"--noise {file} does not exist; make it: mofal noise structures.extxyz")

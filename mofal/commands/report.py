@@ -6,22 +6,26 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.analysis import ReportData, write_report
 from mofal.campaign import paths, plan
 from mofal.campaign.steps.hold import table
 from mofal.campaign.view import (
     CampaignView,
     as_records,
-    atom_mask,
+    cycle_table,
+    held_out,
     holdout_table,
     open_campaign,
-    tags,
+    predictions,
 )
-from mofal.frameworks.defects import defect_atoms
+from mofal.commands.report_mechanics import report_mechanics
+from mofal.data import atom_slice, select, write_json
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,9 +53,6 @@ def report(path: str | os.PathLike[str], *, progress: Say | None = None) -> Path
     CampaignError
         There is no campaign.
     """
-    from mofal.analysis import write_report
-    from mofal.data import write_json
-
     view = open_campaign(path)
     if progress is not None:
         progress("writing the report")
@@ -65,8 +66,6 @@ def report(path: str | os.PathLike[str], *, progress: Say | None = None) -> Path
 
 def collect(view: CampaignView) -> Any:
     """Gather what the report shows: a `mofal.analysis.ReportData`."""
-    from mofal.analysis import ReportData
-
     site = view.site
     first = next(
         (s for s in view.config.explored if site.exists(paths.place(1, s, "clusters.zarr"))), None
@@ -77,8 +76,6 @@ def collect(view: CampaignView) -> Any:
     if any(site.exists(paths.place(1, s, "walks.zarr")) for s in view.config.explored):
         more["walks"] = view.walks
         more["traces"] = _traces(view)
-    from mofal.commands.report_mechanics import report_mechanics
-
     more["mechanics"], more["mechanics_figures"] = report_mechanics(site)
     return ReportData(
         title=f"mofal campaign: {view.config.name}",
@@ -125,75 +122,29 @@ def _systems(view: CampaignView) -> list[dict[str, Any]]:
 
 
 def _cycles(view: CampaignView) -> list[dict[str, Any]]:
-    from mofal.commands.status import model_hash
-    from mofal.data import read_json
-
-    site = view.site
-    rows = []
-    for c in range(view.config.cycles + 1):
-        groups = [p for k, p in site.label_groups(c) if k == c]
-        if not groups:
-            continue
-        status = [str(s) for g in groups for s in site.group(g)["status"].values]
-        good, aside = status.count("converged"), status.count("set_aside")
-        row: dict[str, Any] = {
-            "cycle": c,
-            "labelled": good,
-            "failed": len(status) - good - aside,
-            "set_aside": aside,
-        }
-        if c:
-            reasons = [
-                len(read_json(site.path(paths.place(c, s, "refused.json"))))
-                for s in view.config.explored
-                if site.exists(paths.place(c, s, "refused.json"))
-            ]
-            row["refused"] = sum(reasons)
-        if site.exists(paths.place(c, "proposal.zarr")):
-            attrs = view.proposal(c).attrs
-        else:
-            attrs = {}
-        if "mae_meV_per_A" in attrs:
-            row["proposal_mae"] = float(attrs["mae_meV_per_A"])
-            row["proposal_mae_p95"] = float(attrs["mae_p95_meV_per_A"])
-        if site.exists(paths.model(c)):
-            row["steps"] = site.model_record(paths.model(c)).get("steps")
-            row["model_hash"] = model_hash(site, c)
-        rows.append(row)
+    rows = cycle_table(view.site)
+    for row in rows:
+        for how, met in (view.coverage(row["cycle"]) if row["cycle"] else {}).items():
+            row[f"within the {met.stated:g} bound, {how} cores"] = (
+                f"{100 * met.atoms:.0f} % ({100 * met.low:.0f} to {100 * met.high:.0f}) "
+                f"of {met.n_structures}"
+            )
     return rows
 
 
-def _predictions(ds: xr.Dataset) -> xr.Dataset:
-    names = {f"predicted_{v}": v for v in ("energy", "forces", "stress")}
-    return ds.load().rename({k: v for k, v in names.items() if k in ds})
-
-
 def _held_out(view: CampaignView) -> dict[str, Any]:
-    from mofal.analysis import HeldOut
-    from mofal.campaign.view import judged_labels
-
-    known = tags(view)
-    if "seed" not in known:
-        return {}
-    site = view.site
-    out = {}
-    for system in view.config.holdout_systems:
-        if not site.exists(paths.holdout(system, "model-000.zarr")):
-            continue
-        labels = judged_labels(view, system)
-        defect = defect_atoms(view.blocks(system))
-        out[system] = HeldOut(
-            labels=labels,
-            predictions={m: _predictions(view.judgement(system, t)) for m, t in known.items()},
-            subsets={"formate": atom_mask(labels, defect)} if len(defect) else {},
-            scores=_seed_scores(view, labels),
+    return {
+        system: replace(
+            held,
+            scores=_seed_scores(view, held.labels),
             by_cycle={
-                c: _predictions(view.judgement(system, f"model-{c:03d}"))
+                c: predictions(view, system, f"model-{c:03d}")
                 for c in range(view.config.cycles + 1)
-                if site.exists(paths.holdout(system, f"model-{c:03d}.zarr"))
+                if view.site.exists(paths.holdout(system, f"model-{c:03d}.zarr"))
             },
         )
-    return out
+        for system, held in held_out(view).items()
+    }
 
 
 def _seed_scores(view: CampaignView, labels: xr.Dataset) -> dict[str, Any]:
@@ -217,8 +168,6 @@ def _first_cycle(view: CampaignView, system: str) -> dict[str, Any]:
     parents = [str(p) for p in clusters["parent"].values]
     ids = [str(s) for s in samples["structure_id"].values]
     chosen = max(range(len(ids)), key=lambda k: (parents.count(ids[k]), -k))
-    from mofal.data import atom_slice, select
-
     frame = select(samples, chosen)
     scores = select(site.group(paths.place(1, system, "scores.zarr")).load(), chosen)
     cores = np.zeros(frame.sizes["atom"], bool)
@@ -228,7 +177,7 @@ def _first_cycle(view: CampaignView, system: str) -> dict[str, Any]:
             core = clusters["region"].values[span] == 0
             cores[clusters["parent_atom"].values[span][core]] = True
     return {
-        "training_features": site.group(paths.place(1, "training_features.zarr")).load(),
+        "training_features": _thinned(site.group(paths.place(1, "training_features.zarr"))),
         "new_features": fresh,
         "frame": frame,
         "frame_scores": scores,
@@ -237,13 +186,24 @@ def _first_cycle(view: CampaignView, system: str) -> dict[str, Any]:
     }
 
 
+MOST_ON_MAP = 200_000
+"""Atoms that the map of features is drawn from."""
+
+
+def _thinned(features: xr.Dataset) -> xr.Dataset:
+    """Every so many-th atom, where there are more than a map can show."""
+    step = max(1, features.sizes["atom"] // MOST_ON_MAP)
+    if step == 1:
+        return features.load()
+    return features[["features", "numbers"]].isel(atom=slice(None, None, step)).load()
+
+
 def _traces(view: CampaignView) -> list[Any]:
     out = []
-    for c, relative in view._groups("traces.zarr"):
+    for _, relative in view.groups("traces.zarr"):
         ds = view.site.group(relative).load()
         for k in np.unique(ds["walk_index"].values):
             out.append(ds.isel(sample=np.flatnonzero(ds["walk_index"].values == k)))
-        del c
     return out
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mofal.campaign.steps.mechanics import campaign_plans
+from mofal.data import open_group
+from mofal.errors import MofalError
 from mofal.mechanics.show import uio_cells
 
 if TYPE_CHECKING:
@@ -23,9 +26,6 @@ PUBLISHED = {
 
 def report_mechanics(site: Site) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of the report's table, and its figures by name; both empty where there is nothing."""
-    from mofal.campaign.steps.mechanics import campaign_plans
-    from mofal.data import open_group
-    from mofal.errors import MofalError
     from mofal.mechanics import energy_volume, fit_pressure
     from mofal.mechanics.plots import plot_motion, plot_overlay, plot_pressure
 

@@ -10,6 +10,8 @@ from mofal.campaign.devices import describe_devices
 from mofal.campaign.electrons import describe_electrons
 from mofal.campaign.estimate import unfit_cores, work_left
 from mofal.campaign.prepare import examine
+from mofal.reference.code import describe_code, is_foreign
+from mofal.schedule.preview import dry_run
 
 if TYPE_CHECKING:
     from mofal.campaign.config import CampaignConfig
@@ -26,9 +28,6 @@ def describe_run(campaign: Campaign) -> str:
     MofalError
         Whatever `mofal run` would refuse.
     """
-    from mofal.reference.code import is_foreign
-    from mofal.schedule.preview import dry_run
-
     site = campaign.site
     config = campaign.config
     findings = examine(site, run_code=False)
@@ -68,8 +67,6 @@ def code_of(config: CampaignConfig) -> list[str]:
 
     Told from the file; none of it is imported or run.
     """
-    from mofal.reference.code import describe_code
-
     lines = ["a run will call, with your rights (so read the file of somebody else first):"]
     lines += [f"  reference: {line}" for line in describe_code(config.reference.name)]
     ranking = code_of_ranking(config.selection.ranking)
@@ -78,6 +75,8 @@ def code_of(config: CampaignConfig) -> list[str]:
     schedule = config.schedule
     if schedule.backend in ("inline", "threads"):
         return lines
+    if schedule.backend == "client":
+        return [*lines, f"  on the workers of the Dask cluster at {schedule.address or '(given)'}"]
     pools = schedule.effective_pools()
     for name, pool in pools.items():
         lines.append(
@@ -87,10 +86,11 @@ def code_of(config: CampaignConfig) -> list[str]:
         lines += [f"  pool {name}: #SBATCH {line}" for line in pool.job_extra]
         if pool.environment:
             lines.append(f"  pool {name}: sets {', '.join(pool.environment)}")
-    if schedule.driver is not None:
+    driver = schedule.effective_driver()
+    if driver is not None:
         lines.append(f"  driver: command {sys.executable} -m mofal run (with --submit)")
-        lines += [f"  driver: shell {line}" for line in schedule.driver.prologue]
-        lines += [f"  driver: #SBATCH {line}" for line in schedule.driver.job_extra]
+        lines += [f"  driver: shell {line}" for line in driver.prologue]
+        lines += [f"  driver: #SBATCH {line}" for line in driver.job_extra]
     if any(pool.backend == "slurm" for pool in pools.values()):
         lines.append("  SLURM: commands sbatch, squeue, scancel")
     return [line if line.isprintable() else repr(line) for line in lines]

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mofal.campaign import paths
 from mofal.campaign.aside import FORMAT, LIST, by_hand
+from mofal.campaign.directory import Site
+from mofal.data import read_json, write_json
 from mofal.errors import ConfigError
-
-if TYPE_CHECKING:
-    from mofal.campaign.directory import Site
-
+from mofal.schedule import CampaignLock
 
 SHORTEST = 8
 """So many characters of a structure's identity must be given at least."""
@@ -47,10 +46,6 @@ def take_out(
     ConfigError
         No such structure, or none that is meant alone.
     """
-    from mofal.campaign.directory import Site
-    from mofal.data import read_json, write_json
-    from mofal.schedule import CampaignLock
-
     site = Site(directory)
     site.facts  # noqa: B018  a directory without a campaign is refused here
     if not identities:
@@ -82,7 +77,9 @@ def take_out(
 
 def _known(site: Site) -> dict[str, list[str]]:
     """Paths, relative to the campaign, of the groups that each structure is in."""
-    names = [paths.place(0, "samples.zarr"), paths.place(0, "labels.zarr")]
+    names = []
+    for k in range(len(site.config.seed_sources)):
+        names += [paths.seed(k, "samples.zarr"), paths.seed(k, "labels.zarr")]
     for c in range(1, site.config.cycles + 1):
         for s in site.config.explored:
             names += [paths.place(c, s, "clusters.zarr"), paths.place(c, s, "labels.zarr")]

@@ -6,9 +6,11 @@ import os
 import time
 from collections.abc import Callable
 
-from mofal.campaign import paths, plan
+from mofal.campaign import plan
 from mofal.campaign.directory import Site
 from mofal.campaign.estimate import seconds_left
+from mofal.campaign.view import cycle_table
+from mofal.schedule import format_status, read_status
 
 #: A hundred years: a longer estimate says nothing, and has no date.
 MOST_SECONDS = 3e9
@@ -27,8 +29,6 @@ def show(directory: str | os.PathLike[str]) -> str:
     CampaignError
         There is no campaign in it.
     """
-    from mofal.schedule import format_status, read_status
-
     site = Site(directory)
     steps = site.steps()
     left = plan.unfinished(steps, site.exists)
@@ -65,37 +65,16 @@ def show(directory: str | os.PathLike[str]) -> str:
 def cycle_rows(site: Site) -> list[str]:
     """One line per cycle that has labels."""
     out = []
-    for c in range(site.config.cycles + 1):
-        groups = [p for k, p in site.label_groups(c) if k == c]
-        if not groups:
-            continue
-        status = [str(s) for g in groups for s in site.group(g)["status"].values]
-        aside = status.count("set_aside")
-        good = status.count("converged")
-        mae = p95 = "-"
-        proposal = paths.place(c, "proposal.zarr")
-        if site.exists(proposal):
-            attrs = site.group(proposal).attrs
-        else:
-            attrs = {}
-        if "mae_meV_per_A" in attrs:
-            mae, p95 = f"{attrs['mae_meV_per_A']:.0f}", f"{attrs['mae_p95_meV_per_A']:.0f}"
-        steps = model = "-"
-        if site.exists(paths.model(c)):
-            record = site.model_record(paths.model(c))
-            steps, model = str(record.get("steps", "-")), model_hash(site, c)
+    for row in cycle_table(site):
+        mae, p95 = (
+            f"{row[k]:.0f}" if k in row else "-" for k in ("proposal_mae", "proposal_mae_p95")
+        )
+        steps = "-" if row.get("steps") is None else str(row["steps"])
         out.append(
-            f"{c:>5} {good:>7} {len(status) - good - aside:>7} {aside:>6} {mae:>7} {p95:>8}"
-            f" {steps:>7}   {model}"
+            f"{row['cycle']:>5} {row['labelled']:>7} {row['failed']:>7} {row['set_aside']:>6} "
+            f"{mae:>7} {p95:>8} {steps:>7}   {row.get('model_hash', '-')}"
         )
     return out
-
-
-def model_hash(site: Site, cycle: int) -> str:
-    """Hash of the model of a cycle, as its directory says."""
-    from mofal.potential.directory import read_described
-
-    return str(read_described(site.path(paths.model(cycle))).get("model_hash", "-"))[:12]
 
 
 def watch(

@@ -12,9 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mofal.data.files import read_json
 from mofal.data.variables import FORMAT
 from mofal.errors import StoreError
+from mofal.files import read_json
 
 MANIFEST = "manifest/zarr.json"
 """The manifest is the attributes of an empty Zarr group of that name, so that every Zarr reader

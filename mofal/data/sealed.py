@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from mofal.data.files import atomic_path, not_written
 from mofal.errors import StoreError
+from mofal.files import atomic_path, not_written
 
 MARK = b"mofal sealed 1 "
 """What the first line begins with; the SHA-256 of all that follows the line, in hexadecimal, ends

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mofal.data.files import atomic_path, not_written, read_json, remove_leftovers, write_json
 from mofal.data.manifest import (
     MANIFEST,
     check_group,
@@ -26,8 +25,9 @@ from mofal.data.manifest import (
     write_manifest,
 )
 from mofal.data.shards import ShardReader, grids, in_one_line
-from mofal.data.variables import FORMAT, VARIABLES, describe, validate
+from mofal.data.variables import FORMAT, STRING, VARIABLES, describe, validate
 from mofal.errors import DataError, StoreError
+from mofal.files import atomic_path, not_written, read_json, remove_leftovers, write_json
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -43,7 +43,6 @@ __all__ = [
     "write_json",
 ]
 
-_TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 """What text is stored as; in memory it is Python strings (`mofal.data.ragged.TEXT`)."""
 
 
@@ -187,7 +186,7 @@ def _storable(ds: xr.Dataset, kind: str) -> xr.Dataset:
         if variable.dtype.kind in "OU" and name not in out.indexes:
             if variable.dtype.kind == "O" and variable.chunks is None:
                 _refuse_objects(name, variable.values)
-            out[name] = variable.astype(_TEXT)
+            out[name] = variable.astype(STRING)
         spec = VARIABLES.get(name)
         if spec is not None and spec.finite and variable.dtype.kind == "f" and variable.chunks:
             # validate looks only at what is in memory: here the chunks pass by anyway.

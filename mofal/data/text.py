@@ -23,10 +23,10 @@ import numpy as np
 
 from mofal.data.atoms import IDENTITY_ATTRS, from_atoms, to_atoms
 from mofal.data.documents import parse_json
-from mofal.data.files import atomic_path, not_written
 from mofal.data.ragged import offsets, select
 from mofal.data.variables import VARIABLES
 from mofal.errors import ConfigError, DataError, StructureError
+from mofal.files import atomic_path, not_written
 
 if TYPE_CHECKING:
     import xarray as xr

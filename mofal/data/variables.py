@@ -22,6 +22,9 @@ FORMAT = 1
 DIM_SIZES = {"xyz": 3, "cell_vector": 3, "voigt": 6, "end": 2}
 """Sizes of the dims whose length is part of the contract."""
 
+STRING = np.dtypes.StringDType()  # type: ignore[attr-defined]
+"""Type of variables that hold text."""
+
 STATUSES = (
     "converged",
     "not_converged",
@@ -118,6 +121,16 @@ VARIABLES: dict[str, Variable] = {
     "status": Variable(("structure",), "str", "", "what became of the label"),
     "reason": Variable(("structure",), "str", "", "why, where the status is not converged"),
     "wall_time": Variable(("structure",), "float64", "s", "wall time of the label", finite=False),
+    # predictions of a potential, and which one and on what it was tried
+    "predicted_energy": Variable(
+        ("structure",), "float64", "eV", "relative to isolated atoms", finite=False
+    ),
+    "predicted_forces": Variable(("atom", "xyz"), "float64", "eV/Å", "force", finite=False),
+    "predicted_stress": Variable(
+        ("structure", "voigt"), "float64", "eV/Å³", "NaN for finite structures", finite=False
+    ),
+    "model": Variable(("structure",), "str", "", "whose prediction it is: model-002, control-002"),
+    "judged": Variable(("structure",), "str", "", "held out, or proposed by this model"),
     # features and scores
     "features": Variable(("atom", "feature"), "float32", "1", "input of the last readout layer"),
     "quantile": Variable(
@@ -126,6 +139,12 @@ VARIABLES: dict[str, Variable] = {
         "1",
         "of the log-likelihood among known atoms of the element, 0 as unfamiliar as can be",
     ),
+    "error_bound": Variable(
+        ("atom",), "float64", "eV/Å",
+        "upper bound of the force error, at the coverage in the attribute error_coverage",
+        finite=False,
+    ),
+    "drawn": Variable(("structure",), "bool", "1", "its core was drawn at random, not selected"),
     "log_likelihood": Variable(
         ("atom",), "float64", "1", "under the density of the atom's element, -inf if unseen",
         finite=False,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mofal.density.calibration import QuantileScale
-    from mofal.density.conformal import Coverage, ErrorBound
+    from mofal.density.conformal import Coverage, ErrorBound, coverage, least_structures
     from mofal.density.elements import PerElementDensity
     from mofal.density.lazy import density_map, histogram, structure_minima
     from mofal.density.mixture import GaussianMixture
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "calibration": ("QuantileScale",),
-    "conformal": ("Coverage", "ErrorBound"),
+    "conformal": ("Coverage", "ErrorBound", "coverage", "least_structures"),
     "elements": ("PerElementDensity",),
     "lazy": ("density_map", "histogram", "structure_minima"),
     "mixture": ("GaussianMixture",),
@@ -33,6 +33,8 @@ __all__ = [
     "Coverage",
     "Curve",
     "ErrorBound",
+    "coverage",
+    "least_structures",
     "GaussianMixture",
     "PerElementDensity",
     "QuantileScale",

@@ -62,6 +62,7 @@ class Workspace:
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], ones: dict[str, int]) -> None:
         self._shapes, self._ones = shapes, ones
+        self.dense = False  # whether guiding has been found of no use for these rows
         self._buffers: dict[tuple[str, int], np.ndarray] = {}
 
     def take(self, name: str, n: int) -> np.ndarray:

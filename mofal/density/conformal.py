@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mofal.density.calibration import QuantileScale
 from mofal.density.graphs import is_dask, plain
 from mofal.errors import DataError
 
@@ -104,11 +105,11 @@ class ErrorBound:
         half = rng.permutation(structures)[: structures.size // 2]
         fitting = np.isin(s, half)
         n = structures.size - half.size
-        least = int(np.ceil(self.coverage / (1.0 - self.coverage) - 1e-9))
-        if n < least or not fitting.any():
+        least = least_structures(self.coverage)
+        if n < least // 2 or not fitting.any():
             raise DataError(
                 f"found {structures.size} labelled structures, a coverage of {self.coverage:g} "
-                f"needs at least {2 * max(least, 1)}; label more or ask for less"
+                f"needs at least {least}; label more or ask for less"
             )
         self.n_structures_ = n
         self._fit_typical(-np.log(q[fitting]), e[fitting])
@@ -160,19 +161,69 @@ class ErrorBound:
     def coverage_on(self, quantile: Any, error: Any, structure_index: Any) -> Coverage:
         """Coverage that is met on other labelled structures; parameters as in `fit`; computes."""
         q, e, s = _columns(quantile, error, structure_index)
-        known = np.isfinite(e)
-        held = (e <= self._predict(q))[known]
-        _, place, size = np.unique(s[known], return_inverse=True, return_counts=True)
-        if not size.size:
-            raise DataError("found no labelled atom, expected at least one structure with forces")
-        share = np.bincount(place, held) / size
-        n, whole = size.size, float((share == 1.0).mean())
-        if self.at_once:
-            low, high = _wilson(whole, n)
-        else:
-            half = 1.96 * float(share.std(ddof=min(1, n - 1))) / np.sqrt(n)
-            low, high = max(0.0, share.mean() - half), min(1.0, share.mean() + half)
-        return Coverage(self.coverage, float(share.mean()), whole, float(low), float(high), n)
+        return coverage(self._predict(q), e, s, stated=self.coverage, at_once=self.at_once)
+
+
+def coverage(
+    bound: np.ndarray,
+    error: np.ndarray,
+    structure_index: np.ndarray,
+    *,
+    stated: float,
+    at_once: bool = False,
+) -> Coverage:
+    """Coverage that bounds (n,) of errors (n,) meet, structure by structure; eV/Å.
+
+    Parameters
+    ----------
+    bound, error : ndarray, shape (n,)
+        Atoms whose error is NaN (masked) are passed over.
+    structure_index : ndarray of int, shape (n,)
+    stated : float
+        Coverage that was asked for.
+    at_once : bool
+        Whether it was asked for all atoms of a structure together.
+
+    Raises
+    ------
+    DataError
+        There is no labelled atom.
+    """
+    known = np.isfinite(error)
+    held = (error <= bound)[known]
+    _, place, size = np.unique(structure_index[known], return_inverse=True, return_counts=True)
+    if not size.size:
+        raise DataError("found no labelled atom, expected at least one structure with forces")
+    share = np.bincount(place, held) / size
+    n, whole = size.size, float((share == 1.0).mean())
+    if at_once:
+        low, high = _wilson(whole, n)
+    else:
+        half = 1.96 * float(share.std(ddof=min(1, n - 1))) / np.sqrt(n)
+        low, high = max(0.0, share.mean() - half), min(1.0, share.mean() + half)
+    return Coverage(stated, float(share.mean()), whole, float(low), float(high), n)
+
+
+@dataclass(frozen=True)
+class AtomBound:
+    """A bound with the scale of quantiles that it was made on.
+
+    The scale is that of the rows that the density was fitted to: none of the structures that
+    calibrate the bound may have a part in it, or they would not be like new ones.
+    """
+
+    bound: ErrorBound
+    scale: QuantileScale
+
+    def predict(self, log_likelihood: Any, labels: Any) -> Any:
+        """Upper bound of the force error (eV/Å), shape (n,); infinite for labels never seen; lazy
+        on Dask input."""
+        return self.bound.predict(self.scale.transform(log_likelihood, labels))
+
+
+def least_structures(coverage: float) -> int:
+    """Labelled structures that a bound of this coverage takes at least."""
+    return 2 * max(int(np.ceil(coverage / (1.0 - coverage) - 1e-9)), 1)
 
 
 def _wilson(p: float, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from mofal.density import storage
 from mofal.density import survey as surveys
 from mofal.density.basis import Projection, project
 from mofal.density.calibration import QuantileScale
+from mofal.density.conformal import AtomBound, ErrorBound
 from mofal.density.em import Progress, Run
 from mofal.density.graphs import is_dask, plain
 from mofal.density.inputs import open_rows, unwrap
@@ -69,6 +70,10 @@ class PerElementDensity(BaseEstimator):
         Mean (d,) and directions (d, k).
     quantiles_ : QuantileScale
         Of the training rows (a sample), or of what `calibrate` was given.
+    training_quantiles_ : QuantileScale
+        Of the training rows in any case (of a density from disk only where it keeps a bound).
+    bound_ : AtomBound or None
+        Bound of the force error, once `bound_errors` has made it.
     density_hash : str
         Hash of all parameters.
     fitted_on : dict
@@ -86,6 +91,8 @@ class PerElementDensity(BaseEstimator):
     reg_covar, with a handful as much as all labels vary. A label gets at most
     ``n // (2 (d + 1))`` components, and at least one.
     """
+
+    bound_: AtomBound | None
 
     def __init__(
         self,
@@ -202,7 +209,8 @@ class PerElementDensity(BaseEstimator):
         json.dumps(self.fitted_on)
         evaluators = {label: m._evaluator() for label, m in self.mixtures_.items()}
         values, of_label = rows.get(rows.apply(_score_survey, surveyed, rows.put(evaluators)))
-        self.quantiles_ = QuantileScale().fit(values, of_label)
+        self.quantiles_ = self.training_quantiles_ = QuantileScale().fit(values, of_label)
+        self.bound_ = None
         self._hash()
         return self
 
@@ -310,6 +318,58 @@ class PerElementDensity(BaseEstimator):
             values, labels = dask.compute(values, labels)
         self.quantiles_ = QuantileScale().fit(values, labels)
         return self
+
+    def bound_errors(
+        self,
+        features: Any,
+        labels: Any,
+        error: Any,
+        structure_index: Any,
+        *,
+        coverage: float = 0.9,
+        random_state: int = 0,
+    ) -> PerElementDensity:
+        """Make and keep a bound of the force error; see `mofal.density.ErrorBound`. Computes.
+
+        Parameters
+        ----------
+        features, labels : array-like, shapes (n, d) and (n,)
+            Of labelled structures that the potential was not trained on, and this density was not
+            fitted to.
+        error : array-like, shape (n,)
+            Norm of the force error of each atom, eV/Å; NaN (masked) rows are passed over.
+        structure_index : array-like of int, shape (n,)
+        coverage : float
+            Of the bound, in (0, 1).
+        random_state : int
+            Which structures go into which half.
+
+        Raises
+        ------
+        DataError
+            Too few structures for this coverage.
+        """
+        values, labels = plain(self.score_samples(features, labels)), plain(unwrap(labels))
+        quantile = self.training_quantiles_.transform(values, labels)
+        bound = ErrorBound(coverage, random_state=random_state)
+        bound.fit(quantile, error, structure_index)
+        self.bound_ = AtomBound(bound, self.training_quantiles_)
+        return self
+
+    def error_bound(self, log_likelihood: Any, labels: Any) -> Any:
+        """Upper bound (n,) of the force error of each atom, eV/Å; lazy on Dask input.
+
+        Raises
+        ------
+        DataError
+            No bound was made.
+        """
+        if self.bound_ is None:
+            raise DataError(
+                "this density keeps no bound of the force error; make one of labelled structures: "
+                "density.bound_errors(features, labels, error, structure_index)"
+            )
+        return self.bound_.predict(unwrap(log_likelihood), unwrap(labels))
 
     # ------------------------------------------------------------------------- using
     @property

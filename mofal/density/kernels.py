@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import numpy as np
 
@@ -31,6 +32,16 @@ from mofal.density.entries import (
     evaluate_entries,
 )
 from mofal.density.parameters import Parameters, log_norms, stacked_cholesky
+from mofal.density.sparse import (
+    FEWEST_EACH,
+    MANY,
+    Guide,
+    Pairs,
+    add_moments,
+    evaluate_pairs,
+    look,
+    product_sums,
+)
 from mofal.errors import DataError
 
 UNIT_ROUNDOFF = 2.0**-53
@@ -175,8 +186,11 @@ class Evaluator:
             # One more row gives |z|² of every row, which the error bound asks for, for nothing.
             a = np.vstack([a, self._norm_row()])
         self.coefficients = np.ascontiguousarray(a)
+        self.guide: Guide | None = None
         if self.kind == "full":
             self.ring = np.concatenate([basis.forward, basis.forward[: d // 2]])
+            if form == "auto" and self.norms.size >= FEWEST_EACH * len(models):
+                self.guide = self._make_guide(chol, coefficients, amplification)
         self.block = self._block_size()
 
     # ------------------------------------------------------------------------- preparation
@@ -251,6 +265,24 @@ class Evaluator:
         fits = (error <= self.tolerance) & (self.gain * narrow**2 < 1e-4)
         return coefficients, amplification, error, fits
 
+    def _make_guide(
+        self, chol: np.ndarray, coefficients: np.ndarray, amplification: np.ndarray
+    ) -> Guide:
+        k, d = self.means.shape
+        factors = np.zeros((k, d + 1, d + 1))
+        factors[:, :d, :d] = chol
+        factors[:, d, d] = 1.0
+        cuts = np.cumsum([0, *(m.n_components for m in self.models)]).tolist()
+        a, b, c = amplification.max(axis=1).tolist()
+        return Guide(
+            np.ascontiguousarray(np.vstack([coefficients, self._norm_row()])),
+            (a, b, c),
+            [slice(*pair) for pair in pairwise(cuts)],
+            np.concatenate([self.means, np.zeros((k, 1))], axis=1),
+            factors,
+            self.norms,
+        )
+
     def _norm_row(self) -> np.ndarray:
         d = self.n_features
         row = np.zeros(self.n_columns)
@@ -320,11 +352,82 @@ class Evaluator:
         """
         work = self._workspace()
         with np.errstate(all="ignore"):
-            for start in range(0, x.shape[0], self.block):
-                stop = min(start + self.block, x.shape[0])
+            first = 0
+            if self.guide is not None and visit is None:
+                first = self._sparse(self.guide, work, x, weights, statistics, out, numbers)
+            start = first
+            while start < x.shape[0]:
+                # Where too much matters once, it is not asked again.
+                guided = self.guided and not work.dense
+                stop = min(start + (self.block if guided else self.dense_block), x.shape[0])
                 rows = slice(start, stop)
                 w = None if weights is None else weights[rows]
-                self._block(work, x[rows], w, statistics, out, visit, rows, numbers, self.guided)
+                self._block(work, x[rows], w, statistics, out, visit, rows, numbers, guided)
+                start = stop
+
+    def _sparse(
+        self,
+        guide: Guide,
+        work: Workspace,
+        x: np.ndarray,
+        weights: np.ndarray | None,
+        statistics: Statistics | None,
+        out: np.ndarray | None,
+        numbers: np.ndarray | int,
+    ) -> int:
+        """Go over rows as long as few components matter to them; how many rows were done."""
+        n, d = x.shape
+        k = self.norms.size
+        sums = np.zeros((k, d + 1, d + 1))
+        done = 0
+        while done < n:
+            part = x[done : done + MANY]
+            near = np.empty((k, part.shape[0]), bool)
+            top = np.empty((len(self.models), part.shape[0]))
+
+            def columns(rows: slice, part: np.ndarray = part) -> np.ndarray:
+                t = work.take("t", rows.stop - rows.start)
+                np.subtract(part[rows].T, self.basis.centre[:, None], out=t[:d])
+                return self._columns(t, work)
+
+            far = look(guide, columns, near, top, lambda size: work.take("guide", size))
+            if far is None:
+                break
+            pairs = evaluate_pairs(guide, part, near, top, far)
+            if not np.isfinite(pairs.log_likelihood.sum()):
+                _refuse_bad_rows(part, done, numbers)
+                self._repeat_pairs(pairs, part)
+            rows = slice(done, done + part.shape[0])
+            if out is not None:
+                out[:, rows] = pairs.log_likelihood
+            if statistics is not None:
+                if weights is not None:
+                    pairs.share *= weights[rows][pairs.rows]
+                    pairs.log_likelihood *= weights[rows]
+                statistics.weight += float(
+                    part.shape[0] if weights is None else weights[rows].sum()
+                )
+                statistics.log_likelihood += pairs.log_likelihood.sum(axis=1)
+                add_moments(pairs, sums)
+            done = rows.stop
+        if statistics is not None and done:
+            chosen = self.product_index
+            statistics.stable += sums[self.stable_index]
+            statistics.product += product_sums(
+                sums[chosen], self.rotations[chosen], self.offsets[chosen]
+            )
+        return done
+
+    def _repeat_pairs(self, pairs: Pairs, x: np.ndarray) -> None:
+        """Rows so far out that no component tells anything of them: they count for none."""
+        lost = np.flatnonzero(~np.isfinite(pairs.log_likelihood).all(axis=0))
+        t = np.ones((self.n_features + 1, lost.size))
+        np.subtract(x[lost].T, self.basis.centre[:, None], out=t[:-1])
+        for model in range(len(self.models)):
+            pairs.log_likelihood[model, lost] = self._repeat(model, x[lost], t)[0]
+        out = np.isin(pairs.rows, lost)
+        pairs.share[out] = 0.0
+        pairs.y[out] = 0.0
 
     def _block(
         self,
@@ -346,9 +449,13 @@ class Evaluator:
         if self.n_product or guided:
             phi = self._columns(t, work)
             joint = work.take("joint", n)
-            np.matmul(self.coefficients, phi, out=joint)
+            size = self.coefficients.shape[0]
+            np.matmul(self.coefficients, phi, out=joint[:size])
             if self.kind == "tied":
                 square = np.einsum("ij,ij->j", phi[1:], phi[1:])
+            elif size < joint.shape[0]:  # log-densities of stable components come in its place
+                square = work.take("square", n)
+                np.copyto(square, joint[size - 1])
             else:
                 square = joint[-1]
         if guided:
@@ -369,7 +476,8 @@ class Evaluator:
         elif self.n_stable:
             y = work.take("y", n)
             raw = work.take("raw", n) if self.distant[self.stable_index].any() else None
-            stable = self._stable(x, t, self.stable_index, y, work.take("stable", n), raw)
+            where = work.take("stable", n) if joint is None else joint[self.n_product :]
+            stable = self._stable(x, t, self.stable_index, y, where[: self.n_stable], raw)
         respond = statistics is not None or visit is not None
         if entries is not None and not respond and len(self.shares) == 1 and not self.n_product:
             log_likelihood = entries.log_likelihood(top)
@@ -409,7 +517,7 @@ class Evaluator:
                     l_k *= w
                     log_likelihood *= w
                 statistics.log_likelihood[model] += log_likelihood.sum()
-                if not share.pure:
+                if not share.pure and len(self.shares) > 1:
                     n_p = share.product.stop - share.product.start
                     assert joint is not None
                     assert stable is not None
@@ -456,6 +564,7 @@ class Evaluator:
                 np.maximum(top, joint[share.product].max(axis=0), out=top)
             np.greater(own, top - NEGLIGIBLE, out=near[share.stable])
         if np.count_nonzero(near) > DENSE * near.size:
+            work.dense = True
             return None, top
         raw = work.take("raw", x.shape[0])
         np.copyto(raw, x.T)
@@ -469,11 +578,16 @@ class Evaluator:
     def _workspace(self) -> Workspace:
         d, k = self.n_features, self.n_stable
         width = d + self.matrix
+        joint = self.coefficients.shape[0]
+        if self.n_product and not self.guided:
+            joint = self.n_product + k + 1
         shapes: dict[str, tuple[int, ...]] = {
             "t": (width,),
             "ring": (d + d // 2,),
             "phi": (self.n_columns,),
-            "joint": (self.coefficients.shape[0],),
+            "joint": (joint,),
+            "square": (),
+            "guide": (self.norms.size + 1,),
             "raw": (d,),
             "y": (k, width),
             "weighted": (k, width),
@@ -547,6 +661,8 @@ class Evaluator:
             return stable[share.stable]
         if stable is None or share.stable.start == share.stable.stop:
             return joint[share.product]
+        if len(self.shares) == 1:
+            return joint[: self.n_product + self.n_stable]  # side by side
         return np.concatenate([joint[share.product], stable[share.stable]])
 
     def _to_repeat(

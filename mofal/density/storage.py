@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from mofal.density.calibration import Knots, QuantileScale
+from mofal.density.conformal import AtomBound, ErrorBound
 from mofal.density.parameters import Parameters
 from mofal.density.selection import Curve
 from mofal.errors import DataError, StoreError
@@ -31,6 +32,7 @@ class Stored(Protocol):
     curves_: dict[int, Curve]
     counts_: dict[int, int]
     quantiles_: QuantileScale
+    bound_: AtomBound | None
     projection_: Any
     n_features_in_: int
     density_hash: str
@@ -58,7 +60,6 @@ def to_dataset(density: Stored) -> xr.Dataset:
     labels = density.labels_
     mixtures = [density.mixtures_[int(label)] for label in labels]
     curves = [density.curves_[int(label)] for label in labels]
-    knots = [density.quantiles_.knots_.get(int(label)) for label in labels]
     dims = _COVARIANCE_DIMS[density.covariance_type]
     stack = np.stack if dims[0] == "label" else np.concatenate
     variables: dict[str, Any] = {
@@ -79,11 +80,7 @@ def to_dataset(density: Stored) -> xr.Dataset:
         "candidate_log_likelihood": ("candidate", _flat(curves, "log_likelihood", np.float64)),
         "candidate_n_iter": ("candidate", _flat(curves, "n_iter", np.int64)),
         "candidate_converged": ("candidate", _flat(curves, "converged", np.int8)),
-        "n_knots": ("label", np.array([0 if k is None else k.value.size for k in knots], np.int64)),
-        "knot_value": ("knot", np.concatenate([k.value for k in knots if k is not None])),
-        "knot_level": ("knot", np.concatenate([k.level for k in knots if k is not None])),
-        "below": ("label", np.array([np.nan if k is None else k.below for k in knots])),
-        "above": ("label", np.array([np.nan if k is None else k.above for k in knots])),
+        **_scale_variables(density.quantiles_, labels),
     }
     if density.projection_ is not None:
         mean, matrix = density.projection_
@@ -97,7 +94,62 @@ def to_dataset(density: Stored) -> xr.Dataset:
         "settings": json.dumps(_settings(density), sort_keys=True),
         "fitted_on": json.dumps(density.fitted_on, sort_keys=True),
     }
+    if density.bound_ is not None:
+        bound = density.bound_.bound
+        variables |= _scale_variables(density.bound_.scale, labels, "bound_")
+        variables["bound_novelty"] = ("bound_step", bound.novelty_)
+        variables["bound_error"] = ("bound_step", bound.error_, {"units": "eV/Å"})
+        attributes["bound"] = json.dumps({name: getattr(bound, name) for name in _BOUND})
     return xr.Dataset(variables, attrs=attributes)
+
+
+_BOUND = ("coverage", "at_once", "random_state", "factor_", "n_structures_")
+
+
+def _scale_variables(scale: QuantileScale, labels: np.ndarray, prefix: str = "") -> dict[str, Any]:
+    """A scale of quantiles, ragged along a dim of its own."""
+    knots = [scale.knots_.get(int(label)) for label in labels]
+    known = [k for k in knots if k is not None]
+    dim = f"{prefix}knot"
+    columns: dict[str, Any] = {
+        "n_knots": ("label", np.array([0 if k is None else k.value.size for k in knots], np.int64)),
+        "knot_value": (dim, np.concatenate([k.value for k in known])),
+        "knot_level": (dim, np.concatenate([k.level for k in known])),
+        "below": ("label", np.array([np.nan if k is None else k.below for k in knots])),
+        "above": ("label", np.array([np.nan if k is None else k.above for k in knots])),
+    }
+    return {f"{prefix}{name}": column for name, column in columns.items()}
+
+
+def _read_scale(value: dict[str, np.ndarray], labels: Any, prefix: str = "") -> QuantileScale:
+    """The scale that `_scale_variables` was given."""
+    cut = np.concatenate([[0], np.cumsum(value[f"{prefix}n_knots"])])
+    scale = QuantileScale()
+    scale.knots_ = {
+        int(label): Knots(
+            value[f"{prefix}knot_value"][a:b],
+            value[f"{prefix}knot_level"][a:b],
+            float(value[f"{prefix}below"][i]),
+            float(value[f"{prefix}above"][i]),
+        )
+        for i, (label, a, b) in enumerate(zip(labels, cut, cut[1:]))
+        if b > a
+    }
+    return scale
+
+
+def _read_bound(value: dict[str, np.ndarray], labels: Any, text: str | None) -> AtomBound | None:
+    if text is None:
+        return None
+    settings = json.loads(text)
+    bound = ErrorBound(
+        settings["coverage"],
+        at_once=settings["at_once"],
+        random_state=settings["random_state"],
+    )
+    bound.factor_, bound.n_structures_ = settings["factor_"], settings["n_structures_"]
+    bound.novelty_, bound.error_ = value["bound_novelty"], value["bound_error"]
+    return AtomBound(bound, _read_scale(value, labels, "bound_"))
 
 
 def _flat(curves: list[Curve], name: str, dtype: Any) -> np.ndarray:
@@ -132,10 +184,9 @@ def from_dataset(ds: xr.Dataset, build: Callable[..., Density]) -> Density:
             for dim, number in (
                 ("component", "n_components"),
                 ("candidate", "n_candidates"),
-                ("knot", "n_knots"),
             )
         }
-        parameters, curves, knots = {}, {}, {}
+        parameters, curves = {}, {}
         kind = settings["covariance_type"]
         for i, label in enumerate(map(int, labels)):
             own = {dim: slice(cut[i], cut[i + 1]) for dim, cut in cuts.items()}
@@ -157,15 +208,8 @@ def from_dataset(ds: xr.Dataset, build: Callable[..., Density]) -> Density:
                 [int(k) for k in value["candidate_n_iter"][rows]],
                 [bool(v) for v in value["candidate_converged"][rows]],
             )
-            if value["n_knots"][i]:
-                knots[label] = Knots(
-                    value["knot_value"][own["knot"]],
-                    value["knot_level"][own["knot"]],
-                    float(value["below"][i]),
-                    float(value["above"][i]),
-                )
-        scale = QuantileScale()
-        scale.knots_ = knots
+        scale = _read_scale(value, labels)
+        bound = _read_bound(value, labels, ds.attrs.get("bound"))
         projection = None
         if "projection" in value:
             projection = (value["projection_mean"], value["projection"])
@@ -176,6 +220,8 @@ def from_dataset(ds: xr.Dataset, build: Callable[..., Density]) -> Density:
             counts_={int(k): int(n) for k, n in zip(labels, value["count"])},
             projection_=projection,
             quantiles_=scale,
+            training_quantiles_=scale if bound is None else bound.scale,
+            bound_=bound,
             n_features_in_=int(ds.attrs["n_features"]),
             model_hash=str(ds.attrs["model_hash"]),
             fitted_on=json.loads(ds.attrs["fitted_on"]),

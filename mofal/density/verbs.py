@@ -52,8 +52,9 @@ def score(ds: xr.Dataset, density: PerElementDensity) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        `log_likelihood(atom)`, -inf for an element never seen, and what tells which atom is which;
-        attributes `model_hash` and `density_hash`.
+        `log_likelihood(atom)`, -inf for an element never seen, its `quantile(atom)`, where the
+        density keeps a bound `error_bound(atom)` in eV/Å, and what tells which atom is which;
+        attributes `model_hash`, `density_hash`, and `error_coverage` of the bound.
 
     Raises
     ------
@@ -77,12 +78,17 @@ def score(ds: xr.Dataset, density: PerElementDensity) -> xr.Dataset:
             name: v.chunk(atom=values.chunks[0]) if "atom" in v.dims else v
             for name, v in kept.items()
         }
+    attrs: dict[str, Any] = {
+        "model_hash": found or density.model_hash,
+        "density_hash": density.density_hash,
+    }
+    own = kept["numbers"].data
+    scores = {"log_likelihood": values, "quantile": density.quantile(values, own)}
+    if density.bound_ is not None:
+        scores["error_bound"] = density.error_bound(values, own)
+        attrs["error_coverage"] = density.bound_.bound.coverage
     return xr.Dataset(
-        {**kept, "log_likelihood": ("atom", values)},
-        attrs={
-            "model_hash": found or density.model_hash,
-            "density_hash": density.density_hash,
-        },
+        {**kept, **{name: ("atom", value) for name, value in scores.items()}}, attrs=attrs
     )
 
 

@@ -120,7 +120,9 @@ def bond_lengths(positions: NDArray, cell: NDArray, bonds: NDArray, shifts: NDAr
     return np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
 
 
-def check_bonds(lengths: NDArray, expected: NDArray, bonds: NDArray, *, max_strain: float) -> str:
+def check_bond_strain(
+    lengths: NDArray, expected: NDArray, bonds: NDArray, *, max_strain: float
+) -> str:
     """Which bond is stretched or squeezed beyond the limit most ("" for none)."""
     strain = lengths / expected - 1.0
     worst = int(np.argmax(np.abs(strain))) if len(strain) else -1

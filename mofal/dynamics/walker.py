@@ -20,7 +20,7 @@ from mofal.data.ragged import TEXT
 from mofal.dynamics.checkpoint import load_checkpoint, save_checkpoint
 from mofal.dynamics.checks import (
     bond_lengths,
-    check_bonds,
+    check_bond_strain,
     check_cell,
     check_distances,
     check_motion,
@@ -415,7 +415,7 @@ class _Runner:
         pairs, shifts, expected = self.bonds[:3]
         lengths = bond_lengths(self.atoms.positions, self.atoms.cell.array, pairs, shifts)
         if settings.max_bond_strain is not None:
-            found = check_bonds(lengths, expected, pairs, max_strain=settings.max_bond_strain)
+            found = check_bond_strain(lengths, expected, pairs, max_strain=settings.max_bond_strain)
             if found:
                 return found
         if self.limits is None:

@@ -283,7 +283,7 @@ def blocks_from_bonds(
     )
 
 
-def block_graph(
+def block_adjacency(
     blocks: xr.Dataset,
 ) -> sp.csr_array:
     """Adjacency of blocks: how many links join each two, whatever their images."""
@@ -297,5 +297,5 @@ def block_graph(
 
 def connected_blocks(blocks: xr.Dataset) -> tuple[int, NDArray[np.int32]]:
     """Connected pieces of the block graph: how many, and the piece of each block."""
-    count, label = csgraph.connected_components(block_graph(blocks), directed=False)
+    count, label = csgraph.connected_components(block_adjacency(blocks), directed=False)
     return int(count), label

@@ -135,6 +135,18 @@ def substitute(
     return remake(ds, numbers, ds["positions"].values, system=system)
 
 
+_CAPS = {"CHO2": "formate", "C2H3O2": "acetate", "H3O2": "OH and water"}
+
+
+def defect_name(blocks: xr.Dataset) -> str:
+    """What stands where blocks are missing: ``formate``, or the formula of another cap; several
+    are joined, and "" is none."""
+    if blocks.sizes.get("defect", 0) == 0:
+        return ""
+    found = dict.fromkeys(str(cap) for cap in blocks["defect_cap"].values)
+    return "/".join(_CAPS.get(cap, cap) for cap in found)
+
+
 def defect_atoms(blocks: xr.Dataset) -> np.ndarray:
     """Atoms of the caps that stand where a block is missing: shape (n_defect_atoms,).
 

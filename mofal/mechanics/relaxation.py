@@ -16,7 +16,7 @@ from ase.optimize import LBFGS
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
-from mofal.dynamics.checks import bond_lengths, check_bonds, check_cell, check_distances
+from mofal.dynamics.checks import bond_lengths, check_bond_strain, check_cell, check_distances
 from mofal.errors import ConfigError
 
 VOLUME_TOLERANCE = 1e-6
@@ -215,7 +215,7 @@ def _problem(
     if bonds is not None:
         pairs, shifts, expected = bonds
         lengths = bond_lengths(work.positions, work.cell.array, pairs, shifts)
-        broken = check_bonds(lengths, expected, pairs, max_strain=criteria.max_bond_strain)
+        broken = check_bond_strain(lengths, expected, pairs, max_strain=criteria.max_bond_strain)
         if broken:
             return "bond_broken", broken
     return None

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mofal.data.files import atomic_path, not_written
 from mofal.data.sealed import digest
 from mofal.errors import StoreError
+from mofal.files import atomic_path, not_written
 
 FORMAT = 2
 """Version of the directory of a model (`mofal_format` in model.json). Format 1 had no checksums;

@@ -20,20 +20,15 @@ import numpy as np
 
 from mofal.data.electrons import electronic_state, impossible
 from mofal.data.hashing import hash_json, structure_hash
+from mofal.data.variables import STATUSES as OF_LABELS
 from mofal.errors import DataError
 
 if TYPE_CHECKING:
     from ase import Atoms
 
-STATUSES = (
-    "converged",
-    "not_converged",
-    "crashed",
-    "timed_out",
-    "out_of_memory",
-    "inconsistent",
-)
-"""Every status that an attempt can have; only the first one is a label to learn from."""
+STATUSES = tuple(status for status in OF_LABELS if status != "set_aside")
+"""Every status that an attempt can have; only the first one is a label to learn from. To set one
+aside comes later, and is no matter of the calculation."""
 
 LOG_TAIL_CHARACTERS = 4000
 # Positions go to another process as decimal text at most; more than this is another structure.

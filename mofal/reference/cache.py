@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mofal.data.files import is_being_written
 from mofal.data.hashing import hash_json
 from mofal.errors import DataError, StoreError
+from mofal.files import is_being_written
 from mofal.reference.base import (
     STATUSES,
     Attempt,
@@ -180,8 +180,11 @@ class LabelCache:
 
     Examples
     --------
-    >>> cache = LabelCache("my-campaign/label-records", shared=["/data/everybody/labels"])
-    >>> cache = LabelCache("label-records", shared=[LabelCache("/data/our-group/labels")])
+    >>> from pathlib import Path
+    >>> Path("our-labels").mkdir()
+    >>> cache = LabelCache("my-labels", shared=["our-labels"])
+    >>> cache.get("0123456789abcdef0123", "0123456789abcdef") is None    # asked for in both
+    True
     """
 
     def __init__(

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from mofal.files import atomic_path
 from mofal.reference.base import Attempt, fail, tail
 from mofal.reference.faults import EXIT_MACHINE, machine_error, refuse_full
 from mofal.reference.keeper import GRACE_S
@@ -327,8 +328,7 @@ def _main(argv: Sequence[str]) -> None:
     attempt = reference.calculate_here(atoms)  # type: ignore[attr-defined]
     if attempt.log_tail:
         print(attempt.log_tail)
-    temporary = place / "output.tmp.npz"
-    with open(temporary, "wb") as file:
+    with atomic_path(place / "output.npz") as temporary, open(temporary, "wb") as file:
         np.savez(
             file,
             outcome=np.array(json.dumps([attempt.status, attempt.reason])),
@@ -337,7 +337,6 @@ def _main(argv: Sequence[str]) -> None:
             forces=attempt.forces,
             stress=attempt.stress,
         )
-    os.replace(temporary, place / "output.npz")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from mofal.errors import ReferenceError
-from mofal.reference.files import write_atomic
+from mofal.files import write_bytes
 
 
 def isolated_energies(
@@ -43,7 +43,7 @@ def isolated_energies(
         known = {**_read(file), **new}
         # A cache: a disk that cannot be written costs a second calculation and nothing more.
         try:
-            write_atomic(file, json.dumps(known, indent=1, sort_keys=True).encode())
+            write_bytes(file, json.dumps(known, indent=1, sort_keys=True).encode())
         except OSError as error:
             warnings.warn(f"isolated-atom energies are not kept: {error}", stacklevel=3)
     return {s: known[s] for s in wanted}

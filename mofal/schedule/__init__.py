@@ -26,6 +26,7 @@ _LAZY = {
     "dry_run": "preview",
     "doctor_slurm": "doctor",
     "Completions": "pools",
+    "spread": "wide",
 }
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "format_status",
     "read_events",
     "read_status",
+    "spread",
     "submit_driver",
 ]
 
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from mofal.schedule.settings import DriverSettings, PoolSettings, ScheduleSettings, WorkerRange
     from mofal.schedule.status import StatusReader, format_status, read_status
     from mofal.schedule.task import Outcome, Task
+    from mofal.schedule.wide import spread
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from distributed import get_worker
 
 from mofal.schedule.execution import execute_payload
 from mofal.schedule.files import Layout, write_json
+from mofal.schedule.wide import HERE
 
 #: Topic of the events through which workers and scheduler tell the driver what happens.
 TOPIC = "mofal"
@@ -42,6 +43,7 @@ def run_attempt(payload: dict[str, Any]) -> None:
     try:
         with suppress(OSError):  # a full disk: the task itself will say so
             write_json(claim, {"worker": STATE.name, "job": STATE.job, "time": time.time()})
+        HERE.resource = payload["attempt"] if payload.get("spread") else ""
         result = execute_payload(payload)
     finally:
         with suppress(OSError):

@@ -14,6 +14,8 @@ from mofal.schedule.task import Task
 
 #: How a backend tells the dispatcher: ("worker", WorkerInfo), ("gone", name, Loss),
 #: ("finished", attempt id, result), ("lost", attempt id, Loss), ("give-up", pool, ScheduleError),
+#: ("started", attempt id, worker), ("killed", attempt id, last worker, deaths with it in hand,
+#: deaths that are allowed), ("fatal", ScheduleError),
 #: ("wake",), and ("call", function) for what must happen in the dispatcher's thread.
 Post = Callable[[tuple[Any, ...]], None]
 
@@ -30,12 +32,16 @@ class WorkerInfo:
         Where it belongs.
     ends_at
         When it plans to end (time.monotonic of the driver), None: never.
+    shared
+        It stands for a cluster of somebody else, which takes all that waits, and says with
+        ("started", attempt id, worker) what has begun.
     """
 
     name: str
     pool: str
     job: str
     ends_at: float | None = None
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,16 @@ class Backend(Protocol):
 
     def forget(self, identity: str) -> None:
         """The dispatcher has no more use for this attempt."""
+
+    @property
+    def lends(self) -> bool:
+        """Whether workers can be lent to a task that runs on another one."""
+
+    def lend(self, worker: str, identity: str) -> None:
+        """Let the graphs of an attempt be computed on this worker too."""
+
+    def take_back(self, worker: str, identity: str) -> None:
+        """Let them be computed there no more."""
 
     def scale(self, pool: str, view: PoolView, *, busy: Mapping[str, int]) -> None:
         """Bring the number of workers of a pool to what the work wants."""
@@ -119,6 +135,14 @@ class ThreadsBackend:
         self._queues[worker].put(attempt)
 
     def forget(self, identity: str) -> None:
+        pass
+
+    lends = False  # a wide task computes in Dask's own threads
+
+    def lend(self, worker: str, identity: str) -> None:
+        pass
+
+    def take_back(self, worker: str, identity: str) -> None:
         pass
 
     def scale(self, pool: str, view: PoolView, *, busy: Mapping[str, int]) -> None:

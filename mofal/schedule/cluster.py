@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from mofal.schedule.backend import Attempt, Loss, Post, WorkerInfo
 from mofal.schedule.events import EventLog, schedule_directory
 from mofal.schedule.execution import make_payload, one_line
 from mofal.schedule.files import Layout, job_of_worker, read_json
+from mofal.schedule.jobqueue import describe
 from mofal.schedule.jobs import JobRecord, Jobs
 from mofal.schedule.link import Link
 from mofal.schedule.policy import JobView, PoolView, scale
@@ -97,6 +99,10 @@ class ClusterBackend:
             make_keys(self._layout.tls)
         self._link.start()
         self._linked()
+        for name, pool in self._settings.pools.items():
+            if self._pools[name].backend == "slurm":
+                for line in describe(pool):
+                    self._say(f"pool {name}: {line}")
         self._jobs.start(lambda: post(("wake",)))
 
     def _linked(self) -> None:
@@ -206,6 +212,9 @@ class ClusterBackend:
 
         payload = make_payload(attempt.task)
         payload["attempt"] = attempt.identity
+        # With no other worker in its pool, a task is wide in its own threads.
+        most = self._pools[attempt.pool].workers.max
+        payload["spread"] = attempt.task.width > 1 and most > 1
         self._priority -= 1  # a worker takes what it was sent first
         client, address = self._link.client, self._addresses.get(worker)
         if client is None or address is None:
@@ -223,6 +232,35 @@ class ClusterBackend:
     def forget(self, identity: str) -> None:
         """The dispatcher has no more use for this attempt."""
         self._futures.pop(identity, None)
+
+    lends = True
+
+    def lend(self, worker: str, identity: str) -> None:
+        """Let the graphs of an attempt be computed on this worker too."""
+        self._give(worker, identity, 1)
+
+    def take_back(self, worker: str, identity: str) -> None:
+        """Let them be computed there no more."""
+        self._give(worker, identity, 0)
+
+    def _give(self, worker: str, identity: str, amount: int) -> None:
+        """Give a worker the resource that the tasks of an attempt's graphs ask for, or none of it.
+
+        The name is the attempt's own: what comes late means nothing to another one.
+        """
+        from mofal.schedule.wide import set_resource
+
+        client, address = self._link.client, self._addresses.get(worker)
+        if client is None or address is None or client.loop is None:
+            return  # it has just gone
+
+        async def give() -> None:
+            with suppress(Exception):  # a worker that goes away takes what it has with it
+                await client.run(
+                    set_resource, name=identity, amount=amount, workers=[address], on_error="ignore"
+                )
+
+        client.loop.add_callback(give)
 
     # -- jobs
     def scale(self, pool: str, view: PoolView, *, busy: Mapping[str, int]) -> None:

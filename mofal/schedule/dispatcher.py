@@ -10,6 +10,7 @@ One thread owns all state; others talk to it through one queue of messages.
 from __future__ import annotations
 
 import json
+import math
 import queue
 import threading
 import time
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mofal.errors import MofalError, ScheduleError
 from mofal.schedule.backend import Attempt, Backend, Loss, ThreadsBackend, WorkerInfo
@@ -26,10 +27,13 @@ from mofal.schedule.events import EventLog, schedule_directory
 from mofal.schedule.execution import Result, one_line
 from mofal.schedule.files import Layout, job_of_worker
 from mofal.schedule.handover import HandedOver, Handover
-from mofal.schedule.policy import PoolView, TaskQueue, look_ahead
+from mofal.schedule.policy import Borrower, PoolView, TaskQueue, borrower, look_ahead
 from mofal.schedule.settings import ScheduleSettings
 from mofal.schedule.status import StatusReader
 from mofal.schedule.task import Outcome, Task, function_reference
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 #: Seconds between two looks after the workers when nothing happens.
 TICK = 0.5
@@ -58,6 +62,7 @@ class Entry:
     attempts: int = 0
     kills: int = 0
     cuts: int = 0
+    begun: bool = False  # a worker of a cluster of others has it in hand
     owner: str = ""  # worker that lost its driver and still computes this
     was_claimed: bool = False
     deaths: list[str] = field(default_factory=list)
@@ -71,6 +76,7 @@ class Entry:
 class _Worker:
     info: WorkerInfo
     running: OrderedDict[str, Entry] = field(default_factory=OrderedDict)
+    lent: str = ""  # attempt of the wide task that it is lent to
     started: float = 0.0  # when its first running task started
     idle_since: float = 0.0
 
@@ -85,8 +91,10 @@ class Dispatcher:
         directory: Path,
         events: EventLog,
         progress: Callable[[str], None] | None,
+        client: Client | None = None,
     ) -> None:
         self._settings = settings
+        self._client = client
         self._directory = directory
         self._events = events
         self._progress = progress
@@ -98,6 +106,7 @@ class Dispatcher:
         self._entries: dict[tuple[str, str], Entry] = {}
         self._attempts: dict[str, tuple[Entry, str]] = {}  # attempt -> entry, worker
         self._workers: dict[str, _Worker] = {}
+        self._wide: dict[str, Entry] = {}  # attempts that may borrow workers
         self._claimed: list[Entry] = []
         self._dead: dict[str, MofalError] = {}
         self._lock = threading.Lock()  # guards listeners and outcomes of entries
@@ -256,6 +265,16 @@ class Dispatcher:
     def _make_backend(self) -> Backend:
         if self._settings.backend == "threads":
             return ThreadsBackend({name: pool.workers.max for name, pool in self._pools.items()})
+        if self._settings.backend == "client":
+            from mofal.schedule.client import ClientBackend
+
+            return ClientBackend(
+                self._settings,
+                directory=self._directory,
+                events=self._events,
+                say=self._say,
+                client=self._client,
+            )
         from mofal.schedule.cluster import ClusterBackend
 
         return ClusterBackend(
@@ -269,6 +288,10 @@ class Dispatcher:
                 self._enqueue(entry)
             case ("finished", identity, result):
                 self._finished(identity, result)
+            case ("started", identity, worker):
+                self._started(identity, worker)
+            case ("killed", identity, worker, starts, allowed):
+                self._killed(identity, worker, starts, allowed)
             case ("worker", info):
                 self._workers[info.name] = _Worker(info, idle_since=time.monotonic())
             case ("gone", name, loss):
@@ -281,6 +304,8 @@ class Dispatcher:
                 answer.put(self._cancel(entries))
             case ("call", function):
                 function()
+            case ("fatal", error):
+                raise error
             case ("wake",):
                 self._next_tick = 0.0
             case ("stop",):
@@ -330,6 +355,13 @@ class Dispatcher:
                     self._fail(entry, ScheduleError(f"the task {entry.task.name} was cancelled"))
                 else:
                     self._queue(entry)
+        for identity, (entry, name) in list(self._attempts.items()):
+            # What a cluster of others has not begun with waits there, and can be had back.
+            if id(entry) in wanted and self._workers[name].info.shared and not entry.begun:
+                number += 1
+                self._forget(identity)
+                self._known[entry.task.kind] -= 1
+                self._fail(entry, ScheduleError(f"the task {entry.task.name} was cancelled"))
         return number
 
     # -- handing out
@@ -338,10 +370,62 @@ class Dispatcher:
         for ahead in (False, True):
             for worker in self._workers.values():
                 pool = self._queues.get(worker.info.pool)
-                if pool and (ahead or not worker.running):
+                if not worker.lent and not worker.running:
+                    self._lend(worker)
+                if pool and not worker.lent and (ahead or not worker.running):
                     self._fill(worker, pool, self._capacity(worker) if ahead else 1)
 
-    def _fill(self, worker: _Worker, pool: TaskQueue[Entry], capacity: int) -> None:
+    def _lend(self, worker: _Worker) -> None:
+        """Lend an idle worker to a wide task of its pool, if one could use it."""
+        running = self._borrowers(worker.info.pool)
+        if not running:
+            return
+        assert self._backend is not None
+        worker.lent = borrower(running, waiting=self._queues[worker.info.pool].priority)
+        if worker.lent:
+            self._backend.lend(worker.info.name, worker.lent)
+            entry = self._attempts[worker.lent][0]
+            self._events.write(
+                "lent", worker=worker.info.name, kind=entry.task.kind, key=entry.task.key
+            )
+
+    def _borrowers(self, pool: str) -> list[Borrower]:
+        """Wide tasks of a pool that run."""
+        lent = Counter(worker.lent for worker in self._workers.values() if worker.lent)
+        return [
+            Borrower(identity, entry.task.priority, self._width(entry), lent[identity])
+            for identity, entry in self._wide.items()
+            if entry.pool == pool
+        ]
+
+    def _width(self, entry: Entry) -> int:
+        """Workers that a task can use: never more than its pool may have."""
+        return min(entry.task.width, self._pools[entry.pool].workers.max)
+
+    def _borrowable(self, pool: str) -> int:
+        """Workers that the wide tasks of a pool could use beside those that they have."""
+        assert self._backend is not None
+        if not self._backend.lends:
+            return 0
+        waiting = sum(
+            self._width(entry) - 1
+            for entry in self._entries.values()
+            if entry.task.width > 1 and entry.pool == pool and entry.state == "waiting"
+        )
+        return waiting + sum(b.width - 1 - b.lent for b in self._borrowers(pool))
+
+    def _take_back(self, identity: str) -> None:
+        """Take back what was lent to an attempt that is over."""
+        if self._wide.pop(identity, None) is None:
+            return
+        for worker in self._workers.values():
+            if worker.lent == identity:
+                worker.lent = ""
+                worker.idle_since = time.monotonic()
+                if self._backend is not None:
+                    self._backend.take_back(worker.info.name, identity)
+
+    def _fill(self, worker: _Worker, pool: TaskQueue[Entry], capacity: float) -> None:
         """Send tasks to a worker until it holds so many, or none fits."""
         ends_at = worker.info.ends_at
         while len(worker.running) < capacity:
@@ -361,14 +445,16 @@ class Dispatcher:
         settings = self._pools[pool]
         return settings.walltime if settings.backend == "slurm" else None
 
-    def _capacity(self, worker: _Worker) -> int:
+    def _capacity(self, worker: _Worker) -> float:
         """Tasks that this worker may hold: short ones travel ahead."""
+        if worker.info.shared:
+            return math.inf
         if not worker.running:
             return 1
         longest = 0.0
         for entry in worker.running.values():
             length = self._estimator.expected(entry.task.kind, entry.task.cost)
-            if length is None or entry.kills:
+            if length is None or entry.kills or entry.task.width > 1:
                 return 1
             longest = max(longest, length)
         return look_ahead(longest)
@@ -381,11 +467,15 @@ class Dispatcher:
         attempt = Attempt(
             identity=f"{entry.task.name}-{self._sent}", task=entry.task, pool=entry.pool
         )
-        self._begin(entry, worker=worker.info.name)
+        entry.begun = not worker.info.shared
+        if entry.begun:
+            self._begin(entry, worker=worker.info.name)
         if not worker.running:
             worker.started = time.monotonic()
         worker.running[attempt.identity] = entry
         self._attempts[attempt.identity] = (entry, worker.info.name)
+        if self._backend.lends and self._width(entry) > 1:
+            self._wide[attempt.identity] = entry
         try:
             self._backend.send(worker.info.name, attempt)
         except ScheduleError as error:  # arguments that cannot travel
@@ -402,10 +492,18 @@ class Dispatcher:
             attempt=max(entry.attempts, 1),
         )
 
+    def _started(self, identity: str, worker: str) -> None:
+        """A worker of a cluster of others has begun with an attempt."""
+        entry, _ = self._attempts.get(identity, (None, ""))
+        if entry is not None:
+            entry.begun = True
+            self._begin(entry, worker=worker)
+
     # -- what comes back
     def _forget(self, identity: str) -> str:
         """Take an attempt off its worker; returns the worker's name."""
         _, name = self._attempts.pop(identity)
+        self._take_back(identity)
         if self._backend is not None:
             self._backend.forget(identity)
         worker = self._workers.get(name)
@@ -419,7 +517,7 @@ class Dispatcher:
             return  # an attempt that was given up before
         entry, _ = self._attempts[identity]
         worker = self._forget(identity)
-        self._finish(entry, result, worker=worker)
+        self._finish(entry, result, worker=result.get("worker", worker))
 
     def _finish(self, entry: Entry, result: Result, *, worker: str) -> None:
         task = entry.task
@@ -505,6 +603,7 @@ class Dispatcher:
             self._say(f"worker {name} is lost: {loss.reason}")
         for position, (identity, entry) in enumerate(worker.running.items()):
             self._attempts.pop(identity, None)
+            self._take_back(identity)
             if self._backend is not None:
                 self._backend.forget(identity)
             # Only the first was at work; the others had travelled ahead.
@@ -535,6 +634,32 @@ class Dispatcher:
         if self._is_too_bad(entry, loss):
             return
         if not self._is_claimed(entry):
+            self._queue(entry)
+
+    def _killed(self, identity: str, worker: str, starts: int, allowed: int) -> None:
+        """Dask gave up an attempt after the deaths of more workers than are `allowed`.
+
+        It blames every task that was at one of those workers, those that had not begun too: what
+        counts is on how many of them this one did, and, where nobody could write that down, that it
+        was blamed often.
+        """
+        if identity not in self._attempts:
+            return
+        entry, _ = self._attempts[identity]
+        self._forget(identity)
+        entry.kills += starts
+        entry.deaths.append(f"{worker}: {starts} of {allowed + 1} workers died with it in hand")
+        if entry.task.found():
+            self._end(entry, Outcome(task=entry.task, status="found", worker=worker))
+        elif entry.kills > allowed or len(entry.deaths) > allowed:
+            number = max(entry.kills, allowed + 1)
+            reason = (
+                f"{number} workers ended with it in hand, the last of them {worker}; if it was "
+                "their walltime, start them with --lifetime below it, or raise "
+                "distributed.scheduler.allowed-failures"
+            )
+            self._quarantine(entry, reason)
+        else:
             self._queue(entry)
 
     @staticmethod
@@ -630,19 +755,20 @@ class Dispatcher:
             )
             for worker in self._workers.values():
                 if worker.info.pool == pool:
-                    busy[worker.info.job] += bool(worker.running)
+                    busy[worker.info.job] += bool(worker.running or worker.lent)
             view = PoolView(
                 least=settings.workers.min,
                 most=settings.workers.max,
                 workers_per_job=settings.workers_per_job,
                 waiting=len(self._queues[pool]),
                 waiting_seconds=self._queues[pool].seconds(self._estimator),
+                borrowable=self._borrowable(pool),
                 needs=self._queues[pool].needs(self._estimator, walltime=self._walltime(pool)),
             )
             self._backend.scale(pool, view, busy=busy)
         if now - self._last_progress >= PROGRESS_INTERVAL and self._attempts:
             self._last_progress = now
-            running = Counter(entry.task.kind for entry, _ in self._attempts.values())
+            running = Counter(e.task.kind for e, _ in self._attempts.values() if e.begun)
             parts = [
                 f"{kind} {self._ended[kind]}/{self._known[kind]}"
                 + (f" ({running[kind]} running)" if running[kind] else "")

@@ -19,9 +19,16 @@ from mofal.schedule.settings import (
     DriverSettings,
     PoolSettings,
     ScheduleSettings,
-    format_walltime,
 )
-from mofal.schedule.slurm import SlurmCommands, SlurmError, directives, mebibytes, run_command
+from mofal.schedule.slurm import (
+    SlurmCommands,
+    SlurmError,
+    directives,
+    mebibytes,
+    run_command,
+    wanted,
+)
+from mofal.schedule.units import format_walltime, parse_limit
 
 #: One thing looked at: its name, whether it works, what was seen, how to mend it.
 Finding = tuple[str, bool, str, str]
@@ -70,8 +77,8 @@ def doctor_slurm(
     if settings is None:
         return
     accounts = read_accounts()
-    if settings.driver is not None:
-        yield look_at_driver(settings.driver, partitions, accounts)
+    if (driver := settings.effective_driver()) is not None:
+        yield look_at_driver(driver, partitions, accounts)
     for name, pool in settings.effective_pools().items():
         if pool.backend != "slurm":
             continue
@@ -198,21 +205,6 @@ def look_at_names(
     return None
 
 
-def parse_limit(text: str) -> int | None:
-    """Seconds of a limit as SLURM prints it: ``[days-]hours:minutes:seconds``, ``minutes:seconds``,
-    ``minutes``; None where there is none ("infinite", "n/a")."""
-    match = re.fullmatch(r"(?:(\d+)-)?((?:\d+:){0,2}\d+)", text)
-    if match is None:
-        return None
-    fields = [int(field) for field in match[2].split(":")]
-    if match[1]:
-        fields += [0] * (3 - len(fields))  # after days come hours
-    elif len(fields) == 1:
-        fields = [0, *fields, 0]
-    hours, minutes, seconds = [0] * (3 - len(fields)) + fields
-    return int(match[1] or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
-
-
 def look_at_limits(walltime: int, facts: dict[str, str]) -> list[tuple[str, str]]:
     """What is wrong with a partition as such, or a walltime in it: (what, how to mend it)."""
     wrong = []
@@ -294,7 +286,7 @@ def probe_script(pool: PoolSettings, place: Path, address: tuple[str, int], toke
     lines += ["--ntasks=1", "--cpus-per-task=1", "--mem=300M"]
     if pool.gpus:
         lines.append("--gres=gpu:1")
-    lines += pool.job_extra
+    lines = [*wanted(lines, pool.job_skip), *pool.job_extra]
     head = "".join(f"#SBATCH {line}\n" for line in lines)
     body = "".join(f"{line}\n" for line in pool.prologue)
     code = (
@@ -306,7 +298,7 @@ def probe_script(pool: PoolSettings, place: Path, address: tuple[str, int], toke
     from mofal.schedule.jobs import extra_paths
 
     export = f"export PYTHONPATH={shlex.quote(os.pathsep.join(extra_paths()))}\n"
-    return f"#!/bin/bash\n{head}\n{body}{export}exec {command}\n"
+    return f"{pool.shebang}\n{head}\n{body}{export}exec {command}\n"
 
 
 class _Listener:

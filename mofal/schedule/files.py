@@ -24,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mofal.files import write_bytes
+
 #: How a worker ends that lost its scheduler (and may be started again for the next one).
 EXIT_LOST = 75
 #: What a worker says to its job on its pipe: that it is connected, and, with the status above, that
@@ -98,6 +100,11 @@ class Layout:
             self.logs.chmod(0o700)
 
 
+def lock_of(claims: Path, task: str) -> Path:
+    """Held by a worker of a cluster of others as long as it has a task in hand (`foreign.py`)."""
+    return claims / f"{task}.lock"
+
+
 def job_of_worker(worker: str) -> str:
     """Name of the job of worker ``JOB.INDEX.GENERATION`` (see `job.py`)."""
     return worker.rsplit(".", 2)[0]
@@ -114,24 +121,7 @@ def write_json(path: Path, facts: dict[str, Any], *, mode: int = SHARED) -> None
 
 def write_text(path: Path, text: str, *, mode: int = SHARED) -> None:
     """The same for text; a file with `PRIVATE` mode is nobody else's to read at any time."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-    try:
-        fd = os.open(temporary, flags | os.O_EXCL, mode)
-    except FileExistsError:  # of a process of this number that was killed
-        temporary.unlink(missing_ok=True)
-        fd = os.open(temporary, flags | os.O_EXCL, mode)
-    content = text.encode()
-    try:
-        while content:  # a disk that is nearly full takes a part
-            content = content[os.write(fd, content) :]
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    finally:
-        os.close(fd)
-    os.replace(temporary, path)
+    write_bytes(path, text.encode(), mode=mode, durable=False)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -80,7 +80,8 @@ def submit_driver(
     ScheduleError
         sbatch refused.
     """
-    if settings.driver is None:
+    driver = settings.effective_driver()
+    if driver is None:
         raise ConfigError(
             "found no `driver` in the schedule section; expected the job in which the driver "
             "runs, e.g. driver: {partition: long, walltime: 2-00:00:00}"
@@ -90,7 +91,7 @@ def submit_driver(
     Layout(folder).make()
     script = folder / "driver.sh"
     name = f"mofal-driver-{place.name}"
-    text = driver_script(settings.driver, directory=place, command=command, name=name)
+    text = driver_script(driver, directory=place, command=command, name=name)
     write_text(script, text, mode=PRIVATE)  # a prologue may hold a token
     try:
         return (commands or SlurmCommands()).submit(script)

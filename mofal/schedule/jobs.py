@@ -227,7 +227,7 @@ class Jobs:
             "early": early,
             "linger": 60.0 if local else self._settings.linger,
             "tls": self._tls,
-            "interface": settings.interface or self._settings.interface or "",
+            "interface": settings.interface or self._settings.scheduler_interface or "",
             "environment": self.environment(settings, record.pool),
         }
 

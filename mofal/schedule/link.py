@@ -267,14 +267,15 @@ def scheduler_host(settings: ScheduleSettings) -> str:
     ConfigError
         This machine has no such interface, or its name leads to the loopback, where no node is.
     """
-    if settings.interface:
+    interface = settings.scheduler_interface
+    if interface:
         from distributed.utils import get_ip_interface
 
         try:
-            return str(get_ip_interface(settings.interface))
+            return str(get_ip_interface(interface))
         except ValueError as error:
             raise ConfigError(
-                f"found interface {settings.interface!r}, which this machine does not have; "
+                f"found interface {interface!r}, which this machine does not have; "
                 "expected one that `ip -brief address` lists"
             ) from error
     name = socket.gethostname()

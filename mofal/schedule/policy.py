@@ -106,6 +106,11 @@ class TaskQueue(Generic[Item]):
     def __len__(self) -> int:
         return self._size
 
+    @property
+    def priority(self) -> int | None:
+        """Highest priority of what waits, None where nothing does."""
+        return None if not self._buckets else -min(bucket[0] for bucket in self._buckets)
+
     def counts(self) -> dict[str, int]:
         """Number waiting per kind."""
         counts: dict[str, int] = {}
@@ -242,6 +247,8 @@ class PoolView:
         Tasks that wait.
     waiting_seconds
         Their expected work (worker-seconds), None where unknown.
+    borrowable
+        Further workers that wide tasks, waiting or running, could use.
     needs
         Time (s) that a worker must have left to be given any of them: one with less is draining
         and does not count as capacity.
@@ -254,8 +261,50 @@ class PoolView:
     workers_per_job: int = 1
     waiting: int = 0
     waiting_seconds: float | None = None
+    borrowable: int = 0
     needs: float = 0.0
     jobs: Sequence[JobView] = field(default=())
+
+
+class Borrower(NamedTuple):
+    """A wide task that runs.
+
+    Attributes
+    ----------
+    identity
+        Of its attempt.
+    priority
+        Of the task.
+    width
+        Workers that it can use, its own among them.
+    lent
+        Workers that it has borrowed.
+    """
+
+    identity: str
+    priority: int
+    width: int
+    lent: int
+
+
+def borrower(running: Sequence[Borrower], *, waiting: int | None) -> str:
+    """Which wide task an idle worker of their pool is lent to, "" for none.
+
+    What waits goes first if its priority is higher. Of several tasks of one priority the one that
+    has borrowed the smallest part of what it could use is served.
+
+    Parameters
+    ----------
+    running
+        Wide tasks of the pool.
+    waiting
+        Highest priority of what waits in the pool, None where nothing does.
+    """
+    wanting = [task for task in running if task.lent < task.width - 1]
+    if not wanting:
+        return ""
+    best = min(wanting, key=lambda task: (-task.priority, task.lent / task.width))
+    return "" if waiting is not None and waiting > best.priority else best.identity
 
 
 @dataclass(frozen=True)
@@ -291,6 +340,7 @@ def scale(pool: PoolView, *, now: float, idle_time: float, worth: float = 60.0) 
         wanted_for_waiting = min(pool.waiting, max(1, math.ceil(pool.waiting_seconds / worth)))
     # Workers of draining jobs hold places of the pool's maximum until they end.
     most = max(pool.most - draining_busy, 0)
+    wanted_for_waiting += pool.borrowable
     wanted = max(min(busy + wanted_for_waiting, most), min(pool.least, most))
     have = sum(job.workers for job in capacity)
     missing = wanted - have

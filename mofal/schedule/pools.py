@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from mofal.errors import MofalError, ScheduleError
 from mofal.schedule.dispatcher import Dispatcher, Entry
@@ -16,6 +17,9 @@ from mofal.schedule.events import EventLog
 from mofal.schedule.execution import execute_task
 from mofal.schedule.settings import ScheduleSettings
 from mofal.schedule.task import Outcome, Task, function_reference
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 Progress = Callable[[str], None]
 
@@ -112,12 +116,19 @@ class Pools:
         *,
         directory: str | os.PathLike[str],
         progress: Progress | None = None,
+        client: Client | None = None,
     ) -> None:
+        if client is not None:
+            settings = settings.on_client()
         self.settings = settings
         self.directory = Path(directory)
         self._events = EventLog(self.directory)
         self._dispatcher = Dispatcher(
-            settings, directory=self.directory, events=self._events, progress=progress
+            settings,
+            directory=self.directory,
+            events=self._events,
+            progress=progress,
+            client=client,
         )
         self._closed = False
         self._events.write(
@@ -131,6 +142,7 @@ class Pools:
         *,
         directory: str | os.PathLike[str],
         progress: Progress | None = None,
+        client: Client | None = None,
     ) -> Pools:
         """Pools as the `schedule` section of a campaign file says.
 
@@ -142,8 +154,11 @@ class Pools:
             Of the campaign; logs, keys and events go to ``schedule/`` inside.
         progress
             Called with one line of text now and then, from another thread.
+        client
+            A Dask client whose cluster does the work, whatever backend the section names; it
+            stays open.
         """
-        return cls(settings, directory=directory, progress=progress)
+        return cls(settings, directory=directory, progress=progress, client=client)
 
     def __enter__(self) -> Pools:
         return self

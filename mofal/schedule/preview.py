@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mofal.schedule.client import ABSENT
 from mofal.schedule.events import EventLog, schedule_directory
 from mofal.schedule.files import Layout
+from mofal.schedule.jobqueue import describe
 from mofal.schedule.jobs import Jobs
-from mofal.schedule.settings import PoolSettings, ScheduleSettings, format_walltime
+from mofal.schedule.settings import PoolSettings, ScheduleSettings
 from mofal.schedule.simulate import SimulatedPool, SimulationResult, simulate
+from mofal.schedule.units import format_walltime
 
 #: Spread of lengths (of the logarithm) that an estimate assumes.
 ASSUMED_SPREAD = 0.5
@@ -67,8 +70,10 @@ def dry_run(
     """
     pools = settings.effective_pools()
     lines = [f"backend {settings.backend}, {len(pools)} pool{'s' if len(pools) != 1 else ''}"]
-    if settings.backend in ("local", "slurm"):
-        where = settings.interface or (
+    if settings.backend == "client":
+        lines += describe_client(settings)
+    elif settings.backend in ("local", "slurm"):
+        where = settings.scheduler_interface or (
             "the address of this machine's name" if settings.backend == "slurm" else "127.0.0.1"
         )
         tls = "on" if settings.encrypted else "off"
@@ -93,6 +98,8 @@ def dry_run(
                     f"  warning: a walltime of {format_walltime(pool.walltime)} holds few or none "
                     f"of them; expected {format_walltime(10 * item.seconds)} or more: walltime:"
                 )
+        if pool.backend == "client":
+            continue  # how many workers there will be is the cluster's affair
         known = [item for item in own if item.seconds is not None and item.number > 0]
         if known:
             hours, cores, span = _estimate(pool, known)
@@ -103,8 +110,12 @@ def dry_run(
                 f"{_span(span)} if the jobs start at once"
             )
         if pool.backend == "slurm":
+            stated = settings.pools[name].model_copy(update={"backend": "slurm"})
+            lines += [f"  {line}" for line in describe(stated)]
             lines.append(f"  job script ({name}-0):")
             lines += ["    " + line for line in script(settings, name, directory=directory)]
+    if settings.backend == "client":
+        return "\n".join(lines)
     lines += ["", f"in all about {total_hours:.1f} node-hours, {total_cores:.1f} core-hours"]
     if unknown:
         first = min(unknown, key=lambda kind: (kind not in ("label", "train"), kind))
@@ -118,6 +129,17 @@ def dry_run(
             f"{_span(settings.driver.margin)} before its end"
         )
     return "\n".join(lines)
+
+
+def describe_client(settings: ScheduleSettings) -> list[str]:
+    """Where a campaign on the workers of a Dask client would run, and what that leaves open."""
+    lines = [f"Dask cluster at {settings.address or 'the address in its configuration'}; {ABSENT}"]
+    if str(settings.address).startswith("tcp://"):
+        lines.append(
+            "  warning: without TLS whoever reaches the scheduler's port can run code as you; "
+            "expected tls://, and distributed.comm.tls in Dask's configuration"
+        )
+    return lines
 
 
 def script(
@@ -138,7 +160,10 @@ class _Silent(EventLog):
 
 def _describe(name: str, pool: PoolSettings) -> list[str]:
     """What a worker of the pool is."""
-    parts = [f"{pool.workers.min} to {pool.workers.max} workers"]
+    workers = (
+        "the cluster's" if pool.backend == "client" else f"{pool.workers.min} to {pool.workers.max}"
+    )
+    parts = [f"{workers} workers"]
     cores = f"{pool.cores} core{'s' if pool.cores > 1 else ''}"
     if pool.mpi_ranks > 1:
         cores += f" ({pool.mpi_ranks} MPI ranks x {pool.threads} threads)"

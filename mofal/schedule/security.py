@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mofal.errors import DependencyError, ScheduleError
+from mofal.files import write_bytes
 
 if TYPE_CHECKING:
     from distributed.security import Security
@@ -45,12 +46,7 @@ def make_keys(folder: Path) -> None:
     key_text, certificate_text = _new_pair()
     certificate.unlink(missing_ok=True)  # whoever is stopped between the two makes both again
     for path, content in ((key, key_text), (certificate, certificate_text)):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(fd, "wb") as stream:
-            stream.write(content)
-        os.replace(temporary, path)
+        write_bytes(path, content, mode=0o600, durable=False)
     if not _is_private(key) or not _is_private(folder):
         key.unlink(missing_ok=True)
         raise _not_kept(folder)

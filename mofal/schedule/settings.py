@@ -10,72 +10,21 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from mofal.errors import ConfigError
 from mofal.potential.settings import Device
+from mofal.schedule.jobqueue import complete_driver, complete_pool, interface
+from mofal.schedule.units import LEAST_MEMORY, parse_memory, parse_walltime
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_BINARY = {"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-
-#: A worker takes about 60 MB before it has a task, and the keeper takes its share.
-LEAST_MEMORY = 150 * 10**6
 #: What a job's keeper takes of the memory that SLURM gives the job (16 MB, and room).
 KEEPER_MEMORY = 50 * 10**6
-
-
-def parse_memory(value: Any) -> int:
-    """Bytes of "4GB", "4 GiB", "900M" or a plain number of bytes."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(value).upper())
-    if match is None:
-        raise ValueError(f"found {value!r}; expected an amount of memory such as 4GB or 900MiB")
-    number, unit = match.groups()
-    factor = {**_UNITS, **_BINARY}.get(unit)
-    if factor is None:
-        raise ValueError(f"found {value!r}; expected an amount of memory such as 4GB or 900MiB")
-    amount = int(float(number) * factor)
-    if amount < LEAST_MEMORY:
-        raise ValueError(
-            f"found {value!r}, {amount} bytes; expected {LEAST_MEMORY // 10**6}MB or more, which a "
-            "worker takes by itself (4GB, 900MiB), or no memory: at all for no limit"
-        )
-    return amount
-
-
-def parse_walltime(value: Any) -> int:
-    """Seconds of "12:00:00", "2-00:00:00" (days first), "90m", "24h", or a number of seconds.
-
-    Two fields are refused: "30:00" is half an hour to SLURM and to YAML, and thirty hours to most.
-    """
-    text = str(value).strip()
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text)
-    if match is not None:
-        seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
-    else:
-        if short := re.fullmatch(r"(\d+):(\d\d)", text):
-            raise ValueError(
-                f"found {value!r}, which may be hours and minutes or minutes and seconds; expected "
-                f'all fields: "{short[1]}:{short[2]}:00" or "00:{short[1]}:{short[2]}" '
-                "(or 30h, 30m)"
-            )
-        match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?", text)
-        if match is None:
-            raise ValueError(f"found {value!r}; expected a time such as 12:00:00, 2-00:00:00, 24h")
-        days, hours, minutes, rest = (int(part or 0) for part in match.groups())
-        seconds = days * 86400 + hours * 3600 + minutes * 60 + rest
-    if seconds <= 0:
-        raise ValueError(f"found {value!r}; expected a time longer than zero")
-    return int(seconds)
-
-
-def format_walltime(seconds: float) -> str:
-    """``D-HH:MM:SS`` as SLURM reads it."""
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    return f"{days}-{hour:02d}:{minute:02d}:{second:02d}"
 
 
 def cpu_count() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+
+AS_OTHERS = {"gather": "select"}
+"""Kinds of task that are younger than campaign files, and the kind with which they go where a file
+names no pool for them."""
 
 Bytes = Annotated[int, BeforeValidator(parse_memory)]
 Seconds = Annotated[int, BeforeValidator(parse_walltime)]
@@ -164,6 +113,8 @@ class PoolSettings(_Settings):
     workers_per_job: int = Field(1, ge=1)
     prologue: tuple[str, ...] = ()
     job_extra: tuple[str, ...] = ()
+    job_skip: tuple[str, ...] = ()
+    shebang: str = Field("#!/bin/bash", pattern=r"^#![^\n]+$")
     python: str | None = None
     interface: str | None = None
     environment: dict[str, str] = Field(default_factory=dict)
@@ -233,7 +184,13 @@ class ScheduleSettings(_Settings):
     ----------
     backend
         "inline" (in the driver, one after the other), "threads" (in the driver), "local" (processes
-        on this machine), "slurm" (jobs).
+        on this machine), "slurm" (jobs), "client" (workers of a Dask cluster that runs already).
+    address
+        Of the scheduler of backend "client": ``tcp://host:8786``, ``tls://...``, or the path of a
+        scheduler file; None: as Dask's configuration says (``DASK_SCHEDULER_ADDRESS``).
+    resources
+        Names of pools that are resources of workers which backend "client" is still to get; those
+        of workers that are there are found by themselves.
     workers
         Of the default pool, where `pools` is not given; None: one per core.
     pools
@@ -266,7 +223,9 @@ class ScheduleSettings(_Settings):
         Write Dask's performance report of each cycle into ``schedule/performance/`` (needs bokeh).
     """
 
-    backend: Literal["inline", "threads", "local", "slurm"] = "local"
+    backend: Literal["inline", "threads", "local", "slurm", "client"] = "local"
+    address: str | None = None
+    resources: tuple[str, ...] = ()
     workers: int | None = Field(None, ge=1, le=100_000)
     pools: dict[str, PoolSettings] = Field(default_factory=dict)
     tls: bool | None = None
@@ -303,6 +262,15 @@ class ScheduleSettings(_Settings):
     def _consistent(self) -> ScheduleSettings:
         if self.pools and self.workers is not None:
             raise ValueError("found both workers and pools; expected workers inside each pool")
+        if self.backend != "client" and (self.address is not None or self.resources):
+            word = "address" if self.address is not None else "resources"
+            raise ValueError(f"found {word} with backend {self.backend}; expected backend: client")
+        unknown = [name for name in self.resources if name not in self.pools]
+        if unknown:
+            raise ValueError(
+                f"found resources {', '.join(unknown)}, which no pool is called; expected names "
+                f"among pools: ({', '.join(self.pools) or 'none is given'})"
+            )
         if self.backend == "slurm" and not self.pools:
             raise ValueError(
                 "found backend slurm without pools; expected e.g. pools: {cpu: {partition: ...}}"
@@ -321,20 +289,41 @@ class ScheduleSettings(_Settings):
         driver = self.driver
         return pools or bool(driver is not None and (driver.prologue or driver.job_extra))
 
+    def on_client(self) -> ScheduleSettings:
+        """The same work on the workers of a Dask client, whatever backend was meant."""
+        return self.model_copy(update={"backend": "client"})
+
     def effective_pools(self) -> dict[str, PoolSettings]:
-        """The pools with their backends filled in; the one default pool where none is given."""
+        """The pools as they are: with their backends, the one default pool where none is given,
+        and on SLURM with what the user's and the site's `jobqueue.yaml` state."""
+        if self.backend == "client":
+            given = self.pools or {"client": PoolSettings()}
+            return {n: pool.model_copy(update={"backend": "client"}) for n, pool in given.items()}
         default: Literal["local", "slurm"] = "slurm" if self.backend == "slurm" else "local"
         pools = self.pools or {
             "local": PoolSettings(workers=WorkerRange(max=self.workers or cpu_count()))
         }
-        return {
+        found = {
             name: pool if pool.backend else pool.model_copy(update={"backend": default})
             for name, pool in pools.items()
         }
+        return {n: complete_pool(p) if p.backend == "slurm" else p for n, p in found.items()}
+
+    def effective_driver(self) -> DriverSettings | None:
+        """The driver's own job with what `jobqueue.yaml` states of it."""
+        return None if self.driver is None else complete_driver(self.driver)
+
+    @property
+    def scheduler_interface(self) -> str | None:
+        """Network interface of the scheduler: the campaign file's, or that of `jobqueue.yaml`."""
+        slurm = self.backend == "slurm" or any(p.backend == "slurm" for p in self.pools.values())
+        return self.interface or (interface() if slurm else None)
 
     def pool_of(self, kind: str) -> str:
         """Name of the pool that takes tasks of this kind."""
         pools = self.effective_pools()
+        if kind in AS_OTHERS and not any(kind in pool.kinds for pool in pools.values()):
+            return self.pool_of(AS_OTHERS[kind])
         for wanted in (kind, "*"):
             for name, pool in pools.items():
                 if wanted in pool.kinds:

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mofal.schedule.settings import DriverSettings, PoolSettings, format_walltime
+from mofal.schedule.settings import DriverSettings, PoolSettings
+from mofal.schedule.units import format_walltime
 
 #: States of jobs that are over.
 ENDED_STATES = frozenset(
@@ -197,11 +198,34 @@ def worker_script(
     lines.append(f"--nodes={settings.nodes}")
     if settings.gpus:
         lines.append(f"--gres=gpu:{settings.gpus * settings.workers_per_job}")
-    lines += settings.job_extra
+    lines = [*wanted(lines, settings.job_skip), *settings.job_extra]
     head = "".join(f"#SBATCH {line}\n" for line in lines)
     body = "".join(f"{line}\n" for line in settings.prologue)
     command = shlex.join([python, "-m", "mofal.schedule.job", str(spec)])
-    return f"#!/bin/bash\n{head}\n{body}exec {command}\n"
+    return f"{settings.shebang}\n{head}\n{body}exec {command}\n"
+
+
+#: How sbatch, and those who write what it shall not see, abbreviate directives.
+SHORT = {
+    "--job-name=": "-J ",
+    "--output=": "-o ",
+    "--partition=": "-p ",
+    "--account=": "-A ",
+    "--time=": "-t ",
+    "--ntasks=": "-n ",
+    "--cpus-per-task=": "-c ",
+    "--nodes=": "-N ",
+}
+
+
+def wanted(lines: Sequence[str], skip: Sequence[str]) -> list[str]:
+    """Directives without those that contain what is to be skipped, long or abbreviated."""
+
+    def forms(line: str) -> list[str]:
+        short = [line.replace(a, b, 1) for a, b in SHORT.items() if line.startswith(a)]
+        return [f"#SBATCH {form}" for form in (line, *short)]
+
+    return [e for e in lines if not any(part in form for part in skip for form in forms(e))]
 
 
 class SlurmThread:

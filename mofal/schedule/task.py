@@ -47,6 +47,9 @@ class Task:
         Higher first, before `cost`.
     resumable
         The function checkpoints and continues where it stopped: walltime may cut it.
+    width
+        Workers that it can use at a time, its own among them: what it computes inside
+        `mofal.schedule.spread` is computed by all that its pool can lend it.
     """
 
     kind: str
@@ -57,6 +60,7 @@ class Task:
     cost: float | None = None
     priority: int = 0
     resumable: bool = False
+    width: int = 1
 
     @property
     def name(self) -> str:

@@ -46,6 +46,19 @@ def test_open__lazy_over_all_cycles(finished: Path) -> None:
     assert "small" in repr(view)
     assert view.walks.sizes["walk"] == 2
     assert (view.attempts["status"].values == "converged").all()
+    traces = view.traces
+    assert set(traces["walk_index"].values.tolist()) == {0, 1}
+    assert set(traces["system"].values) == {"defective"}
+    predictions = view.predictions
+    assert predictions["predicted_forces"].chunks is not None
+    table = predictions[["model", "judged", "cycle"]].to_dataframe()
+    expected = {("model-000", "held out"), ("model-001", "held out"), ("control-001", "held out")}
+    assert set(zip(table["model"], table["judged"])) == {*expected, ("model-000", "proposed")}
+    mine = np.flatnonzero(
+        (predictions["model"].values == "model-000") & (predictions["judged"].values == "proposed")
+    )
+    forces = mofal.data.select(predictions, mine)["predicted_forces"].values
+    np.testing.assert_array_equal(forces, view.proposal(1)["predicted_forces"].values)
 
 
 def test_training_set__holds_crystals_and_clusters_of_one_level(finished: Path) -> None:

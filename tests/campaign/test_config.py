@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mofal.campaign.directory import write_config
 from mofal.campaign.examples import example_names, example_text
 from mofal.campaign.loading import differences, dump_config, load_config, parse_config
 from mofal.commands.init import write_example
+from mofal.dynamics.settings import WalkSettings
 from mofal.errors import ConfigError
 
 GOOD: dict[str, Any] = {
@@ -221,3 +223,15 @@ def test_write_config__tokens_are_nobody_elses_to_read(
     file = tmp_path / "campaign.yaml"
     assert load_config(file) == config
     assert stat.S_IMODE(file.stat().st_mode) == (0o600 if private else 0o666 & ~umask)
+
+
+def test_exploration__has_every_condition_of_a_walk() -> None:
+    """A file reaches all of them, with the same defaults."""
+    found = parse_config(GOOD).exploration
+    assert set(type(found).model_fields) == {f.name for f in fields(WalkSettings)} | {"walks"}
+    assert found.walk_settings() == WalkSettings()
+    changed = parse_config({**GOOD, "exploration": {"sample_every": 5, "checkpoint_every": 20}})
+    settings = changed.exploration.walk_settings()
+    assert (settings.sample_every, settings.checkpoint_every) == (5, 20)
+    assert changed.identity() != parse_config(GOOD).identity()
+    assert "sample_every" not in parse_config(GOOD).deciding()["exploration"]

@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tblite.ase import TBLite
 
+from mofal import Campaign
 from mofal.campaign.directory import Site
 from mofal.campaign.examples import seed_place
 from mofal.campaign.given import example_labels
-from mofal.campaign.loading import parse_config
+from mofal.campaign.loading import dump_config, parse_config
 from mofal.campaign.prepare import examine
 from mofal.commands.hold import hold_file
-from mofal.data import open_group
+from mofal.data import open_group, select, to_atoms
+from mofal.data.documents import parse_yaml
 from mofal.dynamics.holding import survival
 from mofal.errors import ConfigError
 
@@ -75,3 +78,53 @@ def test_survival__is_a_poisson_rate() -> None:
     once = survival(np.full(10, 5000.0), np.arange(10) == 0)
     assert once.low == pytest.approx(np.exp(-5.572 / 50), abs=1e-4)
     assert once.high == pytest.approx(np.exp(-0.02532 / 50), abs=1e-4)
+
+
+# ---------------------------------------------------------------------------------- several sources
+def test_seed_data__sources_are_learnt_together_and_divided_as_they_say(tmp_path: Path) -> None:
+    whole = open_group(seed_place("uio66-gfn1") / "labels.zarr").load()
+    content = campaign(
+        cycles=0,
+        systems={"p": {"build": "S_pr", "cell": "primitive"}},
+        seed_data=[
+            {"example": "uio66-gfn1", "frames": 6},
+            {"perturbed": {"system": "p", "frames": 1}},
+        ],
+        potential={"architecture": "tiny", "start": START},
+        schedule={"backend": "inline"},
+    )
+    config = parse_config(content)
+    assert parse_config(parse_yaml(dump_config(config), where="c").content) == config
+    Campaign(config, directory=tmp_path / "out").run()
+    site = Site(tmp_path / "out")
+    data = site.training_set(0, whole=True)
+    taken = example_labels(config.seed_sources[0], None)
+    assert data.sizes["structure"] == taken.sizes["structure"] + 1
+    given = dict(zip(whole["structure_id"].values, whole["split"].values))
+    split = dict(zip(data["structure_id"].values, data["split"].values))
+    assert all(split[s] == given[s] for s in taken["structure_id"].values)
+    assert set(split.values()) <= {"train", "validation"}
+    new = select(data, [s not in given for s in data["structure_id"].values])
+    drawn = to_atoms(new, 0)
+    drawn.calc = TBLite(method="GFN1-xTB", verbosity=0)
+    assert abs(drawn.get_forces() - new["forces"].values).max() < 1e-3
+
+
+def test_seed_data__a_mistake_is_placed_in_its_source() -> None:
+    for source, words in (
+        ({"perturbed": {"system": "q"}}, "seed_data.perturbed.system names the system 'q'"),
+        ({"perturbd": {"system": "d"}}, "unknown key seed_data.1.perturbd; did you mean"),
+        ({"example": "x"}, "seed_data.1: no example seed is called 'x'"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            parse_config(campaign(seed_data=[{"example": "uio66-gfn1"}, source]))
+    with pytest.raises(ConfigError, match="empty list"):
+        parse_config(campaign(seed_data=[]))
+
+
+def test_seed_data__one_source_is_the_campaign_that_it_was() -> None:
+    one = parse_config(campaign())
+    assert (
+        parse_config(campaign(seed_data=[{"example": "uio66-gfn1"}])).identity() == one.identity()
+    )
+    assert "more_seed_data" not in one.deciding()

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mofal.campaign.steps import label
 from mofal.campaign.steps.label import local_schedule
 from mofal.cli import main
 from mofal.data import read, to_atoms
@@ -164,10 +165,8 @@ def test_label__quantum_mechanics(tmp_path: Path) -> None:
 
 
 def test_local_schedule__ranks_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    import mofal.schedule.settings as settings
-
     pytest.importorskip("gpaw")
-    monkeypatch.setattr(settings, "cpu_count", lambda: 8)
+    monkeypatch.setattr(label, "cpu_count", lambda: 8)
     assert local_schedule(None, ["gfn1-xtb"]).workers == 8
     assert local_schedule(None, ["gfn1-xtb", "gpaw:lcao?ranks=4"]).workers == 2
     assert local_schedule(None, ["gpaw:lcao?ranks=16"]).workers == 1
@@ -256,7 +255,6 @@ def test_label__what_cannot_hold_a_label(
 def test_local_schedule__side_by_side_must_fit_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mofal.reference import gpaw_memory
 
     file = tmp_path / "x.extxyz"
     waters(file, 2)
@@ -265,7 +263,7 @@ def test_local_schedule__side_by_side_must_fit_into_memory(
     if reference.paw_data is None:
         pytest.skip("no PAW data")
     one = max(reference.cost(a).memory_GB for a in to_atoms(structures))
-    monkeypatch.setattr("mofal.schedule.settings.cpu_count", lambda: 8)
+    monkeypatch.setattr(label, "cpu_count", lambda: 8)
     for there, workers in ((100.0, 8), (3.5, 3), (0.5, 1)):
-        monkeypatch.setattr(gpaw_memory, "machine_memory_bytes", lambda t=there: t * one * 1e9)
+        monkeypatch.setattr(label, "machine_memory_bytes", lambda t=there: t * one * 1e9)
         assert local_schedule(None, ["gpaw:lcao"], structures).workers == workers

@@ -114,7 +114,7 @@ def test_match__tables_are_those_of_an_independent_comparison(
     assert small["core"] > 50
     assert large["core"] < 1e-6
     assert large["larger_than_parent"]
-    assert large["formate"] == pytest.approx(0, abs=1e-6)
+    assert large["defect"] == pytest.approx(0, abs=1e-6)
     said = found[PAIRS]["verdict"]
     cheap = min((r for r in (partial, large) if r["core"] <= 50), key=lambda r: r["cost"])
     assert said["candidate"] in (partial["candidate"], large["candidate"])
@@ -152,7 +152,7 @@ def test_match__quantum_mechanics(tmp_path: Path, capsys: pytest.CaptureFixture[
     # the formate, which is whole in it.
     assert status == 1
     assert small["core"] > 100
-    assert small["formate"] < 0.5 * small["elements"]["C"]
+    assert small["defect"] < 0.5 * small["elements"]["C"]
     text = found["gfn1-xtb"]["verdict"]["text"]
     assert text.startswith("none closes within 100 meV/Å; the best is shells=0")
     assert "noise floor 25" in text
@@ -332,7 +332,9 @@ def test_weighted__as_forces_matched_by_distance(tmp_path: Path) -> None:
         ),
     )
     cores = random_cores(ds, blocks, n=7, seed=0)
-    clusters = weighted(site, cut(ds, blocks, cores)[0], blocks)
+    cut_out, _ = cut(ds, blocks, cores)
+    assert weighted(cut_out, blocks, None) is cut_out
+    clusters = weighted(cut_out, blocks, site.config.weights)
     begin = np.concatenate([[0], np.cumsum(clusters["n_atoms"].values)])
     found = 0
     for k, (a, b) in enumerate(pairwise(begin)):

@@ -132,7 +132,7 @@ def test_rank__mean_without_hydrogen():
 def test_rank__calibrated_score():
     frames, by_system = _frames()
     error = np.abs(_noise(frames))
-    scores = scores_of(frames, _noise(frames, 1)).assign(calibrated_score=("atom", error))
+    scores = scores_of(frames, _noise(frames, 1)).assign(error_bound=("atom", error))
     ranked = rank(frames, scores, by_system, ranking="calibrated_score")
     largest = _block_values(frames, by_system, error, lambda atoms, v: v[atoms].max())
     assert _pairs(ranked) == sorted(largest, key=lambda p: -largest[p])
@@ -539,7 +539,7 @@ def test_select__features_cover_calibrated_scores():
         atom = k * 106 + int(atoms_of(blocks, 0)[10])
         error[atom], likely[atom], x[atom] = 1.0 - 0.1 * k, -80.0, 9.0
     error[106 + int(atoms_of(blocks, 2)[0])] = 0.5
-    scores = scores_of(frames, likely).assign(calibrated_score=("atom", error))
+    scores = scores_of(frames, likely).assign(error_bound=("atom", error))
     cores = select(
         frames,
         scores,
@@ -698,7 +698,7 @@ def test_select__errors_name_what_is_wrong():
         (
             lambda: rank(frames, scores, by_system, ranking="calibrated_score"),
             DataError,
-            "no 'calibrated_score'",
+            "no 'error_bound'",
         ),
         (
             lambda: select(frames, scores, by_system, n=1, features=x.isel(atom=slice(9))),
@@ -708,7 +708,7 @@ def test_select__errors_name_what_is_wrong():
         (
             lambda: select(
                 frames,
-                scores.rename(log_likelihood="calibrated_score"),
+                scores.rename(log_likelihood="error_bound"),
                 by_system,
                 n=1,
                 features=x,

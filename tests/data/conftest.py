@@ -7,7 +7,7 @@ import pytest
 def _no_waiting_for_the_disk(request, monkeypatch):
     """Flushing changes no result and takes most of the time; tests of it say `flushes`."""
     if "flushes" not in request.fixturenames:
-        monkeypatch.setattr("mofal.data.files._flush", lambda path: None)
+        monkeypatch.setattr("mofal.files._flush", lambda path: None)
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ def flushes(monkeypatch):
     """Paths in the order in which they were flushed or renamed."""
     import os
 
-    from mofal.data import files
+    from mofal import files
 
     order: list[tuple[str, str]] = []
     flush, rename, replace = files._flush, os.rename, os.replace

@@ -31,7 +31,7 @@ from tests.helpers import assert_same_bits, chunked
 START = """
     import resource, sys, time
     import dask, dask.array as da, numpy as np, xarray as xr
-    import mofal.data.files, mofal.data.store
+    import mofal.files, mofal.data.store
     from mofal.data import write_group, write_json
     from mofal.errors import StoreError
 
@@ -78,7 +78,7 @@ KILLS = {
         write()
     """,
     "before the rename": """
-        mofal.data.files.os.rename = lambda *a: ready()
+        mofal.files.os.rename = lambda *a: ready()
         write()
     """,
 }

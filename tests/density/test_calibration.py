@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mofal.density import ErrorBound, PerElementDensity, QuantileScale
+from mofal.density.conformal import coverage
 from mofal.errors import DataError
 from tests.density.mixtures import blobs
 from tests.helpers import raise_if_dask_computes
@@ -201,3 +202,52 @@ def test_error_bound__what_cannot_be_promised():
     fitted = ErrorBound(0.8).fit(q, e, s)
     with pytest.raises(DataError, match="no labelled atom"):
         fitted.coverage_on([0.5], [np.nan], [0])
+
+
+# ------------------------------------------------------------------ a bound kept with the density
+def _labelled(seed: int, n_structures: int, density_rows: bool = False):
+    """Features, labels, force errors and structures: the error grows with the distance from 0."""
+    rng = np.random.default_rng(seed)
+    index = np.repeat(np.arange(n_structures), 20)
+    width = rng.uniform(0.5, 2.0, size=n_structures)[index]
+    x = rng.normal(size=(index.size, 3)) * width[:, None]
+    error = np.abs(rng.normal(size=index.size)) * 0.1 * np.exp(0.3 * np.linalg.norm(x, axis=1))
+    return x, np.where(np.arange(index.size) % 3 == 0, 8, 6), error, index
+
+
+def test_bound_errors__holds_as_often_as_stated_and_survives_the_disk(tmp_path):
+    x, z, _, _ = _labelled(0, 60)
+    density = PerElementDensity(2, random_state=0).fit(x, z)
+    a, za, error, index = _labelled(1, 200)
+    before = density.density_hash
+    density.calibrate(
+        a[:400], za[:400]
+    )  # quantiles of other rows are not what the bound is made on
+    density.bound_errors(a, za, error, index, coverage=0.8)
+    b, zb, fresh, where = _labelled(2, 400)
+    likelihood = density.score_samples(b, zb)
+    found = density.error_bound(likelihood, zb)
+    met = coverage(found, fresh, where, stated=0.8)
+    assert 0.75 < met.atoms < 0.9
+    assert met.n_structures == 400
+    own = ErrorBound(0.8).fit(
+        density.training_quantiles_.transform(density.score_samples(a, za), za), error, index
+    )
+    np.testing.assert_array_equal(
+        found, own.predict(density.training_quantiles_.transform(likelihood, zb))
+    )
+    density.save(tmp_path / "density.zarr")
+    again = PerElementDensity.load(tmp_path / "density.zarr")
+    assert again.density_hash == before
+    np.testing.assert_array_equal(again.error_bound(likelihood, zb), found)
+    np.testing.assert_array_equal(again.quantile(likelihood, zb), density.quantile(likelihood, zb))
+    assert np.isinf(again.error_bound(again.score_samples(b[:1], [1]), np.array([1])))[0]
+
+
+def test_bound_errors__too_few_structures_and_none_at_all():
+    x, z, error, index = _labelled(0, 16)
+    density = PerElementDensity(1, random_state=0).fit(x, z)
+    with pytest.raises(DataError, match="keeps no bound"):
+        density.error_bound(np.zeros(1), np.array([6]))
+    with pytest.raises(DataError, match=r"found 16 labelled structures.*needs at least 18"):
+        density.bound_errors(x, z, error, index)

@@ -8,7 +8,7 @@ import pytest
 from mofal.density import kernels
 from mofal.density.em import maximise
 from mofal.density.kernels import Evaluator
-from mofal.density.parameters import COVARIANCE_TYPES
+from mofal.density.parameters import COVARIANCE_TYPES, make
 from mofal.density.scoring import evaluator_of, log_likelihood_rows, responsibility_rows
 from tests.density.mixtures import draw, exact_log_likelihood, random_parameters, relative_error
 
@@ -24,7 +24,15 @@ def counted(monkeypatch):
         pairs.append(entries.rows.size)
         return entries
 
+    sparse = kernels.evaluate_pairs
+
+    def spy_on_sparse(*args):
+        found = sparse(*args)
+        pairs.append(found.rows.size)
+        return found
+
     monkeypatch.setattr(kernels, "evaluate_entries", spy)
+    monkeypatch.setattr(kernels, "evaluate_pairs", spy_on_sparse)
     return pairs
 
 
@@ -72,7 +80,8 @@ def test_evaluate__far_rows_take_the_whole_block(kind, counted):
     x[::20] *= 1e5
     exact = exact_log_likelihood(p, x)
     assert relative_error(log_likelihood_rows(evaluator_of(p), x), exact) < 1e-10
-    assert not counted
+    # Full covariances are evaluated by pairs all the same, all of those of the rows far out.
+    assert 20 * 150 < sum(counted) < 0.1 * 20 * 3000 if kind == "full" else not counted
     x[7] = 1e200
     scores = log_likelihood_rows(evaluator_of(p), x)
     assert scores[7] == -np.inf
@@ -109,3 +118,59 @@ def test_evaluate__one_row_and_rows_that_are_not_finite(counted):
     x[2500, 3] = np.nan
     with pytest.raises(ValueError, match="row 2500 contains NaN"):
         log_likelihood_rows(evaluator_of(p), x)
+
+
+# ------------------------------------------------------------------ components of ordinary shape
+def _ordinary(n_components: int = 24, n_features: int = 6, *, n: int = 3000):
+    """Covariances L Lᵀ with L = 1 + 0.4 N(0, 1): some fit the product form, some do not."""
+    rng = np.random.default_rng(3)
+    k, d = n_components, n_features
+    means = 6.0 * rng.normal(size=(k, d)) + 50.0
+    lower = np.eye(d) + 0.4 * rng.normal(size=(k, d, d))
+    p = make("full", rng.dirichlet(np.full(k, 5.0)), means, lower @ np.swapaxes(lower, 1, 2))
+    return p, draw(p, n)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_evaluate__ordinary_shapes_by_pairs_of_both_forms(weighted, counted):
+    """Scores against 80 bits, parameters against all pairs in the stable form."""
+    p, x = _ordinary()
+    w = np.random.default_rng(0).uniform(0.5, 2.0, size=3000) if weighted else None
+    e = Evaluator([p], evaluator_of(p).basis)
+    assert 0 < e.n_product < 24  # both kinds are gathered
+    assert relative_error(log_likelihood_rows(e, x), exact_log_likelihood(p, x)) < 1e-12
+    found = []
+    for form in ("auto", "stable"):
+        e = Evaluator([p], evaluator_of(p).basis, form=form)
+        statistics = e.new_statistics()
+        e.evaluate(x, weights=w, statistics=statistics)
+        found.append((statistics, maximise(e, 0, statistics, np.zeros(6))))
+    assert 3000 <= counted[-1] < 0.1 * 24 * 3000
+    (a, pa), (b, pb) = found
+    assert a.weight == pytest.approx(b.weight)
+    assert a.log_likelihood[0] == pytest.approx(b.log_likelihood[0], rel=1e-12)
+    for name in ("weights", "means", "covariances"):
+        np.testing.assert_allclose(getattr(pa, name), getattr(pb, name), rtol=1e-8, atol=1e-12)
+
+
+def test_evaluate__ordinary_shapes_of_two_models_with_rows_far_out(counted):
+    """A row for which the product form says nothing is met by every component of every model."""
+    p, x = _ordinary()
+    x[7] = 1e200
+    x[11] = 1e7
+    other = make("full", p.weights[::-1], p.means + 0.2, p.covariances)
+    both = Evaluator([p, other], evaluator_of(p).basis)
+    out = np.empty((2, 3000))
+    statistics = both.new_statistics()
+    both.evaluate(x, out=out, statistics=statistics)
+    assert counted
+    for row, model in zip(out, both.models):
+        exact = exact_log_likelihood(model, x)
+        assert row[7] == -np.inf
+        kept = np.arange(3000) != 7
+        assert relative_error(row[kept], exact[kept]) < 1e-10
+    assert np.isfinite(statistics.product).all()
+    assert np.isfinite(statistics.stable).all()
+    x[2100, 2] = np.inf
+    with pytest.raises(ValueError, match="row 2100 contains NaN or infinity"):
+        both.evaluate(x, out=out)

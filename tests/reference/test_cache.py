@@ -26,8 +26,9 @@ from mofal.data import (
     write_group,
 )
 from mofal.errors import DataError, StoreError
+from mofal.files import write_bytes
 from mofal.frameworks import find_blocks
-from mofal.reference import LabelCache, files, gather, get_reference, label_one, structure_id_of
+from mofal.reference import LabelCache, gather, get_reference, label_one, structure_id_of
 from mofal.reference import cache as cache_module
 from mofal.reference.cache import decode, encode
 from tests.clusters.common import cores_of
@@ -288,7 +289,7 @@ def test_label_one__full_disk_names_the_record(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as disk:
-        disk.setattr(files.os, "fsync", full)
+        disk.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left on device") as caught:
             label_one(molecule("H2O"), "gfn1-xtb", directory=tmp_path)
     assert caught.value.errno == errno.ENOSPC
@@ -298,15 +299,15 @@ def test_label_one__full_disk_names_the_record(tmp_path, monkeypatch):
     assert [f for f in tmp_path.rglob("*") if f.is_file()] == [Path(caught.value.filename)]
 
 
-def test_write_atomic__file_that_is_too_large(tmp_path):
+def test_write_bytes__file_that_is_too_large(tmp_path):
     """The kernel refuses to write beyond a limit: a real error of a real write."""
     file = tmp_path / "energies.json"
-    files.write_atomic(file, b"before")
+    write_bytes(file, b"before")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
         with pytest.raises(OSError) as caught:
-            files.write_atomic(file, bytes(1000))
+            write_bytes(file, bytes(1000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (caught.value.errno, caught.value.filename) == (errno.EFBIG, str(file))

@@ -7,11 +7,12 @@ import stat
 
 import pytest
 
-from mofal.reference.files import write_atomic, write_new
+from mofal.files import write_bytes
+from mofal.reference.files import write_new
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
-@pytest.mark.parametrize("write", [write_atomic, write_new])
+@pytest.mark.parametrize("write", [write_bytes, write_new])
 def test_write__umask_holds(tmp_path, umask, write):
     before = os.umask(umask)
     try:

@@ -159,3 +159,37 @@ def chatter(*, megabytes: int) -> dict[str, Any]:
         sys.stderr.write(line.decode())
     print("the end", flush=True)
     return {}
+
+
+def hold(*, output: str, until: str, trace: str = "") -> None:
+    """Keep a worker busy until a file is there."""
+    note(trace, f"start {Path(output).name} {os.getpid()}")
+    while not Path(until).exists():
+        time.sleep(0.05)
+    write(output)
+
+
+def nap(seconds: float) -> int:
+    """One task of a graph: sleep, and say where."""
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def wide(*, output: str, number: int = 12, rounds: int = 1, trace: str = "") -> dict[str, Any]:
+    """Graphs of naps, one after the other, each with what is kept from the one before."""
+    import dask
+
+    from mofal.schedule import spread
+
+    note(trace, f"start {Path(output).name} {os.getpid()}")
+    pids: list[int] = []
+    with spread() as shared:
+        kept = dask.delayed(nap, pure=False)(0.0).persist()
+        for _ in range(rounds):
+            parts = [dask.delayed(nap, pure=False)(0.1 + 0 * k) for k in range(number)]
+            kept = dask.delayed(max)(kept, *parts).persist()
+            pids += dask.compute(*parts)
+            kept.compute()
+    write(output, json.dumps({"pids": pids, "own": os.getpid(), "shared": shared}))
+    note(trace, f"durable {Path(output).name} {os.getpid()}")
+    return {"processes": len(set(pids)), "own": os.getpid() in pids, "shared": shared}

@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -345,6 +346,7 @@ def test_local__a_pool_that_dies_on_arrival_is_given_up(tmp_path):
 _DRIVER = """
 import sys
 from pathlib import Path
+from typing import Any
 from tests.schedule import tasks
 from mofal.schedule import Pools, ScheduleSettings, Task
 folder = Path(sys.argv[1])
@@ -633,3 +635,82 @@ def test_local__messages_that_are_lost_and_a_scheduler_that_is_stuck(tmp_path, m
         (fourth,) = p.as_completed(handles, timeout=60)
         assert fourth.ok
     assert any("does not answer" in line for line in said)
+
+
+# ---------------------------------------------------------------------------------- wide tasks
+def _wide(folder: Path, *, width: int = 3, priority: int = 5, **kwargs: Any) -> Task:
+    path = folder / "wide.json"
+    arguments = {"output": str(path), **kwargs}
+    return Task("density", "wide", tasks.wide, arguments, path, priority=priority, width=width)
+
+
+def test_local__a_wide_task_borrows_idle_workers_and_gives_them_back(tmp_path: Path) -> None:
+    """Its graphs go to workers of its pool that have nothing else, and those get nothing else."""
+    trace = tmp_path / "trace"
+    settings = ScheduleSettings.model_validate(
+        {
+            "backend": "local",
+            "pools": {
+                "cpu": {"kinds": ["*"], "workers": 3},
+                "other": {"kinds": ["train"], "workers": 1},
+            },
+        }
+    )
+    with Pools.from_settings(settings, directory=tmp_path) as pools:
+        path, until = tmp_path / "0000.json", str(tmp_path / "wide.json")
+        arguments = {"output": str(path), "until": until, "trace": str(trace)}
+        first = pools.submit(Task("label", "0000", tasks.hold, arguments, path))
+        # A worker of another pool has nothing to do with it.
+        other = pools.submit(Task("train", "pid", tasks.environment, {"names": []}))
+        _until(lambda: trace.exists())
+        wide = pools.submit(_wide(tmp_path, rounds=4, trace=str(trace)))
+        # Less urgent than the wide task: it waits although a worker will be idle.
+        late = [pools.submit(t) for t in _labels(tmp_path, 2, start=1, trace=str(trace))]
+        outcomes = {o.task.key: o for o in pools.as_completed([first, other, wide, *late])}
+    assert all(o.ok for o in outcomes.values()), [o.reason for o in outcomes.values()]
+    found = json.loads((tmp_path / "wide.json").read_text())
+    assert found["shared"]
+    assert len(set(found["pids"])) == 2  # its own worker and the idle one, not the label's
+    assert found["own"] in found["pids"]
+    lines = [line.split() for line in trace.read_text().splitlines()]
+    busy = next(int(words[2]) for words in lines if words[1] == "0000.json")
+    assert busy not in found["pids"]
+    order = [words[:2] for words in lines]
+    borrowed = next(pid for pid in found["pids"] if pid != found["own"])
+    late_on = {int(words[2]) for words in lines if words[1] in ("0001.json", "0002.json")}
+    if borrowed in late_on:
+        first_late = next(
+            i for i, w in enumerate(lines) if w[0] == "start" and int(w[2]) == borrowed
+        )
+        assert order.index(["durable", "wide.json"]) < first_late
+    assert any(e["event"] == "lent" for e in read_events(tmp_path))
+
+
+def test_local__a_wide_task_whose_worker_or_lent_worker_is_killed(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    with Pools.from_settings(_settings(workers=3), directory=tmp_path) as pools:
+        wide = pools.submit(_wide(tmp_path, rounds=12, trace=str(trace)))
+
+        def lent() -> list[str]:
+            return [e["worker"] for e in read_events(tmp_path) if e["event"] == "lent"]
+
+        _until(lambda: len(lent()) == 2)
+        time.sleep(0.3)
+        own = int(trace.read_text().split()[2])
+        borrowed = [pid for pid in _workers(tmp_path) if pid != own]
+        os.kill(borrowed[0], signal.SIGKILL)  # its part is done again elsewhere
+        time.sleep(0.6)
+        os.kill(own, signal.SIGKILL)  # the task begins anew
+        (outcome,) = pools.as_completed([wide])
+    assert outcome.status == "done"
+    assert _starts(trace) == {"wide.json": 2}
+    assert len(set(json.loads((tmp_path / "wide.json").read_text())["pids"])) >= 2
+
+
+@pytest.mark.parametrize("backend", ["inline", "threads"])
+def test_wide__elsewhere_its_graphs_run_in_its_own_process(backend: str, tmp_path: Path) -> None:
+    with Pools.from_settings(
+        ScheduleSettings(backend=backend, workers=2), directory=tmp_path
+    ) as pools:
+        (outcome,) = pools.run([_wide(tmp_path, number=2)])
+    assert outcome.summary == {"processes": 1, "own": True, "shared": False}

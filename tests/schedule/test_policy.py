@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from mofal.schedule.policy import (
+    Borrower,
     Estimator,
     JobView,
     PoolView,
+    Scaling,
     TaskQueue,
+    borrower,
     look_ahead,
     scale,
     stagger,
@@ -221,3 +224,37 @@ def test_stagger__spreads_evenly():
     assert min(ends) == 0.0
     assert max(ends) < 10.0
     assert np.diff(np.sort(ends)).max() == pytest.approx(0.625)
+
+
+# ---------------------------------------------------------------------------------- wide tasks
+def test_scale__jobs_are_asked_for_what_a_wide_task_could_borrow():
+    """However little waits besides; never more than the pool may have."""
+    running = JobView("a", busy=1)
+    pool = PoolView(least=0, most=4, borrowable=2, jobs=(running,))
+    assert scale(pool, now=0.0, idle_time=30.0).submit == 2
+    pool = PoolView(least=0, most=2, borrowable=7, jobs=(running,))
+    assert scale(pool, now=0.0, idle_time=30.0).submit == 1
+    # What is lent counts as busy: it is not given back while the task runs.
+    lent = JobView("b", busy=1, idle_since=None)
+    pool = PoolView(least=0, most=4, jobs=(running, lent))
+    assert scale(pool, now=1e6, idle_time=30.0) == Scaling()
+
+
+def test_borrower__by_priority_and_then_by_what_it_has():
+    few, many = Borrower("few", 5, 4, 0), Borrower("many", 5, 4, 2)
+    assert borrower([many, few], waiting=None) == "few"
+    assert borrower([many, few], waiting=5) == "few"  # it has begun
+    assert borrower([many, few], waiting=6) == ""
+    assert borrower([few, Borrower("urgent", 9, 2, 0)], waiting=6) == "urgent"
+    assert borrower([Borrower("full", 5, 3, 2), Borrower("narrow", 5, 1, 0)], waiting=None) == ""
+    assert borrower([], waiting=None) == ""
+
+
+def test_queue__priority_of_what_waits():
+    queue = TaskQueue[str]()
+    assert queue.priority is None
+    queue.push("a", kind="label", priority=3)
+    queue.push("b", kind="walk", priority=7)
+    assert queue.priority == 7
+    queue.pop(Estimator())
+    assert queue.priority == 3

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from mofal.errors import ConfigError
 from mofal.schedule import PoolSettings, ScheduleSettings
-from mofal.schedule.settings import format_walltime, parse_memory, parse_walltime
+from mofal.schedule.units import format_walltime, parse_memory, parse_walltime
 
 
 @pytest.mark.parametrize(
@@ -113,3 +113,12 @@ def test_pool_settings__number_of_workers_is_the_most():
     pool = PoolSettings.model_validate({"workers": 5})
     assert (pool.workers.min, pool.workers.max) == (0, 5)
     assert PoolSettings(threads=4, mpi_ranks=8).cores == 32
+
+
+def test_pool_of__a_kind_younger_than_the_file_goes_where_selection_goes() -> None:
+    pools = {"gpu": {"kinds": ["*"]}, "cpu": {"kinds": ["select", "sample"]}}
+    settings = ScheduleSettings.model_validate({"backend": "local", "pools": pools})
+    assert settings.pool_of("gather") == "cpu"
+    assert settings.pool_of("density") == "gpu"
+    pools["disk"] = {"kinds": ["gather"]}
+    assert ScheduleSettings.model_validate({"pools": pools}).pool_of("gather") == "disk"

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
 import mofal
+from mofal.campaign.plan import ready
+from mofal.campaign.steps import expand
 from mofal.cli import main
-from mofal.schedule import read_events, read_status
+from mofal.density import PerElementDensity
+from mofal.schedule import Pools, ScheduleSettings, read_events, read_status
+from tests.campaign.generated import pid_of, prepare_density
 
 from . import tasks
 from .campaigns import command, compare, records, write_campaign
 from .chaos import Chaos
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -118,3 +126,41 @@ def test_benchmarks__run_at_their_tiny_size(monkeypatch, capsys):
     assert chaos(["--size", "tiny"]) == 0
     assert "1 of 1 runs ended as if nothing had happened" in capsys.readouterr().out
     assert "schedule_chaos" in sys.modules
+
+
+def test_density__wide_on_slurm_and_killed_once_is_that_of_one_process(
+    session_lab, tmp_path, until, monkeypatch
+):
+    """To the bit: the shards decide, and not who worked on them."""
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, session_lab.environment[name])
+    session_lab.restore()
+    pool = {"kinds": ["*"], "partition": "cpu", "workers": 3, "memory": "700MB", "walltime": "10m"}
+    settings = {
+        "inline": {"backend": "inline"},
+        "slurm": {
+            "backend": "slurm",
+            "interface": "lo",
+            "poll_interval": 1.0,
+            "pools": {"cpu": {**pool, "environment": {"PYTHONPATH": str(ROOT)}}},
+        },
+    }
+    hashes = {}
+    for backend, content in settings.items():
+        site = prepare_density(tmp_path / backend, in_memory=4000, structures=600)
+        step = next(s for s in ready(site.steps(), site.exists) if s.stage == "density")
+        schedule = ScheduleSettings.model_validate(content)
+        with Pools(schedule, directory=site.root) as pools:
+            (handle,) = [pools.submit(task) for task in expand(site, step)]
+            if backend == "slurm":
+                note = site.work("progress", "density-001.txt")
+                until(lambda note=note: note.exists() and "iteration" in note.read_text())
+                started = [e["worker"] for e in read_events(site.root) if e["event"] == "start"]
+                os.kill(pid_of(started[0], site.root), signal.SIGKILL)
+            (outcome,) = pools.as_completed([handle])
+        assert outcome.status == "done", outcome.reason
+        hashes[backend] = PerElementDensity.load(site.path("cycle-001/density.zarr")).density_hash
+    assert hashes["inline"] == hashes["slurm"]
+    events = [e["event"] for e in read_events(tmp_path / "slurm")]
+    assert events.count("start") == 2
+    assert "lent" in events

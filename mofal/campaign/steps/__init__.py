@@ -44,12 +44,20 @@ def failure(step: Step, outcome: Outcome) -> str:
     fails around it (a disk, a file, a package) is done again once that is mended. A label or a walk
     that ended every worker which it met is left out.
     """
-    if outcome.ok or (outcome.status == "quarantined" and STAGES[step.stage].loses):
+    stage = STAGES[step.stage]
+    spared = stage.loses and outcome.task.kind == (stage.kind or step.stage)
+    if outcome.ok or (outcome.status == "quarantined" and spared):
         return ""
     return (
         f"{step.name} {outcome.status}: {outcome.reason or 'no reason given'}; "
         "what is finished is kept: mend the cause and run the same command again"
     )
+
+
+def closing(site: Site, step: Step, outcomes: Sequence[Outcome]) -> Task | None:
+    """Task that brings together what the others of a step have left, if it has one."""
+    last = STAGES[step.stage].closing
+    return None if last is None else last(site, step, outcomes)
 
 
 def finish(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from mofal.campaign.config import CampaignConfig
 from mofal.campaign.directory import Site
 from mofal.campaign.plan import Step
 from mofal.data.sealed import STARTS_OVER
+from mofal.files import write_bytes
 from mofal.schedule.task import Outcome, Task
 
 Summary = dict[str, Any]
@@ -56,6 +56,8 @@ class Stage:
         Whether a task that ended every worker which it met is left out, and the step goes on.
     judged_title : str
         Its title of the held-out frames, where that is another one.
+    closing : callable, optional
+        Of (site, step, outcomes): one more task, once all others have ended.
     """
 
     title: str
@@ -67,10 +69,17 @@ class Stage:
     notes: Callable[[Site, Step], Iterable[Path]] = _silent
     loses: bool = False
     judged_title: str = ""
+    closing: Callable[[Site, Step, Sequence[Outcome]], Task] | None = None
 
 
 def one_task(
-    site: Site, step: Step, priority: int, function: Callable[..., Any], **arguments: Any
+    site: Site,
+    step: Step,
+    priority: int,
+    function: Callable[..., Any],
+    *,
+    width: int = 1,
+    **arguments: Any,
 ) -> list[Task]:
     """Return the one task of a step that makes the step's product itself."""
     kind = "train" if step.stage == "control" else step.stage
@@ -83,6 +92,7 @@ def one_task(
             output=site.path(paths.marker(step.makes)),
             priority=priority,
             resumable=kind == "train",
+            width=width,
         )
     ]
 
@@ -127,11 +137,8 @@ def notice(site: Site, name: str) -> Callable[[str], None]:
         if time.monotonic() - last[0] < 0.5:
             return
         last[0] = time.monotonic()
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
         with contextlib.suppress(OSError):  # no result hangs on it
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(line, encoding="utf-8")
-            os.replace(temporary, file)
+            write_bytes(file, line.encode(), durable=False)
 
     return say
 

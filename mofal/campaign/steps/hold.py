@@ -14,6 +14,8 @@ from mofal.campaign.config import CampaignConfig
 from mofal.campaign.directory import Site
 from mofal.campaign.plan import Step
 from mofal.campaign.steps.base import Stage
+from mofal.data import open_group, write_group
+from mofal.data.store import atomic_path
 from mofal.schedule.task import Outcome, Task
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from mofal.campaign.directory import Site
     from mofal.campaign.plan import Step
     from mofal.dynamics.holding import Survival
-    from mofal.schedule.task import Task
 
 Say = Callable[[str], None]
 
@@ -40,8 +41,6 @@ def hold_once(
     device: str = "cpu",
 ) -> dict[str, Any]:
     """One run with one model; its record and trace are on disk when this returns."""
-    from mofal.data import open_group, write_group
-    from mofal.data.store import atomic_path
     from mofal.dynamics.holding import hold, hold_settings
     from mofal.dynamics.limits import bond_limits
     from mofal.potential import load
@@ -98,8 +97,6 @@ def gather_runs(places: Sequence[Path]) -> tuple[xr.Dataset, xr.Dataset]:
     """Records (dim ``walk``) and traces (dim ``sample``, with `walk_index`) of runs."""
     import xarray as xr
 
-    from mofal.data import open_group
-
     records, traces = [], []
     for k, place in enumerate(places):
         records.append(open_group(place / "walk.zarr").load())
@@ -133,8 +130,6 @@ def line(system: str, records: xr.Dataset) -> str:
 # ---------------------------------------------------------------------------------- a campaign
 def tasks(site: Site, step: Step, retry_failed: bool) -> list[Task]:
     """Tasks of a step: one for each run."""
-    from mofal.schedule.task import Task
-
     settings = site.config.holding
     assert settings is not None
     work = site.work(step.makes)
@@ -167,9 +162,6 @@ def finish(site: Site, step: Step, outcomes: Sequence[Outcome], pending: Collect
     """Gather the runs of a step; one line for a person."""
     import shutil
 
-    from mofal.data import write_group
-    from mofal.data.store import atomic_path
-
     settings = site.config.holding
     assert settings is not None
     work = site.work(step.makes)
@@ -184,8 +176,6 @@ def finish(site: Site, step: Step, outcomes: Sequence[Outcome], pending: Collect
 
 def found_runs(site: Site) -> dict[str, dict[str, tuple[xr.Dataset, xr.Dataset]]]:
     """Records and traces that are there: by system, then by model (seed, control, campaign)."""
-    from mofal.data import open_group
-
     settings = site.config.holding
     out: dict[str, dict[str, tuple[xr.Dataset, xr.Dataset]]] = {}
     if settings is None:

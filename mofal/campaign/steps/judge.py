@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mofal.analysis import mae, mae_p
 from mofal.campaign import paths
 from mofal.campaign.directory import COMMON, Site
 from mofal.campaign.plan import Step
@@ -18,6 +19,7 @@ from mofal.campaign.steps.base import (
     one_task,
     summary_of,
 )
+from mofal.data import concat, select, write_group
 from mofal.schedule.task import Outcome, Task
 
 if TYPE_CHECKING:
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 @on_site
 def propose(site: Site, cycle: int) -> Summary:
     """Test the model that proposed a cycle's clusters on their labels, before it learns them."""
-    from mofal.data import concat, select, write_group
-
     parts = []
     for c, relative in site.label_groups(cycle, whole=True):
         if c == cycle:
@@ -55,8 +55,6 @@ def propose(site: Site, cycle: int) -> Summary:
 @on_site
 def judge(site: Site, system: str, model: str, makes: str) -> Summary:
     """Predict the held-out frames of a system with one model."""
-    from mofal.data import select, write_group
-
     labels = site.group(paths.holdout(system, "labels.zarr")).load()
     usable = select(labels, np.flatnonzero(site.usable(labels)))
     predicted, attrs = predict(site, model, usable, device=site.device("judge"))
@@ -69,7 +67,6 @@ def predict(
     site: Site, model: str, labels: xr.Dataset, *, device: str
 ) -> tuple[xr.Dataset, Summary]:
     """Predictions of a model on labels, and their errors in one line of numbers."""
-    from mofal.analysis import mae, mae_p
     from mofal.potential import load
 
     potential = load(site.path(model), device=device)

@@ -24,15 +24,22 @@ from mofal.campaign.steps.base import (
     Summary,
     on_site,
 )
-from mofal.data.files import is_being_written, remove_leftovers
+from mofal.data import concat, hash_json, open_group, select, to_atoms, write_group
 from mofal.errors import CampaignError, ConfigError, MofalError, StructureError
-from mofal.schedule.settings import ScheduleSettings
+from mofal.files import is_being_written, remove_leftovers
+from mofal.reference import LabelCache, gather, get_reference, label_one
+from mofal.reference.base import begin, fail
+from mofal.reference.cache import record_key
+from mofal.reference.gpaw_memory import machine_memory_bytes
+from mofal.schedule import CampaignLock, Pools
+from mofal.schedule.settings import ScheduleSettings, cpu_count
 from mofal.schedule.task import Outcome, Task
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mofal.reference import LabelCache
+    from mofal.reference import Attempt, Reference
+
 
 Say = Callable[[str], None]
 
@@ -46,9 +53,6 @@ def label_record(
     caches: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Label one structure of a group; the record is on disk when this returns."""
-    from mofal.data import open_group, select
-    from mofal.reference import label_one
-
     attempt = label_one(
         select(open_group(group), index).load(),
         reference,
@@ -66,8 +70,6 @@ def open_cache(records: str | os.PathLike[str], caches: Sequence[str] = ()) -> L
     ConfigError
         A shared cache is no directory.
     """
-    from mofal.reference import LabelCache
-
     shared: list[str | LabelCache] = []
     for text in caches:
         path = text.removesuffix(":rw")
@@ -87,7 +89,7 @@ def label_structures(
     retry_failed: bool = False,
     caches: Sequence[str] = (),
     say: Say = print,
-) -> list[Any]:
+) -> list[Attempt]:
     """Label structures durably over any workers; started again, it goes on where it was.
 
     One command at a time works on a directory of records; a second one is refused.
@@ -113,11 +115,6 @@ def label_structures(
     list of Attempt
         One per structure, in order.
     """
-    from mofal.data import hash_json, write_group
-    from mofal.reference import get_reference
-    from mofal.reference.cache import record_key
-    from mofal.schedule import Pools
-
     n = structures.sizes["structure"]
     specs = [references] * n if isinstance(references, str) else list(references)
     levels = {spec: get_reference(spec).level_hash for spec in dict.fromkeys(specs)}
@@ -132,18 +129,19 @@ def label_structures(
         write_group(structures, group)
         tasks: dict[str, Task] = {}
         for k, (identity, spec) in enumerate(zip(ids, specs)):
-            known = cache.attempts(identity, levels[spec])
-            for made in known:
+            level = levels[spec]
+            for made in cache.attempts(identity, level):
                 cache.share(made)  # one whose command was killed before its label was copied
-            if any(a.converged for a in known) or (known and not retry_failed):
+            allowed = attempts_left(cache, identity, level, 1, retry_failed)
+            if not allowed:
                 continue
-            key = record_key(identity, levels[spec])
+            key = record_key(identity, level)
             kwargs = {
                 "group": str(group.absolute()),
                 "index": k,
                 "reference": spec,
                 "records": str(place.absolute()),
-                "attempts": len(known) + 1,
+                "attempts": allowed,
                 "caches": [absolute(c) for c in caches],
             }
             cost = float(n_atoms[k]) ** 3
@@ -174,8 +172,6 @@ def only_one(place: Path) -> Iterator[None]:
     CampaignError
         Another one does.
     """
-    from mofal.schedule import CampaignLock
-
     lock = CampaignLock(place)
     try:
         lock.acquire()
@@ -198,9 +194,9 @@ def absolute(cache: str) -> str:
 
 
 def _follow(
-    pools: Any,
+    pools: Pools,
     tasks: list[Task],
-    cache: Any,
+    cache: LabelCache,
     structures: xr.Dataset,
     specs: list[str],
     say: Say,
@@ -251,23 +247,37 @@ def _follow(
             say(line)
 
 
-def ended_by(reason: str) -> str:
-    """Status of a label that ended every worker which it met."""
-    return "out_of_memory" if "out of memory" in reason else "crashed"
+def attempts_left(
+    cache: LabelCache, structure: str, level: str, most: int, retry_failed: bool
+) -> int:
+    """Attempts that a label may have had after the next one; 0 where it gets no further one.
+
+    Parameters
+    ----------
+    most : int
+        Attempts after which a failure stands.
+    retry_failed : bool
+        Give one more to a label that has had them.
+    """
+    known = cache.attempts(structure, level)
+    allowed = max(most, len(known) + 1) if retry_failed else most
+    return 0 if any(a.converged for a in known) or len(known) >= allowed else allowed
+
+
+def _ended(outcome: Outcome, reference: Reference, structures: xr.Dataset, k: int) -> Attempt:
+    """Make the record of a label that ended every worker which it met; it is not tried again."""
+    status = "out_of_memory" if "out of memory" in outcome.reason else "crashed"
+    attempt = begin(reference, to_atoms(structures, k))
+    return fail(attempt, status, f"{outcome.status}: {outcome.reason}")
 
 
 def _record_quarantine(
-    outcome: Any, cache: LabelCache, structures: xr.Dataset, specs: list[str]
+    outcome: Outcome, cache: LabelCache, structures: xr.Dataset, specs: list[str]
 ) -> None:
     """Give a label whose task ended its workers a record that says so."""
-    from mofal.data import to_atoms
-    from mofal.reference import get_reference
-    from mofal.reference.base import begin, fail
-
     if outcome.status == "quarantined":
         k = int(outcome.task.kwargs["index"])
-        attempt = begin(get_reference(specs[k]), to_atoms(structures, k))
-        cache.put(fail(attempt, ended_by(outcome.reason), f"{outcome.status}: {outcome.reason}"))
+        cache.put(_ended(outcome, get_reference(specs[k]), structures, k))
 
 
 def local_schedule(
@@ -282,10 +292,6 @@ def local_schedule(
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers is {workers}, expected at least 1")
     if workers is None and references:
-        from mofal.reference import get_reference
-        from mofal.reference.gpaw_memory import machine_memory_bytes
-        from mofal.schedule.settings import cpu_count
-
         methods = [get_reference(spec) for spec in references]
         cores = max(getattr(m, "ranks", 1) * getattr(m, "threads", 1) for m in methods)
         workers = max(1, cpu_count() // cores)
@@ -296,10 +302,8 @@ def local_schedule(
     return ScheduleSettings(workers=workers)
 
 
-def _largest_job(method: Any, structures: xr.Dataset) -> float:
+def _largest_job(method: Reference, structures: xr.Dataset) -> float:
     """Estimated memory of the largest label, GB; 0 where the reference does not say."""
-    from mofal.data import to_atoms
-
     if not hasattr(method, "cost"):
         return 0.0
     found = [0.0]
@@ -310,7 +314,7 @@ def _largest_job(method: Any, structures: xr.Dataset) -> float:
     return max(found)
 
 
-def forces_of(attempts: Sequence[Any]) -> np.ndarray:
+def forces_of(attempts: Sequence[Attempt]) -> np.ndarray:
     """Forces of attempts, one after another: (atom, 3) eV/Å; NaN where a label failed."""
     return np.concatenate([a.forces for a in attempts])
 
@@ -318,9 +322,6 @@ def forces_of(attempts: Sequence[Any]) -> np.ndarray:
 @on_site
 def label(site: Site, group: str, index: int, attempts: int) -> Summary:
     """Label one structure; the record is on disk when this returns."""
-    from mofal.data import select
-    from mofal.reference import label_one
-
     one = select(site.group(group), index).load()
     attempt = label_one(
         one,
@@ -356,21 +357,15 @@ def _earlier(site: Site, step: Step) -> list[str]:
 
 
 def _labels_of(site: Site, step: Step, group: str, retry_failed: bool) -> list[Task]:
-    from mofal.reference.cache import record_key
-
     level = site.facts["level_hash"]
     cache = site.cache()
     ds = site.group(group)
     n_atoms = ds["n_atoms"].values
     out = []
     for k, structure in enumerate(str(s) for s in ds["structure_id"].values):
-        known = cache.attempts(structure, level)
-        allowed = site.config.reference.attempts
-        if retry_failed:
-            allowed = max(allowed, len(known) + 1)
-        if any(a.converged for a in known) or len(known) >= allowed:
-            continue
-        if structure in site.by_hand:
+        most = site.config.reference.attempts
+        allowed = attempts_left(cache, structure, level, most, retry_failed)
+        if not allowed or structure in site.by_hand:
             continue
         key = record_key(structure, level)
         out.append(
@@ -399,7 +394,7 @@ def closed_failures(site: Site) -> str:
     A group is never written again. A cluster of an earlier cycle joins the next cycle once it has a
     label; seed data and held-out frames have no next one.
     """
-    groups = [paths.place(0, "labels.zarr")]
+    groups = [p for c, p in site.label_groups(0, whole=True)]
     groups += [paths.holdout(s, "labels.zarr") for s in site.config.holdout_systems]
     clusters = [p for c, p in site.label_groups(site.config.cycles) if c]
     last = not any(
@@ -429,10 +424,6 @@ FAILED = ("not_converged", "crashed", "timed_out", "out_of_memory", "inconsisten
 
 def finish(site: Site, step: Step, outcomes: Sequence[Outcome], pending: Collection[str]) -> str:
     """Gather the labels that are there, and set aside those that cannot be meant."""
-    from mofal.data import concat, select, write_group
-    from mofal.reference import gather
-    from mofal.reference.cache import record_key
-
     group = step.needs[0]
     structures = site.group(group).load()
     if "energy" in structures:
@@ -479,12 +470,8 @@ def isolated_atoms(site: Site) -> dict[str, float]:
 
 def record_quarantine(site: Site, outcome: Outcome) -> None:
     """Give a label whose task ended its workers a record that says so; it is not tried again."""
-    from mofal.data import select, to_atoms
-    from mofal.reference.base import begin, fail
-
     one = select(site.group(outcome.task.kwargs["group"]), int(outcome.task.kwargs["index"]))
-    attempt = begin(site.reference(), to_atoms(one.load(), 0))
-    site.cache().put(fail(attempt, ended_by(outcome.reason), f"{outcome.status}: {outcome.reason}"))
+    site.cache().put(_ended(outcome, site.reference(), one.load(), 0))
 
 
 def _late(site: Site, step: Step) -> xr.Dataset | None:
@@ -493,8 +480,6 @@ def _late(site: Site, step: Step) -> xr.Dataset | None:
     Their cycle did not wait for them (a quorum), or it has them as failed, and another attempt
     brought the label since.
     """
-    from mofal.data import concat, select
-
     cache, level = site.cache(), site.facts["level_hash"]
     own = site.group(paths.place(step.cycle, step.system, "clusters.zarr"))
     taken = {str(s) for s in own["structure_id"].values}
@@ -522,7 +507,7 @@ def _expected(config: CampaignConfig, step: Step) -> int:
         return config.holdout.frames
     if step.cycle:
         return config.selection.clusters
-    seed = config.seed_data
+    seed = config.seed_sources[step.source].seed_data
     if seed.perturbed is not None:
         return seed.perturbed.frames
     return seed.clusters.per_system * len(config.explored) if seed.clusters is not None else 0

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mofal.campaign import paths
+from mofal.campaign.prepare import make_system
+from mofal.data import select
+from mofal.mechanics import potential_level
+from mofal.mechanics.domain import domain_of
+from mofal.mechanics.pieces import describe_outcome
 from mofal.mechanics.show import show_curves, show_elastic, show_pressure
+from mofal.schedule import Pools
 from mofal.schedule.task import Task
 
 if TYPE_CHECKING:
@@ -61,7 +68,6 @@ def judge_of(site: Site, level: Level, place: Path) -> Callable[[xr.Dataset], An
 
     def judge(structures: xr.Dataset) -> Any:
         from mofal.density import PerElementDensity
-        from mofal.mechanics.domain import domain_of
         from mofal.potential import load
 
         potential = load(level.spec)
@@ -77,7 +83,6 @@ def judge_of(site: Site, level: Level, place: Path) -> Callable[[xr.Dataset], An
 
 
 def _fit_density(site: Site, potential: Any) -> Any:
-    from mofal.data import select
     from mofal.density import PerElementDensity
 
     data = site.training_set(site.finished_cycles())
@@ -134,10 +139,6 @@ def make_plans(
 
 def campaign_plans(site: Site) -> Plans:
     """Plans of the `mechanics` section of a campaign, with its last model."""
-    from mofal.campaign import paths
-    from mofal.campaign.prepare import make_system
-    from mofal.mechanics import potential_level
-
     section = site.config.mechanics
     assert section is not None
     level = potential_level(site.path(paths.model(site.last_cycle())))
@@ -158,7 +159,7 @@ def campaign_plans(site: Site) -> Plans:
     )
 
 
-def campaign_mechanics(site: Site, pools: Any, say: Say) -> None:
+def campaign_mechanics(site: Site, pools: Pools, say: Say) -> None:
     """Do the mechanics of a campaign on its own pools; what failed is said and stops nothing."""
     plans = campaign_plans(site)
     for one in plans.all:
@@ -181,9 +182,8 @@ def quiet(say: Say) -> Say:
     return pool
 
 
-def run_plans(plans: Sequence[Plan], pools: Any, *, say: Say) -> None:
+def run_plans(plans: Sequence[Plan], pools: Pools, *, say: Say) -> None:
     """Have the pieces of all plans done, each as soon as what it needs is there."""
-    from mofal.mechanics.pieces import describe_outcome
 
     def open_pieces() -> list[Piece]:
         return [p for plan in plans for p in plan.pieces() if not p.done]

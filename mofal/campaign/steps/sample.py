@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mofal.campaign import paths
+from mofal.campaign.config import FrameSettings
 from mofal.campaign.directory import Site
 from mofal.campaign.electrons import with_spin
 from mofal.campaign.given import example_labels
@@ -19,44 +20,46 @@ from mofal.campaign.steps.base import (
     on_site,
     one_task,
 )
+from mofal.clusters.matched import matched_blocks, matched_shells, weighted
+from mofal.data import concat, write_group
+from mofal.data.variables import STRING
 from mofal.errors import CampaignError
 from mofal.schedule.task import Task
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_TEXT = np.dtypes.StringDType()  # type: ignore[attr-defined]
 
-
-def seed_structures(site: Site) -> xr.Dataset:
-    """Structures of the seed data, labelled or not."""
+def seed_structures(site: Site, source: int = 0) -> xr.Dataset:
+    """Structures of one source of the seed data, labelled or not."""
     from mofal.clusters import cut, random_cores
-    from mofal.clusters.matched import matched_blocks, matched_shells, weighted
-    from mofal.data import concat
 
-    settings = site.config.seed_data
+    config = site.config.seed_sources[source]
+    settings = config.seed_data
+    # Each source draws frames of its own.
+    words = ("seed",) if source == 0 else ("seed", source)
     if settings.file is not None:
-        return read_seed_file(site.config, site.reference())
+        return read_seed_file(config, site.reference())
     if settings.example is not None:
-        return example_labels(site.config, site.reference())
+        return example_labels(config, site.reference())
     selection = site.config.selection
     unpaired = selection.unpaired
     if settings.perturbed is not None:
         name = settings.perturbed.system
-        ds = perturb(site, name, settings.perturbed, ("seed", name))
-        ds["system"] = ("structure", np.array([name] * ds.sizes["structure"], _TEXT))
+        ds = perturb(site, name, settings.perturbed, (*words, name))
+        ds["system"] = ("structure", np.array([name] * ds.sizes["structure"], STRING))
         return with_spin(ds, site.blocks(name), unpaired, place=f"systems.{name}")
     assert settings.clusters is not None  # the config gives one of the three
     parts, reasons = [], []
     for name in site.config.explored:
-        frames = perturb(site, name, settings.clusters, ("seed", name))
-        frames["system"] = ("structure", np.array([name] * frames.sizes["structure"], _TEXT))
+        frames = perturb(site, name, settings.clusters, (*words, name))
+        frames["system"] = ("structure", np.array([name] * frames.sizes["structure"], STRING))
         blocks = matched_blocks({name: site.blocks(name)}, selection.blueprints)
         cores = random_cores(
             frames,
             blocks,
             n=settings.clusters.per_system,
-            seed=site.integer_seed("seed-clusters", name),
+            seed=site.integer_seed("seed-clusters", *words[1:], name),
         )
         shells = matched_shells(blocks, selection.shells, selection.blueprints)
         clusters, refused = cut(
@@ -78,7 +81,9 @@ def seed_structures(site: Site) -> xr.Dataset:
     return out
 
 
-def perturb(site: Site, system: str, settings: Any, words: tuple[str | int, ...]) -> xr.Dataset:
+def perturb(
+    site: Site, system: str, settings: FrameSettings, words: tuple[str | int, ...]
+) -> xr.Dataset:
     """Frames of a system from a network of springs on its bonds; no potential enters."""
     from mofal.dynamics import sample_harmonic
 
@@ -96,21 +101,16 @@ def perturb(site: Site, system: str, settings: Any, words: tuple[str | int, ...]
 
 
 @on_site
-def sample_seed(site: Site) -> Summary:
-    """Structures that the first potential learns from."""
-    from mofal.campaign.steps.sample import seed_structures
-    from mofal.data import write_group
-
-    ds = seed_structures(site)
-    write_group(ds, site.path(paths.place(0, "samples.zarr")))
+def sample_seed(site: Site, source: int = 0) -> Summary:
+    """Structures of one source that the first potential learns from."""
+    ds = seed_structures(site, source)
+    write_group(ds, site.path(paths.seed(source, "samples.zarr")))
     return {"structures": ds.sizes["structure"]}
 
 
 @on_site
 def sample_holdout(site: Site, system: str) -> Summary:
     """Frames that judge, from a sampler that uses no model and a seed of their own."""
-    from mofal.data import write_group
-
     settings = site.config.holdout
     if settings is None:
         return {"structures": 0}
@@ -118,7 +118,7 @@ def sample_holdout(site: Site, system: str) -> Summary:
     ds = with_spin(
         ds, site.blocks(system), site.config.selection.unpaired, place=f"systems.{system}"
     )
-    ds["system"] = ("structure", np.array([system] * ds.sizes["structure"], _TEXT))
+    ds["system"] = ("structure", np.array([system] * ds.sizes["structure"], STRING))
     write_group(ds, site.path(paths.holdout(system, "samples.zarr")))
     return {"structures": ds.sizes["structure"]}
 
@@ -127,7 +127,7 @@ def tasks(site: Site, step: Step, retry_failed: bool) -> list[Task]:
     """One task: the seed data, or the held-out frames of a system."""
     if step.holdout:
         return one_task(site, step, PRIORITY, sample_holdout, system=step.system)
-    return one_task(site, step, PRIORITY, sample_seed)
+    return one_task(site, step, PRIORITY, sample_seed, source=step.source)
 
 
 PRIORITY = 40

@@ -21,6 +21,7 @@ from mofal.campaign.steps.base import (
     progress_files,
     summary_of,
 )
+from mofal.potential import train as train_potential
 from mofal.schedule.task import Outcome, Task
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 @on_site
 def train(site: Site, cycle: int, last: bool) -> Summary:
     """Train the model that a cycle ends with, from the model of the cycle before."""
-    from mofal.potential import train as train_potential
-
     settings = site.config.potential
     chosen = settings.seed if cycle == 0 else settings.final if last else settings.cycle
     out = site.path(paths.model(cycle))
@@ -55,8 +54,6 @@ def train(site: Site, cycle: int, last: bool) -> Summary:
 @on_site
 def train_control(site: Site, cycle: int, last: bool) -> Summary:
     """Train the control: the same start and reset, as many atoms seen, the seed data alone."""
-    from mofal.potential import train as train_potential
-
     settings = site.config.potential
     chosen = settings.final if last else settings.cycle
     seen = atoms_to_see(site, cycle, chosen)

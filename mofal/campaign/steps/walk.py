@@ -21,6 +21,10 @@ from mofal.campaign.steps.base import (
     on_site,
     progress_files,
 )
+from mofal.campaign.steps.density import in_memory, shard_rows
+from mofal.data import concat, open_group, select, write_group
+from mofal.data.store import atomic_path
+from mofal.dynamics import walk_length
 from mofal.errors import CampaignError
 from mofal.schedule.task import Outcome, Task
 
@@ -39,7 +43,6 @@ def start_frame(site: Site, cycle: int, system: str, index: int) -> xr.Dataset:
     bonds still hold, where there are such; a bond that a poor potential broke would stay broken.
     """
     from mofal.clusters import check_bonds
-    from mofal.data import select
     from mofal.dynamics import sample_harmonic
 
     blocks = site.blocks(system)
@@ -70,12 +73,8 @@ def start_frame(site: Site, cycle: int, system: str, index: int) -> xr.Dataset:
 @on_site
 def walk(site: Site, cycle: int, system: str, index: int) -> Summary:
     """Walk once, and featurize where it ended."""
-    from mofal.campaign.steps.walk import start_frame
-    from mofal.data import write_group
-    from mofal.data.store import atomic_path
     from mofal.density import PerElementDensity
     from mofal.dynamics import walk as walk_from
-    from mofal.dynamics import walk_length
     from mofal.potential import load
 
     potential = load(site.path(paths.model(cycle - 1)), device=site.device("walk"))
@@ -161,46 +160,87 @@ def tasks(site: Site, step: Step, retry_failed: bool) -> list[Task]:
     ]
 
 
-def finish(site: Site, step: Step, outcomes: Sequence[Outcome], pending: Collection[str]) -> str:
-    """Gather the ends of the walks, their features and their traces."""
+@on_site
+def gather(site: Site, cycle: int, system: str, lost: dict[str, str]) -> Summary:
+    """Bring the ends of the walks of a cycle together, with their features and their traces.
+
+    Walks that are `lost` (their index: the reason) are left out. What lies along atoms goes from
+    shard to shard where it is more than may be in memory.
+    """
     import xarray as xr
 
-    from mofal.data import concat, open_group, write_group
-
-    lost = {int(o.task.kwargs["index"]): o.reason for o in outcomes if not o.ok}
     frames, features, records, traces = [], [], [], []
     for k in range(site.config.exploration.walks):
-        where = walk_place(site, step.cycle, step.system, k)
+        where = walk_place(site, cycle, system, k)
         if not where.exists():
-            if k in lost:
+            if str(k) in lost:
                 continue
             raise CampaignError(
-                f"{step.name}: walk {k} is not in {where.parent} any more; run the same command "
-                "again, which makes what is missing"
+                f"cycle {cycle} {system} walk: walk {k} is not in {where.parent} any more; run the "
+                "same command again, which makes what is missing"
             )
-        frames.append(open_group(where / "frame.zarr").load())
-        features.append(open_group(where / "features.zarr").load())
+        frames.append(open_group(where / "frame.zarr"))
+        features.append(open_group(where / "features.zarr"))
         records.append(open_group(where / "walk.zarr").load())
         trace = open_group(where / "trace.zarr").load()
         traces.append(trace.assign(walk_index=("sample", np.full(trace.sizes["sample"], k))))
     if not frames:
         reason = next(iter(lost.values()), "no reason given")
         raise CampaignError(
-            f"{step.name}: not one walk of {site.config.exploration.walks} gave a frame: {reason}"
+            f"cycle {cycle} {system} walk: not one walk of {site.config.exploration.walks} gave a "
+            f"frame: {reason}"
         )
     walks = xr.concat(records, "walk")
-    target = paths.place(step.cycle, step.system)
-    write_group(concat(features), site.path(f"{target}/features.zarr"), kind="features")
+    target = paths.place(cycle, system)
+    rows = shard_rows(site)
+    write_group(
+        in_memory(site, concat(features)),
+        site.path(f"{target}/features.zarr"),
+        kind="features",
+        rows_per_shard=rows,
+    )
     write_group(walks, site.path(f"{target}/walks.zarr"), kind="table")
     write_group(xr.concat(traces, "sample"), site.path(f"{target}/traces.zarr"), kind="table")
-    write_group(concat(frames), site.path(step.makes))
-    sweep_work(site, target)
+    write_group(
+        in_memory(site, concat(frames)), site.path(f"{target}/samples.zarr"), rows_per_shard=rows
+    )
     status = [str(s).replace("_", " ") for s in walks["walk_status"].values]
-    notes = "".join(f"; {o.summary['note']}" for o in outcomes if o.ok and "note" in o.summary)
-    line = ", ".join(f"{status.count(s)} {s}" for s in dict.fromkeys(status))
-    length = float(walks["length_fs"].mean())
-    failed = f", {len(lost)} failed" if lost else ""
-    return line + f", {length:.0f} fs on average" + failed + notes
+    return {
+        "walks": ", ".join(f"{status.count(s)} {s}" for s in dict.fromkeys(status)),
+        "length_fs": float(walks["length_fs"].mean()),
+    }
+
+
+def closing(site: Site, step: Step, outcomes: Sequence[Outcome]) -> Task:
+    """The task that gathers, once all walks have ended."""
+    lost = {str(o.task.kwargs["index"]): o.reason for o in outcomes if not o.ok}
+    return Task(
+        kind="gather",
+        key=f"{step.cycle:03d}-{step.system}",
+        function=gather,
+        kwargs={
+            "root": str(site.root),
+            "identity": site.identity,
+            "cycle": step.cycle,
+            "system": step.system,
+            "lost": lost,
+        },
+        output=site.path(step.makes),
+        priority=PRIORITY + 5,
+    )
+
+
+def finish(site: Site, step: Step, outcomes: Sequence[Outcome], pending: Collection[str]) -> str:
+    """Say what became of the walks; what they left aside is not needed any more."""
+    sweep_work(site, paths.place(step.cycle, step.system))
+    walked = [o for o in outcomes if o.task.kind == "walk"]
+    summary = next((o.summary for o in outcomes if o.task.kind == "gather"), None) or {}
+    notes = "".join(f"; {o.summary['note']}" for o in walked if o.ok and "note" in o.summary)
+    number = sum(not o.ok for o in walked)
+    failed = f", {number} failed" if number else ""
+    if not summary:
+        return f"{len(walked)} walks" + failed + notes
+    return f"{summary['walks']}, {summary['length_fs']:.0f} fs on average" + failed + notes
 
 
 def _expected(config: CampaignConfig, step: Step) -> int:
@@ -212,4 +252,13 @@ def _notes(site: Site, step: Step) -> Iterable[Path]:
 
 
 PRIORITY = 70
-STAGE = Stage("walks", PRIORITY, tasks, finish, expected=_expected, notes=_notes, loses=True)
+STAGE = Stage(
+    "walks",
+    PRIORITY,
+    tasks,
+    finish,
+    expected=_expected,
+    notes=_notes,
+    loses=True,
+    closing=closing,
+)

@@ -1,7 +1,12 @@
-"""Files that are whole or not there: temporary name, flush, rename."""
+"""Files that are whole or not there: temporary name, flush, rename. Standard library only.
+
+Whatever mofal writes, it writes through here; the one exception is a script for the interpreter of
+GPAW, which may have no mofal.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -10,16 +15,15 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mofal.errors import StoreError
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]{8}\.tmp")
-"""What `atomic_path` calls its temporary files: hidden, process id, a random part."""
+"""What temporary files are called: hidden, process id, a random part."""
 _SMALL = re.compile(r"\..+\.(?:json|txt)\.\d+")
-"""What small files that say how things stand are called until they are whole."""
+"""What small files were called until they were whole, by the version before."""
 
 
 def write_json(content: Any, path: str | os.PathLike[str]) -> None:
@@ -89,7 +93,90 @@ def not_written(path: str | os.PathLike[str], error: OSError) -> StoreError:
     return StoreError(f"{path} could not be written: {reason}{mend}")
 
 
-@contextmanager
+def write_bytes(
+    path: str | os.PathLike[str], content: bytes, *, mode: int = 0o666, durable: bool = True
+) -> None:
+    """Write a file so that a reader finds all of it, or what was there before.
+
+    Parameters
+    ----------
+    path : path
+        Directories above it are made.
+    content : bytes
+    mode : int
+        Who may read it, less what the user's umask says; 0600: nobody else, at any time.
+    durable : bool
+        Flush it to the disk. False: for what says how things stand, and is written often.
+
+    Raises
+    ------
+    OSError
+        The disk refused; it names the file.
+    """
+    final = Path(path)
+    temporary = _temporary(final)
+    write_temporary(temporary, content, final, mode=mode, durable=durable)
+    try:
+        os.replace(temporary, final)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    if durable:
+        sync_directory(final.parent)
+
+
+def _temporary(final: Path) -> Path:
+    return final.with_name(f".{final.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def write_temporary(
+    temporary: Path, content: bytes, final: Path, *, mode: int = 0o666, durable: bool = True
+) -> None:
+    """Write a new file that is going to become `final`; nothing is left of it where that fails.
+
+    Raises
+    ------
+    OSError
+        The disk refused; it names `final`.
+    """
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    # Who may read it, the user's umask says (`tempfile` would say: nobody else).
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(content)
+            out.flush()
+            if durable:
+                os.fsync(out.fileno())
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):  # a write that fails does not say where
+            raise OSError(error.errno, error.strerror, str(final)) from error
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable, where the file system can.
+
+    Raises
+    ------
+    OSError
+        The disk failed (EIO, ENOSPC); a file system that cannot do it is none of that.
+    """
+    try:
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise OSError(error.errno, error.strerror, str(directory)) from error
+
+
+@contextlib.contextmanager
 def atomic_path(target: str | os.PathLike[str], *, private: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `target`; what is written there becomes `target`, or nothing.
 
@@ -111,7 +198,7 @@ def atomic_path(target: str | os.PathLike[str], *, private: bool = False) -> Ite
     """
     final = Path(target)
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(final)
     try:
         if private:
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
