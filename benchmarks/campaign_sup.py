@@ -3,14 +3,15 @@
     python benchmarks/campaign_sup.py DIRECTORY [--workers 2] [--steps 20] [--clusters 10]
 
 The potential is `tiny`, the reference a Lennard-Jones potential that costs nothing (so that what is
-measured is the campaign), two walks of 20 steps, cores by `lowest_quantile`. Time is from the first
-start to the last end of a stage's tasks, memory the largest resident one of any process meanwhile,
-the driver's beside it.
+measured is the campaign), two walks of 20 steps, cores by `lowest_quantile`. Time is that of a task
+on its worker, memory the largest resident one of any process while such a task ran, the driver's
+beside it. Killed, it goes on when it is started again, as every campaign does.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import threading
@@ -57,46 +58,66 @@ def content(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def watch(samples: list[tuple[float, bool, float]], stop: threading.Event) -> None:
-    """Sample resident memory (GB) of this process and of all that it started."""
+def watch(file: Path, stop: threading.Event) -> None:
+    """Sample resident memory (GB) of this process and of all that it started, into a file."""
     own = psutil.Process()
-    while not stop.wait(0.2):
-        now = time.time()
-        for process in (own, *own.children(recursive=True)):
-            try:
-                samples.append((now, process.pid == own.pid, process.memory_info().rss / 1e9))
-            except psutil.Error:
-                continue
+    with file.open("a") as out:
+        while not stop.wait(0.2):
+            now = time.time()
+            for process in (own, *own.children(recursive=True)):
+                try:
+                    used = process.memory_info().rss / 1e9
+                except psutil.Error:
+                    continue
+                out.write(json.dumps([now, process.pid == own.pid, used]) + "\n")
+            out.flush()
+
+
+def table(directory: Path, file: Path) -> str:
+    """Tasks, their time, and the largest memory while one of their kind ran."""
+    samples = [json.loads(line) for line in file.read_text().splitlines()]
+    open_: dict[tuple[str, str], float] = {}
+    spans: dict[str, list[tuple[float, float]]] = {}
+    seconds: dict[str, list[float]] = {}
+    for event in read_events(directory):
+        if event["event"] not in ("start", "end") or "kind" not in event:
+            continue
+        task = (event["kind"], event["key"])
+        if event["event"] == "start":
+            open_[task] = event["t"]
+        elif task in open_:
+            spans.setdefault(event["kind"], []).append((open_.pop(task), event["t"]))
+            seconds.setdefault(event["kind"], []).append(float(event["wall_time"]))
+    lines = [
+        "| stage | tasks | s a task | largest worker, GB | driver, GB |",
+        "|---|---|---|---|---|",
+    ]
+    for kind, own in spans.items():
+        here = [s for s in samples if any(a - 0.2 <= s[0] <= b + 0.2 for a, b in own)]
+        worker = max((gb for _, driver, gb in here if not driver), default=0.0)
+        driver = max((gb for _, driver, gb in here if driver), default=0.0)
+        mean = sum(seconds[kind]) / len(own)
+        lines.append(f"| {kind} | {len(own)} | {mean:.1f} | {worker:.2f} | {driver:.2f} |")
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run it and print the table."""
+    """Run it, or go on with it, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--clusters", type=int, default=10)
     options = parser.parse_args(argv)
-    samples: list[tuple[float, bool, float]] = []
+    file = options.directory.with_name(options.directory.name + ".memory.jsonl")
     stop = threading.Event()
-    thread = threading.Thread(target=watch, args=(samples, stop), daemon=True)
+    thread = threading.Thread(target=watch, args=(file, stop), daemon=True)
     thread.start()
-    begin = time.perf_counter()
     mofal.Campaign(content(options), directory=options.directory).run(progress=print)
-    whole = time.perf_counter() - begin
     stop.set()
     thread.join()
-    spans: dict[str, list[float]] = {}
-    for event in read_events(options.directory):
-        if event["event"] in ("start", "end") and "kind" in event:
-            spans.setdefault(event["kind"], []).append(event["t"])
-    print(f"\n{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {whole:.0f} s in all")
-    print("| stage | s | largest worker, GB | driver, GB |\n|---|---|---|---|")
-    for kind, times in sorted(spans.items(), key=lambda item: min(item[1])):
-        here = [s for s in samples if min(times) - 0.2 <= s[0] <= max(times) + 0.2]
-        worker = max((gb for _, driver, gb in here if not driver), default=0.0)
-        driver = max((gb for _, driver, gb in here if driver), default=0.0)
-        print(f"| {kind} | {max(times) - min(times):.0f} | {worker:.2f} | {driver:.2f} |")
+    print(f"\n{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print(table(options.directory, file))
 
 
 if __name__ == "__main__":
