@@ -371,8 +371,9 @@ class SelectionSettings(Section):
 
     clusters: Count = 150
     ranking: str = "least_likely_atom"
-    shells: Annotated[int, Field(ge=0, le=4)] | None = Field(
-        None, description="shells of blocks around a core; default: 1, along rods 2"
+    shells: Annotated[int, Field(ge=0, le=4)] = 1
+    shells_along_rods: Annotated[int, Field(ge=0, le=4)] = Field(
+        2, description="around metals of rods and their bridges, up to 250 atoms: else `shells`"
     )
     drawn: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,

@@ -138,7 +138,12 @@ def _check_clusters(
         structure,
         {name: blocks},
         cores,
-        shells=matched_shells({name: blocks}, config.selection.shells, config.selection.blueprints),
+        shells=matched_shells(
+            {name: blocks},
+            config.selection.shells,
+            config.selection.blueprints,
+            along_rods=config.selection.shells_along_rods,
+        ),
         unpaired=config.selection.unpaired,
     )
     formula = [str(f) for f in blocks["formula"].values]

@@ -167,34 +167,37 @@ def matched_blocks(
     return out
 
 
-def _default_shells(graph: BlockGraph) -> np.ndarray:
-    """One shell; along rods two, unless that makes more than `LARGEST` atoms: (block,)."""
+def _along_rods(graph: BlockGraph, shells: int, along_rods: int) -> np.ndarray:
+    """`shells`; on rods `along_rods`, unless that makes more than `LARGEST` atoms: (block,)."""
     from mofal.clusters.blueprints import expand, on_rods
 
-    depth = np.ones(graph.n_blocks, np.int64)
+    depth = np.full(graph.n_blocks, shells)
     rods = np.flatnonzero(on_rods(graph))
     for kind in np.unique(graph.kind[rods]).tolist():
         mine = rods[graph.kind[rods] == kind]
-        if int(expand(graph, mine[:1], 2).n_atoms[0]) <= LARGEST:
-            depth[mine] = 2
+        if int(expand(graph, mine[:1], along_rods).n_atoms[0]) <= LARGEST:
+            depth[mine] = along_rods
     return depth
 
 
 def matched_shells(
-    blocks: Mapping[str, xr.Dataset], shells: int | None, blueprints: Path | None
+    blocks: Mapping[str, xr.Dataset],
+    shells: int,
+    blueprints: Path | None,
+    *,
+    along_rods: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Shells of the cluster around each block, by system: what force matching found for its kind
-    (in the table `blueprints`), else `shells`; where that is None, two along rods (up to
-    `LARGEST` atoms) and one elsewhere: docs/frameworks.md has what was measured."""
+    (in the table `blueprints`), else `shells`, or `along_rods` around metals of rods and their
+    bridges (docs/frameworks.md has what was measured)."""
     from mofal.clusters.graph import block_graph
 
     known = {} if blueprints is None else read_blueprints(blueprints)
     out = {}
     for system, ds in blocks.items():
-        if shells is None:
-            depth = _default_shells(block_graph(ds))
-        else:
-            depth = np.full(ds.sizes["block"], shells)
+        depth = np.full(ds.sizes["block"], shells)
+        if along_rods is not None:
+            depth = _along_rods(block_graph(ds), shells, along_rods)
         for k, kind in enumerate(str(h) for h in ds["kind_hash"].values):
             if kind in known:
                 depth[k] = known[kind].shells

@@ -205,10 +205,10 @@ def test_candidates__elsewhere_there_is_one_order():
         assert not candidates(blocks, first, shells=(0, 1))["acid_first"].values.any()
 
 
-def test_matched_shells__two_along_rods_by_default(tmp_path):
+def test_matched_shells__two_along_rods(tmp_path):
     _, rod = load(published.mil53)
     _, bricks = load(published.hkust1)
-    depth = matched_shells({"a": rod, "b": bricks}, None, None)
+    depth = matched_shells({"a": rod, "b": bricks}, 1, None, along_rods=2)
     found = dict(zip(rod["formula"].values.tolist(), depth["a"].tolist()))
     assert found == {"Cr": 2, "HO": 2, "C8H4O4": 1}
     assert set(depth["b"].tolist()) == {1}
@@ -223,7 +223,7 @@ def test_matched_blocks__the_order_that_was_chosen_is_cut(tmp_path):
     verdict = {"candidate": name, "passed": True, "tolerance_meV": 100.0}
     write_blueprints(table, blocks, first, plans, {"x": {"verdict": verdict, "rows": []}})
     known = matched_blocks({"x": blocks}, table)
-    shells = matched_shells(known, None, table)
+    shells = matched_shells(known, 1, table, along_rods=2)
     again, _ = cut(ds, known, cores_of([0], [first]), shells=shells, unpaired={"Cr": 3})
     k = [str(n) for n in clusters["candidate"].values].index(name)
     one, other = cluster(again, 0), cluster(clusters, k)

@@ -61,7 +61,12 @@ def seed_structures(site: Site, source: int = 0) -> xr.Dataset:
             n=settings.clusters.per_system,
             seed=site.integer_seed("seed-clusters", *words[1:], name),
         )
-        shells = matched_shells(blocks, selection.shells, selection.blueprints)
+        shells = matched_shells(
+            blocks,
+            selection.shells,
+            selection.blueprints,
+            along_rods=selection.shells_along_rods,
+        )
         clusters, refused = cut(
             frames,
             blocks,

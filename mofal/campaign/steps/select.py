@@ -58,7 +58,12 @@ def select_clusters(site: Site, cycle: int, system: str) -> Summary:
     settings = site.config.selection
     blocks = matched_blocks({system: site.blocks(system)}, settings.blueprints)
     cutting: dict[str, Any] = {
-        "shells": matched_shells(blocks, settings.shells, settings.blueprints),
+        "shells": matched_shells(
+            blocks,
+            settings.shells,
+            settings.blueprints,
+            along_rods=settings.shells_along_rods,
+        ),
         "unpaired": settings.unpaired,
     }
     ranking, note = settings.ranking, ""
