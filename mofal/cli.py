@@ -325,7 +325,7 @@ def add_match(commands: Any) -> None:
         help="frames to average over (default: 3): perturbed ones, or the file's where it holds "
         "several; 0: the structure as it is",
     )
-    p.add_argument("--shells", type=int, nargs="+", default=[0, 1], help="(default: 0 1)")
+    p.add_argument("--shells", type=int, nargs="+", help="(default: 0 1; along rods 0 1 2)")
     p.add_argument("--core", help="formula of the core block (default: the least regular node)")
     p.add_argument("--tolerance", type=float, default=100.0, help="meV/Å RMSE on core atoms")
     p.add_argument("--noise", help="table of `mofal noise`: the floor beside the verdict")

@@ -371,12 +371,15 @@ class SelectionSettings(Section):
 
     clusters: Count = 150
     ranking: str = "least_likely_atom"
+    shells: Annotated[int, Field(ge=0, le=4)] = 1
+    shells_along_rods: Annotated[int, Field(ge=0, le=4)] = Field(
+        2, description="around metals of rods and their bridges, up to 250 atoms: else `shells`"
+    )
     drawn: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
         description="fraction of the clusters whose cores are drawn at random where there is a "
         "bound of the force error: they tell how often it holds",
     )
-    shells: Annotated[int, Field(ge=0, le=4)] = 1
     blueprints: File | None = Field(
         None, description="what `mofal match` found: shells by kind of core, before `shells`"
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mofal.clusters.matched import matched_shells
+from mofal.clusters.matched import matched_blocks, matched_shells
 from mofal.data import structure_ids, to_atoms
 from mofal.errors import ConfigError
 from mofal.reference.base import refusal
@@ -133,11 +133,17 @@ def _check_clusters(
     cores = xr.Dataset(
         {"core_structure": ("core", np.zeros(len(core), np.int64)), "core_block": ("core", core)}
     )
+    blocks = matched_blocks({name: blocks}, config.selection.blueprints)[name]
     clusters, refused = cut(
         structure,
         {name: blocks},
         cores,
-        shells=matched_shells({name: blocks}, config.selection.shells, config.selection.blueprints),
+        shells=matched_shells(
+            {name: blocks},
+            config.selection.shells,
+            config.selection.blueprints,
+            along_rods=config.selection.shells_along_rods,
+        ),
         unpaired=config.selection.unpaired,
     )
     formula = [str(f) for f in blocks["formula"].values]
@@ -169,7 +175,8 @@ def _check_clusters(
                 f"({kind[0]}): {reason}"
             )
         if charge or n_unpaired:
-            what = [f"the charge {charge:+d}"] if charge else []
+            what = [f"the charge {charge:+d} (core forces are learnt, its energy is not)"]
+            what = what if charge else []
             what += [f"{n_unpaired} unpaired electrons"] if n_unpaired else []
             notes[f"the cluster around {around} ({kind[0]}) has {' and '.join(what)}"] = None
     return list(notes)

@@ -25,6 +25,8 @@ CORE, MANTLE, TERMINATION = 0, 1, 2
 LARGEST_KEY = 2**62
 LARGE = 150
 """Atoms: a segment of a rod with three metals that passes this has two."""
+SMALL_BRIDGE = 4
+"""Atoms of a bridge along a rod at most."""
 CLOSING = 6
 """Shells that may be added where a block's end can have no cap (a metal without its azolates)."""
 
@@ -180,6 +182,9 @@ def _grow(
             kept_near=near[~cut],
             kept_far=sort[np.searchsorted(own[sort], far[~cut])],
             charge=np.rint(charge).astype(np.int64),
+            acid_first=np.zeros(n, np.bool_)
+            if graph.acid_first is None
+            else graph.acid_first[np.asarray(cores, np.int64)],
         )
     half, near = half[cut], near[cut]
     link, end = graph.half_link[half], graph.half_end[half]
@@ -417,6 +422,20 @@ def blueprint(
     cores = np.atleast_1d(np.asarray(core, dtype=np.int64))
     keep = None if links is None else _links_to_keep(graph, cores, links)
     return plan_dataset(expand(graph, check_cores(graph, cores), check_shells(shells), keep=keep))
+
+
+def on_rods(graph: BlockGraph) -> BoolArray:
+    """Blocks that are metals of a rod, or bridge such metals: (block,) bool.
+
+    A bridge is what holds its rod together (OH, oxo): smaller than what joins two rods.
+    """
+    out = np.zeros(graph.n_blocks, np.bool_)
+    if graph.mates is None:
+        return out
+    out |= graph.mates.has
+    near = np.repeat(np.arange(graph.n_blocks), np.diff(graph.half_start))
+    held = np.bincount(near[out[graph.half_block]], minlength=graph.n_blocks) > 1
+    return out | (held & (graph.block_n_atoms <= SMALL_BRIDGE))
 
 
 def check_cores(graph: BlockGraph, cores: IntArray) -> IntArray:

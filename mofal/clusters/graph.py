@@ -53,6 +53,7 @@ class BlockGraph:
     bond_atom, bond_shift : (bond, 2), (bond, 3) bonds inside blocks
     heads : of ligands that were cut off their metals, or None where there are none
     mates : neighbours along rods, or None where there are none
+    acid_first : (block,) clusters around it put their protons on acids before OH; None: none does
     """
 
     n_blocks: int
@@ -81,6 +82,7 @@ class BlockGraph:
     bond_shift: IntArray
     heads: HeadTable | None = None
     mates: Mates | None = None
+    acid_first: BoolArray | None = None
 
     @property
     def block_n_atoms(self) -> IntArray:
@@ -194,6 +196,9 @@ def block_graph(blocks: xr.Dataset) -> BlockGraph:
         bond_shift=bond_shift,
         heads=heads,
         mates=mates,
+        acid_first=(
+            np.asarray(blocks["acid_first"].values, np.bool_) if "acid_first" in blocks else None
+        ),
     )
 
 

@@ -13,8 +13,9 @@ from mofal.clusters.graph import BlockGraph, BoolArray, IntArray
 from mofal.clusters.links import HeadTable
 from mofal.frameworks.heads import ACID, AZOLE, OTHER, OXIDE, PHENOLATE
 
-# Which kind takes a proton first, after the heads that lost every metal.
+# Which kind takes a proton first, after the heads that lost every metal; and the other way round.
 _ORDER = (OXIDE, PHENOLATE, AZOLE, ACID, OTHER)
+_ACID_FIRST = (ACID, AZOLE, PHENOLATE, OXIDE, OTHER)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def choose_ends(
     kept_near: IntArray,
     kept_far: IntArray,
     charge: IntArray,
+    acid_first: BoolArray,
 ) -> Ends:
     """Choose protons, and acid heads to cut off.
 
@@ -58,6 +60,7 @@ def choose_ends(
     half, near : (cut,) half-links that lead out of the cluster, and the piece that each leaves
     kept_half, kept_near, kept_far : (kept,) half-links within, and the pieces at their two ends
     charge : (cluster,) without any of this
+    acid_first : (cluster,) acids take protons before OH and phenolate
     """
     n_clusters = len(charge)
     order = np.where(graph.half_end[half] == 1, table.link_order[graph.half_link[half]], 0)
@@ -91,9 +94,11 @@ def choose_ends(
     held_keys = set(held.tolist())
     for c, rows in by_cluster.items():
         if need[c] > 0:
-            proton[_pick(rows, int(need[c]), near, head, order, table, held_keys, neighbours)] = (
-                True
+            kinds = _ACID_FIRST if acid_first[c] else _ORDER
+            chosen = _pick(
+                rows, int(need[c]), near, head, order, kinds, table, held_keys, neighbours
             )
+            proton[chosen] = True
     extra += np.bincount(cluster[near[proton]], minlength=n_clusters)
     return Ends(proton, gone_piece, gone_head, extra)
 
@@ -104,6 +109,7 @@ def _pick(
     near: IntArray,
     head: IntArray,
     order: IntArray,
+    kinds: tuple[int, ...],
     table: HeadTable,
     held: set[int],
     neighbours: dict[int, int],
@@ -116,7 +122,7 @@ def _pick(
     chosen: list[int] = []
     turns: list[tuple[tuple[int, ...], list[int]]] = []
     for (piece, which), own in groups.items():
-        kind = _ORDER.index(int(order[own[0]]))
+        kind = kinds.index(int(order[own[0]]))
         lost_all = piece * width + which not in held
         # One proton per head; one that lost every metal takes as many as it has charges.
         most = max(int(-table.charge[which]), 1) if lost_all else 1

@@ -16,9 +16,12 @@ from mofal.errors import ConfigError
 if TYPE_CHECKING:
     import xarray as xr
 
+    from mofal.clusters.graph import BlockGraph
 
 MOST_SHELLS = 4
 MOST_TABLE = 2**26
+LARGEST = 250
+"""Atoms of a cluster along a rod that is taken without being asked for."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class MatchedKind:
     Attributes
     ----------
     shells : whole shells of blocks around it
+    acid_first : protons of the cluster go to acids before OH and phenolates
     passed : whether the cluster was within the tolerance at every level
     formula : of the core
     distance, rmse : of the cluster's forces, by distance from the nearest cap: Å, meV/Å
@@ -40,6 +44,7 @@ class MatchedKind:
     distance: list[float] = field(default_factory=list)
     rmse: list[float] = field(default_factory=list)
     tolerance: float = 100.0
+    acid_first: bool = False
 
 
 def read_blueprints(path: str | os.PathLike[str]) -> dict[str, MatchedKind]:
@@ -83,7 +88,8 @@ def read_blueprints(path: str | os.PathLike[str]) -> dict[str, MatchedKind]:
                 f"table of numbers; {expected}"
             )
         passed, formula = bool(given.get("passed", True)), str(given.get("formula", ""))
-        out[kind] = MatchedKind(shells, passed, formula, distance, rmse, float(tolerance))
+        acids = bool(given.get("acid_first", False))
+        out[kind] = MatchedKind(shells, passed, formula, distance, rmse, float(tolerance), acids)
     return out
 
 
@@ -106,16 +112,21 @@ def write_blueprints(
     depths = plans["shells"].values
     wanted = []
     for result in results.values():
-        depth = int(depths[names.index(result["verdict"]["candidate"])])
-        wanted.append(depth if depth >= 0 else 1)
+        k = names.index(result["verdict"]["candidate"])
+        depth = int(depths[k])
+        wanted.append((depth if depth >= 0 else 1, bool(plans["acid_first"].values[k])))
+    # Of one size in both orders the usual one is taken: levels that differ in it do not matter.
+    shells = max(depth for depth, _ in wanted)
+    acids = all(first for depth, first in wanted if depth == shells)
     entry: dict[str, Any] = {
         "formula": str(blocks["formula"].values[core]),
-        "shells": max(wanted),
+        "shells": shells,
+        "acid_first": acids,
         "passed": all(r["verdict"]["passed"] for r in results.values()),
         "tolerance_meV_per_A": max(r["verdict"]["tolerance_meV"] for r in results.values()),
         "verdicts": {level: r["verdict"] for level, r in results.items()},
     }
-    entry |= _by_distance(f"shells={max(wanted)}", results)
+    entry |= _by_distance(f"shells={shells}" + (", acids first" if acids else ""), results)
     before = read_json(path).get("blueprints", {}) if path.is_file() else {}
     kind = str(blocks["kind_hash"].values[core])
     write_json({"blueprints": {**before, kind: entry}}, path)
@@ -143,15 +154,50 @@ def complaints(path: str | os.PathLike[str]) -> list[str]:
     ]
 
 
+def matched_blocks(
+    blocks: Mapping[str, xr.Dataset], blueprints: Path | None
+) -> dict[str, xr.Dataset]:
+    """Blocks that say for each core whether protons go to acids first, as force matching found."""
+    known = {} if blueprints is None else read_blueprints(blueprints)
+    first = {kind for kind, entry in known.items() if entry.acid_first}
+    out = {}
+    for system, ds in blocks.items():
+        acids = np.array([str(h) in first for h in ds["kind_hash"].values], bool)
+        out[system] = ds.assign(acid_first=("block", acids)) if acids.any() else ds
+    return out
+
+
+def _along_rods(graph: BlockGraph, shells: int, along_rods: int) -> np.ndarray:
+    """`shells`; on rods `along_rods`, unless that makes more than `LARGEST` atoms: (block,)."""
+    from mofal.clusters.blueprints import expand, on_rods
+
+    depth = np.full(graph.n_blocks, shells)
+    rods = np.flatnonzero(on_rods(graph))
+    for kind in np.unique(graph.kind[rods]).tolist():
+        mine = rods[graph.kind[rods] == kind]
+        if int(expand(graph, mine[:1], along_rods).n_atoms[0]) <= LARGEST:
+            depth[mine] = along_rods
+    return depth
+
+
 def matched_shells(
-    blocks: Mapping[str, xr.Dataset], shells: int, blueprints: Path | None
+    blocks: Mapping[str, xr.Dataset],
+    shells: int,
+    blueprints: Path | None,
+    *,
+    along_rods: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Shells of the cluster around each block, by system: what force matching found for its kind
-    (in the table `blueprints`), else `shells`."""
+    (in the table `blueprints`), else `shells`, or `along_rods` around metals of rods and their
+    bridges (docs/frameworks.md has what was measured)."""
+    from mofal.clusters.graph import block_graph
+
     known = {} if blueprints is None else read_blueprints(blueprints)
     out = {}
     for system, ds in blocks.items():
         depth = np.full(ds.sizes["block"], shells)
+        if along_rods is not None:
+            depth = _along_rods(block_graph(ds), shells, along_rods)
         for k, kind in enumerate(str(h) for h in ds["kind_hash"].values):
             if kind in known:
                 depth[k] = known[kind].shells

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from mofal.clusters.blueprints import check_cores, check_shells, expand, join, plan_dataset
+from mofal.clusters.blueprints import (
+    Plan,
+    check_cores,
+    check_shells,
+    expand,
+    join,
+    on_rods,
+    plan_dataset,
+)
 from mofal.clusters.cutting import cut
 from mofal.clusters.graph import BlockGraph, IntArray, block_graph
 from mofal.data.ragged import TEXT
@@ -23,6 +32,7 @@ def candidates(
     shells: Sequence[int] = (0, 1, 2),
     partial: bool | Sequence[float] = True,
     focus: npt.ArrayLike | None = None,
+    acid_first: bool | None = None,
 ) -> xr.Dataset:
     """Blueprints worth comparing for one core, small to large.
 
@@ -35,20 +45,27 @@ def candidates(
         for half of the neighbours, or the fractions to try
     focus : atoms of the parent that matter most, e.g. a formate; partial mantles keep the
         neighbours that are nearest to them along the bonds. Default: neighbours spread evenly.
+    acid_first : also clusters whose protons go to acids before OH and phenolates; default: along
+        rods, where the ends of a segment can be closed in several ways
 
     Returns
     -------
-    Dataset as of `blueprint`, with `name` and `shells` (-1: partial) and `links` (JSON) on
-    dim blueprint
+    Dataset as of `blueprint`, with `name`, `shells` (-1: partial), `links` (JSON) and `acid_first`
+    on dim blueprint
     """
     graph = block_graph(blocks)
     check_cores(graph, np.array([core]))
-    names, plans, depth, links = [], [], [], []
-    for shell in sorted({check_shells(shell) for shell in shells}):
-        names.append(f"shells={shell}")
-        plans.append(expand(graph, np.array([core]), shell))
-        depth.append(shell)
-        links.append("null")
+    if acid_first is None:
+        acid_first = on_rods(graph)[core]
+    names, plans, depth, links, acids = [], [], [], [], []
+    for first in (False, True) if acid_first else (False,):
+        ordered = replace(graph, acid_first=np.full(graph.n_blocks, first))
+        for shell in sorted({check_shells(shell) for shell in shells}):
+            names.append(f"shells={shell}" + (", acids first" if first else ""))
+            plans.append(expand(ordered, np.array([core]), shell))
+            depth.append(shell)
+            links.append("null")
+            acids.append(first)
     own = np.arange(*graph.half_start[core : core + 2])
     fractions = (0.5,) if partial is True else tuple(partial or ())
     order = _link_order(graph, core, own, focus)
@@ -64,16 +81,35 @@ def candidates(
         plans.append(expand(graph, np.array([core]), 1, keep=keep))
         depth.append(-1)
         links.append(json.dumps(sorted(graph.half_link[keep].tolist())))
+        acids.append(False)
     sizes = [int(plan.n_atoms[0]) for plan in plans]
     by_size = sorted(range(len(plans)), key=lambda k: (sizes[k], k))
     # In a small block graph two candidates can be the same cluster: the first name stays.
-    distinct = [k for i, k in enumerate(by_size) if not i or sizes[k] != sizes[by_size[i - 1]]]
+    distinct: list[int] = []
+    for k in by_size:
+        if not any(_same(plans[k], plans[other]) for other in distinct):
+            distinct.append(k)
     out = plan_dataset(join([plans[k] for k in distinct]))
     return out.assign(
         name=("blueprint", np.array([names[k] for k in distinct], TEXT)),
         shells=("blueprint", np.array([depth[k] for k in distinct], dtype=np.int64)),
         links=("blueprint", np.array([links[k] for k in distinct], TEXT)),
+        acid_first=("blueprint", np.array([acids[k] for k in distinct], np.bool_)),
     )
+
+
+def _same(one: Plan, other: Plan) -> bool:
+    """Whether two blueprints are the same atoms with the same caps (order aside)."""
+    if len(one.inner_atom) != len(other.inner_atom):
+        return False
+
+    def rows(plan: Plan) -> IntArray:
+        cap = np.zeros(len(plan.inner_atom), np.int64)
+        cap[plan.cap_atom] = 1 + plan.cap_outer
+        table = np.column_stack([plan.inner_atom, plan.shift, cap])
+        return table[np.lexsort(table.T[::-1])]
+
+    return np.array_equal(rows(one), rows(other))
 
 
 def _link_order(

@@ -19,6 +19,8 @@ from mofal.campaign.config import SystemSettings
 from mofal.campaign.electrons import with_spin
 from mofal.campaign.prepare import make_system
 from mofal.campaign.steps.label import label_structures, local_schedule
+from mofal.clusters.blueprints import on_rods
+from mofal.clusters.graph import block_graph
 from mofal.clusters.matched import MOST_SHELLS, write_blueprints
 from mofal.commands.label import check_seed
 from mofal.commands.match_plots import plot_by_distance, plot_on_structure, write_structures
@@ -48,7 +50,7 @@ def match(
     references: Sequence[str],
     potentials: Sequence[str] = (),
     frames: int = 3,
-    shells: Sequence[int] = (0, 1),
+    shells: Sequence[int] | None = None,
     core: str | None = None,
     tolerance_meV: float = 100.0,
     noise: str | os.PathLike[str] | None = None,
@@ -77,8 +79,9 @@ def match(
     frames : int
         Frames to average over: perturbed ones (600 K), or so many of the file's, evenly chosen.
         0: the structure alone, as it is.
-    shells : sequence of int
-        Whole shells of blocks around the core to try; half of the first shell is tried too.
+    shells : sequence of int, optional
+        Whole shells of blocks around the core to try, half of the first shell too; default: 0 and
+        1, along rods 2 as well. Along rods two orders of protons are tried for each.
     core : str, optional
         Formula of the core block; default: a node that lacks a neighbour, else the first node.
     tolerance_meV : float
@@ -112,12 +115,23 @@ def match(
     place = Path(directory)
     if potentials:
         resolve_device(device)
-    floors = _examine(references, potentials, frames, shells, tolerance_meV, noise, place, say)
+    floors = _examine(
+        references,
+        potentials,
+        frames,
+        (0, 1) if shells is None else shells,
+        tolerance_meV,
+        noise,
+        place,
+        say,
+    )
     check_seed(seed)
     local_schedule(workers)
     structure, blocks = _system(system, cell, rule)
     _check_elements(structure, potentials)
     chosen = _core(blocks, core)
+    if shells is None:
+        shells = (0, 1, 2) if on_rods(block_graph(blocks))[chosen] else (0, 1)
     name = str(structure["system"].values[0])
     parents = _frames(system, structure, blocks, frames, seed, say)
     if references and set(unpaired or {}) & set(_elements(structure)):

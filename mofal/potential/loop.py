@@ -74,7 +74,9 @@ class Module(EMALightningModule):
             super().lr_scheduler_step(scheduler, metric)
 
 
-def make_module(model_config: dict[str, Any], settings: TrainingSettings) -> Module:
+def make_module(
+    model_config: dict[str, Any], settings: TrainingSettings, *, energies_masked: bool = False
+) -> Module:
     """NequIP's EMA module with the paper's loss, optimiser and scheduler."""
     return Module(
         ema_decay=settings.ema_decay,
@@ -91,8 +93,8 @@ def make_module(model_config: dict[str, Any], settings: TrainingSettings) -> Mod
             "interval": "epoch",
             "frequency": 1,
         },
-        loss=loss_config(settings, with_mae=False),
-        val_metrics=loss_config(settings, with_mae=True),
+        loss=loss_config(settings, with_mae=False, energies_masked=energies_masked),
+        val_metrics=loss_config(settings, with_mae=True, energies_masked=energies_masked),
     )
 
 

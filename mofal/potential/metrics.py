@@ -45,6 +45,37 @@ class WeightedForceMSE(Metric):
         return "weighted_mse"
 
 
+class PerAtomEnergyMSE(Metric):
+    """Mean squared error of energies per atom; NaN targets are left out, zero where all are NaN.
+
+    NequIP's own metric gives NaN for a batch without a single energy: of charged clusters alone.
+    """
+
+    full_state_update = False
+    sum: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("sum", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, preds: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> None:
+        """Add one batch."""
+        there = ~torch.isnan(target["total_energy"])
+        atoms = target["num_atoms"].view(-1, 1).to(target["total_energy"])
+        error = (preds["total_energy"][there] - target["total_energy"][there]) / atoms[there]
+        self.sum = self.sum + error.square().sum()
+        self.count = self.count + there.sum()
+
+    def compute(self) -> torch.Tensor:
+        """Return the mean."""
+        return self.sum / self.count.clamp(min=1)
+
+    def __str__(self) -> str:
+        return "per_atom_energy_mse"
+
+
 def _entry(name: str, field: Any, metric: str, coeff: float | None) -> dict[str, Any]:
     return {
         "name": name,
@@ -55,7 +86,9 @@ def _entry(name: str, field: Any, metric: str, coeff: float | None) -> dict[str,
     }
 
 
-def loss_config(settings: TrainingSettings, *, with_mae: bool) -> dict[str, Any]:
+def loss_config(
+    settings: TrainingSettings, *, with_mae: bool, energies_masked: bool = False
+) -> dict[str, Any]:
     """Describe the loss of the paper: squared errors of forces and of energies per atom.
 
     `MetricsManager` divides weights by their sum; multiply a value of it by
@@ -69,7 +102,12 @@ def loss_config(settings: TrainingSettings, *, with_mae: bool) -> dict[str, Any]
         entries.append({"name": "forces_mse", "coeff": weight, "metric": metric})
     else:
         entries.append(_entry("forces_mse", "forces", "MeanSquaredError", weight))
-    if settings.energy_weight > 0:
+    if settings.energy_weight > 0 and energies_masked:
+        metric = {"_target_": "mofal.potential.metrics.PerAtomEnergyMSE"}
+        entries.append(
+            {"name": "per_atom_energy_mse", "coeff": settings.energy_weight, "metric": metric}
+        )
+    elif settings.energy_weight > 0:
         entries.append(
             _entry("per_atom_energy_mse", per_atom, "MeanSquaredError", settings.energy_weight)
         )

@@ -49,9 +49,31 @@ def force_weights(ds: xr.Dataset, settings: TrainingSettings) -> np.ndarray:
         if np.nanmin(given, initial=0.0) < 0:
             raise DataError("force_weight holds a negative weight; expected 0 or more")
         weight = np.where(np.isnan(given), weight, given)
+    charged = charged_clusters(ds)
+    if charged.any():
+        region = np.asarray(ds["region"].values)
+        weight[np.repeat(charged, ds["n_atoms"].values) & (region != 0)] = 0.0
     if "masked" in ds:
         weight[np.asarray(ds["masked"].values, bool)] = 0.0
     return weight
+
+
+def charged_clusters(ds: xr.Dataset) -> np.ndarray:
+    """Clusters with a charge of their own, (structure,) bool.
+
+    In the crystal their surroundings balance it. Their energies and the forces beyond the core
+    belong to an ion in a vacuum: only the forces on the core are learnt.
+    """
+    if "charge" not in ds or "region" not in ds:
+        return np.zeros(ds.sizes["structure"], bool)
+    finite = np.logical_not(np.any(ds["pbc"].values, axis=1))
+    return np.asarray(finite & (ds["charge"].values != 0))
+
+
+def energy_targets(ds: xr.Dataset) -> np.ndarray:
+    """Energies relative to isolated atoms, eV; NaN for charged clusters: (structure,)."""
+    energy = np.asarray(relative_energy(ds).values, float)
+    return np.where(charged_clusters(ds), np.nan, energy)
 
 
 def usable(ds: xr.Dataset, progress: Progress = None) -> xr.Dataset:
@@ -96,7 +118,7 @@ def prepare_graphs(
     from mofal.potential.network import make_graph, type_table
 
     types = type_table(elements)
-    energy = np.asarray(relative_energy(ds).values, float)
+    energy = energy_targets(ds)
     forces = np.array(ds["forces"].values, float)
     weight = force_weights(ds, settings)
     forces[weight == 0] = np.nan
@@ -154,7 +176,9 @@ def align_shifts(origin: NequIPPotential, ds: xr.Dataset, elements: Sequence[str
         ds["numbers"].values, ds["structure_index"].values, ds.sizes["structure"]
     )[:, [atomic_numbers[e] for e in elements]]
     n_atoms = counts.sum(axis=1, keepdims=True)
-    residual = relative_energy(ds).values - np.asarray(origin.evaluate(ds)["energy"].values)
+    residual = energy_targets(ds) - np.asarray(origin.evaluate(ds)["energy"].values)
+    known = np.isfinite(residual)
+    counts, n_atoms, residual = counts[known], n_atoms[known], residual[known]
     # What differs between frames of one composition is the network's business: directions in which
     # compositions hardly differ (relative to the largest) are left alone.
     change, *_ = np.linalg.lstsq(counts / n_atoms, residual / n_atoms[:, 0], rcond=1e-2)
@@ -168,7 +192,7 @@ def data_hash(ds: xr.Dataset, settings: TrainingSettings) -> str:
             "ids": [str(v) for v in ds["structure_id"].values],
             "split": [str(v) for v in ds["split"].values],
             "labels": hash_arrays(
-                np.asarray(relative_energy(ds).values),
+                np.nan_to_num(energy_targets(ds), nan=1e30),
                 np.nan_to_num(np.asarray(ds["forces"].values), nan=1e30),
                 force_weights(ds, settings),
             ),
@@ -329,7 +353,8 @@ def _fit(
         first["avg_num_neighbors"] = origin.avg_num_neighbors
     config = builder_config(architecture, elements, seed=seed, **first)
     with BUILDING:
-        module = make_module(config, settings)
+        masked = bool(charged_clusters(data).any())
+        module = make_module(config, settings, energies_masked=masked)
     if origin:
         set_weights(module, _start_weights(origin, data, settings, part == TRAIN))
     batches = Batches(training, settings.batch_size, seed=seed)
@@ -386,6 +411,7 @@ def _first_values(training: Sequence[Graph], settings: TrainingSettings) -> dict
     # One number for all types: data of one composition fixes no more than that, and without it the
     # first part of a training goes into learning the cohesive energy.
     per_atom = [float(g["total_energy"]) / len(g["pos"]) for g in training]
+    per_atom = [value for value in per_atom if np.isfinite(value)] or [0.0]
     return {
         "avg_num_neighbors": max(n_edges / n_atoms, 1.0),
         "scales": float(torch.nanmean(squares).sqrt()) or 1.0,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from ase.data import covalent_radii
 
-from mofal.clusters import blueprint, cut
+from mofal.clusters import blueprint, candidates, cut, cut_candidates
+from mofal.clusters.matched import matched_blocks, matched_shells, write_blueprints
 from mofal.data import from_atoms
 from mofal.frameworks import find_blocks
 from mofal.frameworks.bonds import IS_METAL, bonds_of
@@ -156,3 +157,78 @@ def test_cut__warm_rods_keep_their_blocks():
     clusters, refused = cut(warm, {"x": blocks}, cores_of([0], [core]))
     assert refused["reason"].values.tolist() == []
     assert formula(clusters) == "C41H30Mg3O22"
+
+
+# ---------------------------------------------------------------------------- orders of protons
+def rod_candidates(make, core, **options):
+    ds, blocks = load(make)
+    first = int(np.flatnonzero(blocks["formula"].values == core)[0])
+    plans = candidates(blocks, first, partial=False, **options)
+    clusters, refused = cut_candidates(ds, plans, blocks, unpaired={"Cr": 3})
+    assert refused["reason"].values.tolist() == []
+    return ds, blocks, first, plans, clusters
+
+
+@pytest.mark.parametrize(("make", "core"), [(published.mil53, "Cr"), (published.mof74, "Mg")])
+def test_candidates__along_rods_compare_lengths_and_orders(make, core):
+    """One, three and five metals, each with its protons in two orders: OH or acids first."""
+    _, _, _, plans, clusters = rod_candidates(make, core)
+    names = [str(n) for n in plans["name"].values]
+    assert {"shells=1", "shells=1, acids first", "shells=2", "shells=2, acids first"} <= set(names)
+    metals = {}
+    for k, name in enumerate(str(n) for n in clusters["candidate"].values):
+        part = cluster(clusters, k)
+        metals[name] = int(IS_METAL[part["numbers"]].sum())
+        assert int(clusters["charge"][k]) == 0
+    assert (metals["shells=0"], metals["shells=1"], metals["shells=2"]) == (1, 3, 5)
+    assert metals["shells=2, acids first"] == 5
+
+
+def test_candidates__acids_first_leave_oh_alone():
+    _, blocks, _, _, clusters = rod_candidates(published.mil53, "Cr", shells=(1,))
+    of_atom = dict(zip(blocks["member_atom"].values.tolist(), np.repeat(
+        blocks["formula"].values, blocks["block_n_atoms"].values).tolist()))  # fmt: skip
+    on_hydroxide = {}
+    for k, name in enumerate(str(n) for n in clusters["candidate"].values):
+        part = cluster(clusters, k)
+        inside = bonds_of(part["numbers"], part["positions"], np.eye(3), np.zeros(3, bool))
+        holders = [int(inside.j[inside.i == c][0]) for c in np.flatnonzero(part["region"] == 2)]
+        on_hydroxide[name] = sum(of_atom[int(part["parent_atom"][h])] == "HO" for h in holders)
+    assert on_hydroxide["shells=1"] > 0
+    assert on_hydroxide["shells=1, acids first"] == 0
+
+
+def test_candidates__elsewhere_there_is_one_order():
+    for make, core in ((published.hkust1, "C4Cu2O8"), (published.zif, "Zn")):
+        _, blocks = load(make)
+        first = int(np.flatnonzero(blocks["formula"].values == core)[0])
+        assert not candidates(blocks, first, shells=(0, 1))["acid_first"].values.any()
+
+
+def test_matched_shells__two_along_rods(tmp_path):
+    _, rod = load(published.mil53)
+    _, bricks = load(published.hkust1)
+    depth = matched_shells({"a": rod, "b": bricks}, 1, None, along_rods=2)
+    found = dict(zip(rod["formula"].values.tolist(), depth["a"].tolist()))
+    assert found == {"Cr": 2, "HO": 2, "C8H4O4": 1}
+    assert set(depth["b"].tolist()) == {1}
+    assert set(matched_shells({"a": rod}, 1, None)["a"].tolist()) == {1}
+
+
+def test_matched_blocks__the_order_that_was_chosen_is_cut(tmp_path):
+    """What force matching chose comes out of the campaign's cut: the same atoms and caps."""
+    ds, blocks, first, plans, clusters = rod_candidates(published.mil53, "Cr", shells=(1,))
+    table = tmp_path / "blueprints.json"
+    name = "shells=1, acids first"
+    verdict = {"candidate": name, "passed": True, "tolerance_meV": 100.0}
+    write_blueprints(table, blocks, first, plans, {"x": {"verdict": verdict, "rows": []}})
+    known = matched_blocks({"x": blocks}, table)
+    shells = matched_shells(known, 1, table, along_rods=2)
+    again, _ = cut(ds, known, cores_of([0], [first]), shells=shells, unpaired={"Cr": 3})
+    k = [str(n) for n in clusters["candidate"].values].index(name)
+    one, other = cluster(again, 0), cluster(clusters, k)
+    assert np.array_equal(np.sort(one["positions"], axis=0), np.sort(other["positions"], axis=0))
+    usual, _ = cut(ds, {"x": blocks}, cores_of([0], [first]), shells=shells, unpaired={"Cr": 3})
+    assert not np.array_equal(
+        np.sort(one["positions"], axis=0), np.sort(cluster(usual, 0)["positions"], axis=0)
+    )

@@ -15,7 +15,7 @@ from mofal import data
 from mofal.errors import DataError, PotentialError, StoreError
 from mofal.potential import TrainingSettings, load, split_structures, train
 from mofal.potential.network import energy_part, weights_of
-from mofal.potential.training import align_shifts, force_weights
+from mofal.potential.training import align_shifts, energy_targets, force_weights
 
 from .conftest import SMALL, emt_atoms, emt_frames
 
@@ -540,3 +540,54 @@ def test_train__two_at_once_are_what_each_is_alone(labelled, settings, tmp_path)
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(one, ["both1", "both2"]))
     assert together == alone
+
+
+# ---------------------------------------------------------------------------------- charges
+def with_charges(ds):
+    """Every cluster carries a charge; crystals do not."""
+    charge = np.where(ds["pbc"].values.any(axis=1), 0, 2).astype(np.int32)
+    return ds.assign(charge=("structure", charge))
+
+
+def test_train__of_charged_clusters_only_core_forces_count(labelled, settings, tmp_path):
+    """Their energies and the forces beyond the core may be anything: the same weights, bit by bit.
+
+    Batches of one: some hold no energy at all.
+    """
+    one = vary(settings, batch_size=1, max_steps=6)
+    charged = with_charges(labelled)
+    finite = ~charged["pbc"].values.any(axis=1)
+    assert np.isnan(energy_targets(charged)[finite]).all()
+    assert np.isfinite(energy_targets(charged)[~finite]).all()
+    beyond = np.repeat(finite, charged["n_atoms"].values) & (charged["region"].values > 0)
+    assert np.array_equal(force_weights(charged, one) == 0, beyond)
+    other = charged.assign(
+        energy=charged["energy"] + np.where(finite, 55.0, 0.0),
+        forces=charged["forces"] + np.where(beyond, 3.0, 0.0)[:, None],
+    )
+    first = train(charged, one, out=tmp_path / "a", seed=1)
+    second = train(other, one, out=tmp_path / "b", seed=1)
+    assert first.model_hash == second.model_hash
+    assert all(np.isfinite(row["validation_loss"]) for row in first.history)
+    # Without the charge they are learnt: another model.
+    neutral = train(labelled, one, out=tmp_path / "c", seed=1)
+    assert neutral.model_hash != first.model_hash
+
+
+def test_per_atom_energy_mse__is_nequips_where_all_energies_are_known():
+    from nequip.data import PerAtomModifier
+    from nequip.train import MeanSquaredError
+
+    from mofal.potential.metrics import PerAtomEnergyMSE
+
+    counts = torch.tensor([3, 5])
+    target = {"total_energy": torch.tensor([[1.0], [4.0]]), "num_atoms": counts}
+    found = {"total_energy": torch.tensor([[2.5], [3.0]]), "num_atoms": counts}
+    mine, theirs = PerAtomEnergyMSE(), MeanSquaredError()
+    mine.update(found, target)
+    theirs.update(*PerAtomModifier("total_energy")(found, target))
+    assert float(mine.compute()) == pytest.approx(float(theirs.compute()))
+    assert float(mine.compute()) == pytest.approx(((1.5 / 3) ** 2 + (1 / 5) ** 2) / 2)
+    nothing = PerAtomEnergyMSE()
+    nothing.update(found, {**target, "total_energy": torch.full((2, 1), torch.nan)})
+    assert float(nothing.compute()) == 0.0

@@ -20,7 +20,7 @@ from mofal.campaign.steps.base import (
     on_site,
     one_task,
 )
-from mofal.clusters.matched import matched_shells, weighted
+from mofal.clusters.matched import matched_blocks, matched_shells, weighted
 from mofal.data import concat, write_group
 from mofal.data.variables import STRING
 from mofal.errors import CampaignError
@@ -54,14 +54,19 @@ def seed_structures(site: Site, source: int = 0) -> xr.Dataset:
     for name in site.config.explored:
         frames = perturb(site, name, settings.clusters, (*words, name))
         frames["system"] = ("structure", np.array([name] * frames.sizes["structure"], STRING))
-        blocks = {name: site.blocks(name)}
+        blocks = matched_blocks({name: site.blocks(name)}, selection.blueprints)
         cores = random_cores(
             frames,
             blocks,
             n=settings.clusters.per_system,
             seed=site.integer_seed("seed-clusters", *words[1:], name),
         )
-        shells = matched_shells(blocks, selection.shells, selection.blueprints)
+        shells = matched_shells(
+            blocks,
+            selection.shells,
+            selection.blueprints,
+            along_rods=selection.shells_along_rods,
+        )
         clusters, refused = cut(
             frames,
             blocks,

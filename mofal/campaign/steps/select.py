@@ -22,7 +22,7 @@ from mofal.campaign.steps.base import (
     summary_of,
 )
 from mofal.campaign.steps.density import in_memory, shard_rows, width_of
-from mofal.clusters.matched import matched_shells, weighted
+from mofal.clusters.matched import matched_blocks, matched_shells, weighted
 from mofal.data import concat, write_group, write_json
 from mofal.errors import ConfigError, DataError
 from mofal.potential.directory import is_model, read_described
@@ -56,9 +56,14 @@ def select_clusters(site: Site, cycle: int, system: str) -> Summary:
     fitted = PerElementDensity.load(site.path(paths.place(cycle, "density.zarr")))
     refuse_foreign_features(site, cycle, system, features, fitted)
     settings = site.config.selection
-    blocks = {system: site.blocks(system)}
+    blocks = matched_blocks({system: site.blocks(system)}, settings.blueprints)
     cutting: dict[str, Any] = {
-        "shells": matched_shells(blocks, settings.shells, settings.blueprints),
+        "shells": matched_shells(
+            blocks,
+            settings.shells,
+            settings.blueprints,
+            along_rods=settings.shells_along_rods,
+        ),
         "unpaired": settings.unpaired,
     }
     ranking, note = settings.ranking, ""
