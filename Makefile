@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # Lint and the build of GPAW, of one core each, run side by side.
 MAKEFLAGS += -j2
 
-.PHONY: help install gpaw demo test check lint slurm-test bench docs clean
+.PHONY: help install gpaw chromium demo test check lint slurm-test bench docs clean
 
 help:
 	@echo "make demo        the main job: a campaign on one machine, with its report (under 20 minutes)"
@@ -36,6 +36,10 @@ $(STAMP): pyproject.toml constraints.txt
 gpaw: $(STAMP)
 	@sh scripts/gpaw/install.sh $(BIN)/python
 
+# The explorer is tested in a browser; the same.
+chromium:
+	@sh scripts/chromium/install.sh
+
 demo: $(STAMP)
 	$(BIN)/mofal demo
 
@@ -52,7 +56,7 @@ check: lint
 SLURM_TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/slurm
 
 # In the order of the files: the longest tests are in files of few tests, which must not come last.
-test: lint gpaw
+test: lint gpaw chromium
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slurm"
 	$(SLURM_TEST)
 

@@ -25,6 +25,7 @@ your own:
   mofal run campaign.yaml                run it, or go on with it after anything
   mofal status DIR --watch               look at it from another terminal
   mofal report DIR                       tables and plots, DIR/report/report.html
+  mofal explore DIR                      its atoms: a map of features beside the structure
 pieces of the method:
   mofal build S_ld -o ld.extxyz          a framework of the UiO-66 family
   mofal label x.extxyz --reference ...   labels, stoppable and resumable
@@ -118,6 +119,7 @@ EXTRAS = {
     "cryptography": "slurm",
     "matplotlib": "report",
     "jinja2": "report",
+    "chemiscope": "explore",
 }
 
 
@@ -222,7 +224,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="draw what was decided (png, svg or pdf; default: NAME.blocks.png)",
     )
     p.add_argument("-o", "--output", help="write the structure as it was read (extxyz, cif, ...)")
-    for add in (add_label, add_match, add_noise, add_hold, add_mechanics):
+    for add in (add_explore, add_bench, add_label, add_match, add_noise, add_hold, add_mechanics):
         add(commands)
     p = _command(commands, "doctor", run_doctor, "what works on this machine")
     p.add_argument("--slurm", metavar="FILE", nargs="?", const="", help="check SLURM too")
@@ -233,6 +235,57 @@ def _command(commands: Any, name: str, function: Any, text: str) -> argparse.Arg
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(function=function)
     return parser
+
+
+def add_explore(commands: Any) -> None:
+    p = _command(commands, "explore", run_explore, "atoms and a map of their features, as a page")
+    p.add_argument("what", help="a campaign, or a file of structures")
+    p.add_argument("-o", "--output", help="*.html, or *.json.gz for chemiscope.org")
+    p.add_argument("--cycle", type=int, help="of a campaign (default: the last with clusters)")
+    p.add_argument("--potential", metavar="DIR", help="for a file: a campaign, or a model")
+    p.add_argument("--index", type=int, help="for a file: which structure (default: all)")
+
+
+def run_explore(args: argparse.Namespace) -> int:
+    """`mofal explore`."""
+    from mofal.commands.explore import explore
+
+    explore(
+        args.what,
+        output=args.output,
+        cycle=args.cycle,
+        potential=args.potential,
+        index=args.index,
+        say=say,
+    )
+    return 0
+
+
+def add_bench(commands: Any) -> None:
+    p = _command(commands, "bench", run_bench, "how fast is this machine? compare it with others")
+    p.add_argument("what", choices=["supercell"], help="supercell: from the build to clusters")
+    p.add_argument("--atoms", type=int, nargs="+", default=[29184], help="(default: 29184)")
+    p.add_argument("--workers", type=int, help="processes (default: one per core)")
+    p.add_argument("--scheduler", metavar="ADDRESS", help="of a Dask scheduler, or its file")
+    p.add_argument("--clusters", type=int, default=150, help="to cut (default: 150)")
+    p.add_argument("--potential", metavar="DIR", help="a model (default: one that travels along)")
+    p.add_argument("-o", "--output", metavar="FILE", help="the table as JSON")
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """`mofal bench`."""
+    from mofal.commands.bench import bench_supercell
+
+    bench_supercell(
+        args.atoms,
+        workers=args.workers,
+        scheduler=args.scheduler,
+        clusters=args.clusters,
+        potential=args.potential,
+        output=args.output,
+        say=say,
+    )
+    return 0
 
 
 def add_label(commands: Any) -> None:

@@ -132,12 +132,15 @@ class ReportData:
         Rows of the table of mechanics: mappings of column name to text.
     mechanics_figures
         Figures of mechanics by name.
+    explorer
+        Page of the explorer (`mofal.analysis.explorer`), as a link from the report.
     facts
         What a reader needs to repeat it: level of theory, seed, hashes, versions, hardware.
     """
 
     title: str
     lead: str = ""
+    explorer: str = ""
     summary: Sequence[str] = ()
     systems: Sequence[Mapping[str, Any]] = ()
     cycles: Sequence[Mapping[str, Any]] = ()

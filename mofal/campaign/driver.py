@@ -31,6 +31,7 @@ from mofal.errors import CampaignError
 from mofal.files import is_being_written, is_temporary, remove_leftovers
 from mofal.reference.cache import LabelCache
 from mofal.schedule import CampaignLock, Pools
+from mofal.schedule.client import check_client
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -145,8 +146,6 @@ class Campaign:
             Workers cannot be had.
         """
         if client is not None:
-            from mofal.schedule.client import check_client
-
             check_client(client)
         refuse_foreign(self.directory)
         findings = examine(self.site)

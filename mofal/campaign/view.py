@@ -12,7 +12,7 @@ import numpy as np
 
 from mofal.analysis import HeldOut
 from mofal.analysis.tables import held_out_table
-from mofal.campaign import paths, plan
+from mofal.campaign import looking, paths, plan
 from mofal.campaign.coverage import core_coverage
 from mofal.campaign.directory import COMMON, Site
 from mofal.campaign.steps.hold import found_runs
@@ -69,9 +69,51 @@ class CampaignView:
         self.config = self.site.config
 
     def __repr__(self) -> str:
-        done = self.site.finished_cycles()
-        state = f"{done} of {self.config.cycles} cycles" if done >= 0 else "seed data"
-        return f"<mofal campaign {self.config.name!r}: {state}, {', '.join(self.config.systems)}>"
+        return looking.as_text(self.site)
+
+    def _repr_html_(self) -> str:
+        return looking.as_html(self.site)
+
+    # -- in few numbers
+    def learning_curve(self) -> xr.Dataset:
+        """Force errors over the cycles, meV/Å.
+
+        Returns
+        -------
+        xarray.Dataset
+            `proposal_mae`, `proposal_mae_p95` (cycle): of the model that proposed a cycle's
+            clusters, on their labels, before it learnt from them. `campaign_mae`,
+            `campaign_mae_p95`, `control_mae`, `control_mae_p95` (cycle, system): on held-out
+            frames. NaN where there is none. ``.to_dataframe()`` makes a table of it.
+
+        Raises
+        ------
+        StoreError
+            No model has been judged yet.
+        """
+        return looking.learning_curve(self.site, lambda system: judged_labels(self, system))
+
+    def errors(self, system: str) -> xr.Dataset:
+        """Errors of seed, control and campaign on held-out frames of a system.
+
+        Parameters
+        ----------
+        system : str
+            One with held-out frames.
+
+        Returns
+        -------
+        xarray.Dataset
+            What `mofal.analysis.error_table` gives, in meV/Å and meV, along `model` (seed,
+            control, campaign) and `subset` (all atoms, each element, ``defect`` for the caps of a
+            defect).
+
+        Raises
+        ------
+        StoreError
+            It has none, or no model has been judged yet.
+        """
+        return looking.errors(self.site, system, tags(self), lambda s: judged_labels(self, s))
 
     # -- Datasets over all cycles
     @property

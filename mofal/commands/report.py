@@ -24,6 +24,7 @@ from mofal.campaign.view import (
     open_campaign,
     predictions,
 )
+from mofal.commands.explore import write_page
 from mofal.commands.report_mechanics import report_mechanics
 from mofal.data import atom_slice, select, write_json
 
@@ -57,7 +58,11 @@ def report(path: str | os.PathLike[str], *, progress: Say | None = None) -> Path
     if progress is not None:
         progress("writing the report")
     directory = view.path / "report"
-    page = write_report(collect(view), directory)
+    data = collect(view)
+    directory.mkdir(parents=True, exist_ok=True)
+    data.explorer, hint = write_page(view, directory)
+    data.summary += [hint] if hint else []
+    page = write_report(data, directory)
     rows = holdout_table(view)
     if rows:
         write_json(as_records(rows), directory / "holdout.json")

@@ -277,15 +277,32 @@ def atom_slice(ds: xr.Dataset, i: int) -> slice:
     return slice(int(start[i]), int(start[i + 1]))
 
 
-def select(ds: xr.Dataset, indices: int | Sequence[int] | np.ndarray | slice) -> xr.Dataset:
-    """Choose structures by position, with their atoms, in the order given; stays lazy.
+def select(
+    ds: xr.Dataset,
+    indices: int | Sequence[int] | np.ndarray | slice | None = None,
+    **where: Any,
+) -> xr.Dataset:
+    """Choose structures, with their atoms, in the order given; stays lazy.
 
     Parameters
     ----------
-    indices : int, sequence of int, boolean mask or slice
-        Along `structure`.
+    indices : int, sequence of int, boolean mask or slice, optional
+        Along `structure`; default: all.
+    **where
+        Values of variables along `structure`, or sequences of the values that will do:
+        ``select(labels, status="converged", cycle=[1, 2])``.
+
+    Raises
+    ------
+    DataError
+        An index outside, or a name that is no variable along `structure`.
     """
+    if where:
+        found = ds if indices is None else select(ds, indices)
+        return select(found, _matching(found, where))
     n = ds.sizes["structure"]
+    if indices is None:
+        indices = slice(None)
     if isinstance(indices, slice):
         chosen = np.arange(n)[indices]
     else:
@@ -321,6 +338,21 @@ def select(ds: xr.Dataset, indices: int | Sequence[int] | np.ndarray | slice) ->
                 index = _lazy_index(count[chosen], old.chunks[0])
             out["structure_index"] = ("atom", index, old.attrs)
     return out
+
+
+def _matching(ds: xr.Dataset, where: dict[str, Any]) -> np.ndarray:
+    """Mask of the structures whose variables have the values that were asked for."""
+    keep = np.ones(ds.sizes["structure"], bool)
+    for name, wanted in where.items():
+        if name not in ds.variables or ds[name].dims != ("structure",):
+            known = [str(v) for v in ds.variables if ds[v].dims == ("structure",)]
+            raise DataError(
+                f"{name!r} is no variable along structure; these are: {', '.join(known) or 'none'}"
+            )
+        single = isinstance(wanted, str) or np.ndim(wanted) == 0
+        values = ds[name].values
+        keep &= np.isin(values, np.array([wanted] if single else list(wanted), values.dtype))
+    return keep
 
 
 def converged(ds: xr.Dataset) -> xr.Dataset:

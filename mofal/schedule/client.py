@@ -40,7 +40,7 @@ REPORT = 60.0
 
 ABSENT = (
     "walltimes, memory limits and the number of workers are the cluster's: no packing of tasks "
-    "into walltimes, no jobs that wait for the next driver"
+    "into walltimes, no jobs that wait for the next driver, none lent to large array work"
 )
 """What only mofal's own pools give."""
 
@@ -232,6 +232,14 @@ class ClientBackend:
         if future is not None and not future.done() and self._client is not None:
             future.cancel()
 
+    lends = False  # a wide task computes in the threads of its own worker
+
+    def lend(self, worker: str, identity: str) -> None:
+        """Nobody is lent: which worker is free is Dask's to know."""
+
+    def take_back(self, worker: str, identity: str) -> None:
+        """See `lend`."""
+
     def _event(self, event: tuple[float, dict[str, Any]]) -> None:
         """A worker has begun with an attempt (in the client's thread)."""
         message = event[1]
@@ -239,14 +247,6 @@ class ClientBackend:
             self._post(("started", message["attempt"], message["name"]))
 
     # -- now and then
-    lends = False  # workers of somebody else's cluster are its scheduler's to give
-
-    def lend(self, worker: str, identity: str) -> None:
-        """Never asked: see `lends`."""
-
-    def take_back(self, worker: str, identity: str) -> None:
-        """Never asked: see `lends`."""
-
     def scale(self, pool: str, view: PoolView, *, busy: Mapping[str, int]) -> None:
         """The number of workers is the cluster's affair."""
 
