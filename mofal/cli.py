@@ -416,6 +416,12 @@ def add_mechanics(commands: Any) -> None:
     p.add_argument("--length", type=float, default=50.0, help="of a run, ps (default: 50)")
     p.add_argument("--timestep", type=float, default=0.5, help="fs (default: 0.5)")
     p.add_argument("--runs", type=int, default=1, help="per point of P(V)")
+    p.add_argument(
+        "--until-converged", action="store_true", help="more runs while K or P_max still move"
+    )
+    p.add_argument("--max-runs", type=int, default=8, help="of a point, then (default: 8)")
+    p.add_argument("--pressure-change", type=float, default=15.0, help="MPa that P_max may move")
+    p.add_argument("--modulus-change", type=float, default=1.0, help="GPa that K may move")
     p.add_argument("--realisations", type=int, default=1, help="draws of a disordered system")
     p.add_argument("--directory", default="mechanics", help="results (default: mechanics)")
     p.add_argument("--workers", type=int, help="processes (default: one per core)")
@@ -742,6 +748,11 @@ def pressure_of(args: argparse.Namespace) -> Any:
         "length_fs": 1000.0 * args.length,
         "timestep_fs": args.timestep,
         "runs": args.runs,
+        "both_ways": not args.one_way,
+        "until_converged": args.until_converged,
+        "max_runs": args.max_runs,
+        "pressure_change_GPa": args.pressure_change / 1000.0,
+        "modulus_change_GPa": args.modulus_change,
         "seed": args.seed,
     }
     if args.pressures is not None:

@@ -18,6 +18,13 @@ _LAZY = {
     "mae_p": "mofal.analysis.metrics",
     "pearson": "mofal.analysis.metrics",
     "rmse": "mofal.analysis.metrics",
+    "atom_error_maps": "mofal.analysis.validation",
+    "cross_validation": "mofal.analysis.validation",
+    "disjoint_subsets": "mofal.analysis.validation",
+    "learning_curve": "mofal.analysis.validation",
+    "bonded_kinds": "mofal.analysis.clouds",
+    "feature_clouds": "mofal.analysis.clouds",
+    "likelihood_maps": "mofal.analysis.clouds",
     "HeldOut": "mofal.analysis.data",
     "ReportData": "mofal.analysis.data",
     "write_report": "mofal.analysis.report",
@@ -25,11 +32,18 @@ _LAZY = {
 __all__ = [
     "HeldOut",
     "ReportData",
+    "atom_error_maps",
     "atom_errors",
+    "bonded_kinds",
+    "cross_validation",
+    "disjoint_subsets",
     "energy_errors",
     "error_table",
+    "feature_clouds",
     "force_errors",
+    "learning_curve",
     "likelihood_correlation",
+    "likelihood_maps",
     "mae",
     "mae_p",
     "pearson",
@@ -38,6 +52,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from mofal.analysis.clouds import bonded_kinds, feature_clouds, likelihood_maps
     from mofal.analysis.data import HeldOut, ReportData
     from mofal.analysis.metrics import (
         atom_errors,
@@ -51,6 +66,12 @@ if TYPE_CHECKING:
         rmse,
     )
     from mofal.analysis.report import write_report
+    from mofal.analysis.validation import (
+        atom_error_maps,
+        cross_validation,
+        disjoint_subsets,
+        learning_curve,
+    )
 
 
 def __getattr__(name: str) -> Any:

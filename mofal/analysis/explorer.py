@@ -292,8 +292,8 @@ def _chemiscope() -> tuple[str, str, str]:
             "chemiscope is installed without sphinx/static/chemiscope.min.js, which the page is "
             "made of; version 1.1 has it: pip install 'chemiscope>=1.1'"
         ) from None
-    licences = [p for p in package.files or [] if "LICENSE" in p.name]
-    licence = "\n".join(p.read_text("utf-8") for p in sorted(licences) if p.locate().is_file())
+    licences = sorted(str(p.locate()) for p in package.files or [] if "LICENSE" in p.name)
+    licence = "\n".join(Path(p).read_text("utf-8") for p in licences if Path(p).is_file())
     return text, package.version, licence
 
 

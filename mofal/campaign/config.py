@@ -429,6 +429,10 @@ class MechanicsSettings(Section):
     length_ps: Positive = 50.0
     timestep_fs: Annotated[float, Field(gt=0, le=2)] = 0.5
     runs: Count = 1
+    until_converged: bool = Field(False, description="more runs where K or P_max still move")
+    max_runs: Count = Field(8, description="of a point of P(V), where until_converged")
+    pressure_change_MPa: Positive = Field(15.0, description="of P_max, 40 to 80 % of the data")
+    modulus_change_GPa: Positive = Field(1.0, description="of K, likewise")
 
     @model_validator(mode="after")
     def _meant(self) -> MechanicsSettings:
@@ -463,6 +467,11 @@ class MechanicsSettings(Section):
                 length_fs=1000.0 * self.length_ps,
                 timestep_fs=self.timestep_fs,
                 runs=self.runs,
+                both_ways=self.both_ways,
+                until_converged=self.until_converged,
+                max_runs=self.max_runs,
+                pressure_change_GPa=self.pressure_change_MPa / 1000.0,
+                modulus_change_GPa=self.modulus_change_GPa,
                 seed=seed,
             ),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -24,7 +25,7 @@ def facts(site: Site) -> list[tuple[str, str]]:
     config = site.config
     done = site.finished_cycles()
     rows = [
-        ("directory", str(site.root)),
+        ("directory", _near(site.root)),
         ("cycles", f"{max(done, 0)} of {config.cycles} finished" if done >= 0 else "no model yet"),
         ("reference", config.reference.name),
         ("systems", ", ".join(_system(site, name) for name in config.systems)),
@@ -45,6 +46,12 @@ def facts(site: Site) -> list[tuple[str, str]]:
     ready = [name for name, there in _what_is_there(site).items() if there]
     rows.append(("to look at", ", ".join(ready) or "nothing yet"))
     return rows
+
+
+def _near(path: Path) -> str:
+    """A path as a person would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def _system(site: Site, name: str) -> str:

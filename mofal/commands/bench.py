@@ -89,7 +89,7 @@ def bench_supercell(
         raise ConfigError("--atoms, --clusters and --workers are numbers from 1 on")
     if workers is not None and (scheduler or client is not None):
         raise ConfigError("--workers starts workers here; with --scheduler its own are used")
-    model = load(potential or seed_place("uio66-gfn1") / "model")
+    model = load(Path(potential) if potential else seed_place("uio66-gfn1") / "model")
     rows: list[Stage] = []
     with _client(workers, scheduler, client) as used:
         n = max(1, sum(used.ncores().values()))

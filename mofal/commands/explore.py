@@ -279,7 +279,7 @@ def file_exploration(
         density = view.density(c) if known else None
         whose = f"the model of cycle {c - 1} of {view.config.name}"
     else:
-        model = load(potential)
+        model = load(Path(potential))
         whose = str(potential)
     ds = open_group(path).load() if path.name.endswith(".zarr") else read(path)
     ds = ds if index is None else select(ds, index)

@@ -20,6 +20,7 @@ from mofal.data.text import read_atoms
 from mofal.errors import ConfigError, StructureError
 from mofal.mechanics import potential_level, reference_level
 from mofal.mechanics.levels import check_level
+from mofal.mechanics.pieces import extend_all
 from mofal.schedule import Pools
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ def mechanics(
             say(f"{n} points are tried again")
         for plan in plans.all:
             plan.prepare()
+        extend_all(plans.all, say)
         if all(piece.done for plan in plans.all for piece in plan.pieces()):
             say("every point is there already")
         else:

@@ -78,11 +78,10 @@ def report_mechanics(site: Site) -> tuple[list[dict[str, Any]], dict[str, Any]]:
                 row["P(V)"] = str(error)
         if len(row) == 1:
             continue
-        paper = PUBLISHED.get(str(site.config.systems[name].build) if name in site.config.systems
-                              else "")  # fmt: skip
+        paper = _published(site, name)
         if paper is not None:
-            row["paper: K at 0 K"] = "" if paper[0] is None else f"{paper[0]:.1f}"
-            row["paper: K, P_max at 300 K"] = " / ".join(p for p in paper[1:] if p)
+            row["paper (PBE): K at 0 K (GPa)"] = "" if paper[0] is None else f"{paper[0]:.1f}"
+            row["paper (PBE): K, P_max at 300 K (GPa)"] = " / ".join(p for p in paper[1:] if p)
         rows.append(row)
     if found:
         sizes = {n: int(plans.curves[n].structure["n_atoms"].values[0]) for n in found}
@@ -90,3 +89,11 @@ def report_mechanics(site: Site) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if pressures:
         figures["pressure-volume"] = plot_pressure(pressures, title="P(V), classical nuclei")
     return rows, figures
+
+
+def _published(site: Site, name: str) -> tuple[float | None, str, str] | None:
+    """The paper's values for a system; a primitive cell with a defect has more of them."""
+    settings = site.config.systems.get(name)
+    if settings is None or (settings.cell == "primitive" and settings.build != "S_pr"):
+        return None
+    return PUBLISHED.get(str(settings.build))

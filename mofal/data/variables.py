@@ -236,6 +236,31 @@ VARIABLES: dict[str, Variable] = {
         ("pv_point",), "float64", "eV/ps", "slope of the conserved energy per atom; NaN in NPT",
         finite=False,
     ),
+    "pv_runs": Variable(("pv_point",), "int64", "1", "runs of the point"),
+    "pv_hysteresis": Variable(
+        ("pv_point",), "float64", "GPa", "pressure, way out less way back; NaN with one way",
+        finite=False,
+    ),
+    "pv_hysteresis_error": Variable(
+        ("pv_point",), "float64", "GPa", "its standard error; NaN with one way",
+        finite=False,
+    ),
+    "pv_fluctuation_modulus": Variable(
+        ("pv_point",), "float64", "GPa", "bulk modulus from the fluctuations of V in NPT; else NaN",
+        finite=False,
+    ),
+    "pv_fluctuation_modulus_error": Variable(
+        ("pv_point",), "float64", "GPa", "its standard error; NaN outside NPT",
+        finite=False,
+    ),
+    "pv_regression_modulus": Variable(
+        ("pv_point",), "float64", "GPa", "bulk modulus from pressure against V in NPT; else NaN",
+        finite=False,
+    ),
+    "pv_regression_modulus_error": Variable(
+        ("pv_point",), "float64", "GPa", "its standard error; NaN outside NPT",
+        finite=False,
+    ),
     "curve_volume": Variable(("pv_grid",), "float64", "Å³", "volume"),
     "curve_pressure": Variable(("pv_grid",), "float64", "GPa", "mean of the Gaussian process"),
     "curve_deviation": Variable(("pv_grid",), "float64", "GPa", "its standard deviation"),

@@ -11,17 +11,20 @@ from typing import TYPE_CHECKING, Any
 _LAZY = {
     "BondLimits": "mofal.dynamics.limits",
     "bond_limits": "mofal.dynamics.limits",
+    "Plan": "mofal.dynamics.walking",
     "Walk": "mofal.dynamics.walker",
     "WalkSettings": "mofal.dynamics.settings",
     "Network": "mofal.dynamics.network",
     "internal_coordinates": "mofal.dynamics.network",
     "sample_harmonic": "mofal.dynamics.harmonic",
-    "walk": "mofal.dynamics.walker",
+    "walk": "mofal.dynamics.walking",
     "walk_length": "mofal.dynamics.settings",
+    "walks": "mofal.dynamics.walking",
 }
 __all__ = [
     "BondLimits",
     "Network",
+    "Plan",
     "Walk",
     "WalkSettings",
     "bond_limits",
@@ -29,6 +32,7 @@ __all__ = [
     "sample_harmonic",
     "walk",
     "walk_length",
+    "walks",
 ]
 
 if TYPE_CHECKING:
@@ -36,7 +40,8 @@ if TYPE_CHECKING:
     from mofal.dynamics.limits import BondLimits, bond_limits
     from mofal.dynamics.network import Network, internal_coordinates
     from mofal.dynamics.settings import WalkSettings, walk_length
-    from mofal.dynamics.walker import Walk, walk
+    from mofal.dynamics.walker import Walk
+    from mofal.dynamics.walking import Plan, walk, walks
 
 
 def __getattr__(name: str) -> Any:

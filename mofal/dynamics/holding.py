@@ -12,7 +12,8 @@ from ase.calculators.calculator import Calculator
 
 from mofal.dynamics.limits import BondLimits
 from mofal.dynamics.settings import WalkSettings
-from mofal.dynamics.walker import Progress, Seed, Walk, walk
+from mofal.dynamics.walker import Progress, Seed, Walk
+from mofal.dynamics.walking import walk
 from mofal.errors import ConfigError
 
 

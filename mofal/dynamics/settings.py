@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mofal.errors import ConfigError
 
 ENSEMBLES = ("npt", "nvt", "nvst")
+WHEN_UNFAMILIAR = ("stop", "mark", "collect")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,10 @@ class WalkSettings:
         Where the walk is given a density (`Watch`), it ends ("unfamiliar") when an atom that was
         familiar at its start has stayed below this quantile for so long, fs. Atoms that are
         unfamiliar from the start are recorded and not waited for.
+    when_unfamiliar
+        What such an atom does to the walk: ``"stop"`` ends it; ``"mark"`` records the atoms and
+        goes on; ``"collect"`` goes on too and keeps the frame in which each was met
+        (`Walk.collected`).
     sample_every, checkpoint_every
         Steps between samples of the trace (distances are checked there; cell, forces, temperature
         and bonds at every step) and between checkpoints. An exploded walk ends where its last
@@ -80,6 +85,7 @@ class WalkSettings:
     max_bond_strain: float | None = None
     unfamiliar_quantile: float = 0.005
     unfamiliar_fs: float = 20.0
+    when_unfamiliar: str = "stop"
     sample_every: int = 10
     checkpoint_every: int = 50
     ramp_cycles: int = 3
@@ -89,6 +95,11 @@ class WalkSettings:
             raise ConfigError(
                 f"ensemble is {self.ensemble!r}, expected one of {', '.join(ENSEMBLES)}: "
                 "write ensemble='npt'"
+            )
+        if self.when_unfamiliar not in WHEN_UNFAMILIAR:
+            raise ConfigError(
+                f"when_unfamiliar is {self.when_unfamiliar!r}, expected one of "
+                f"{', '.join(WHEN_UNFAMILIAR)}: write when_unfamiliar='stop'"
             )
         positive = (
             "temperature_K",

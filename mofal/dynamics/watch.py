@@ -38,36 +38,40 @@ class Watch:
 
     Parameters
     ----------
-    density
-        Calibrated density per element, in the features of the walk's potential.
     quantile
         Below it an atom is unfamiliar.
     patience
-        Steps after which an atom that was familiar at the start ends the walk.
+        Steps after which an atom that was familiar at the start counts.
     """
 
-    density: Density
     quantile: float
     patience: int
     since: NDArray = field(default_factory=lambda: np.zeros(0, np.int64))
     from_start: NDArray = field(default_factory=lambda: np.zeros(0, bool))
+    noted: NDArray = field(default_factory=lambda: np.zeros(0, bool))
     places: list[Place] = field(default_factory=list)
 
-    def begin(self, features: NDArray, numbers: NDArray) -> None:
-        """Note which atoms are unfamiliar before the first step."""
-        self.from_start = self.below(features, numbers)
-        self.since = np.zeros(len(numbers), np.int64)
+    def begin(self, quantile: NDArray) -> None:
+        """Note which atoms (n,) are unfamiliar before the first step."""
+        self.from_start = self.below(quantile)
+        self.since = np.zeros(len(quantile), np.int64)
+        self.noted = np.zeros(len(quantile), bool)
 
-    def below(self, features: NDArray, numbers: NDArray) -> NDArray:
+    def below(self, quantile: NDArray) -> NDArray:
         """Mask (n,) of unfamiliar atoms; those of an element without a density always are."""
-        likelihood = np.asarray(self.density.score_samples(features, numbers))
-        return ~(np.asarray(self.density.quantile(likelihood, numbers)) >= self.quantile)
+        return ~(quantile >= self.quantile)
 
-    def step(self, features: NDArray, numbers: NDArray) -> NDArray:
-        """Follow one step; return the atoms that end the walk (empty for none)."""
-        below = self.below(features, numbers) & ~self.from_start
+    def step(self, quantile: NDArray) -> NDArray:
+        """Follow one step; return the atoms that have been unfamiliar for too long."""
+        below = self.below(quantile) & ~self.from_start
         self.since = np.where(below, self.since + 1, 0)
         return np.flatnonzero(self.since >= self.patience)
+
+    def note(self, atoms: NDArray) -> bool:
+        """Remember atoms of a walk that goes on; whether one of them is new."""
+        new = not self.noted[atoms].all()
+        self.noted[atoms] = True
+        return new
 
     def sample(self, place: Place) -> None:
         """Keep a frame as long as the end of the walk may be found to lie there."""
@@ -86,6 +90,7 @@ class Watch:
         return {
             "watch_since": self.since,
             "watch_from_start": self.from_start,
+            "watch_noted": self.noted.copy(),
             "watch_steps": np.array([p.step for p in self.places], np.int64),
             "watch_positions": np.array([p.positions for p in self.places]).reshape(
                 len(self.places), n, 3
@@ -97,5 +102,6 @@ class Watch:
         """Go on where a checkpoint was."""
         self.since = state["watch_since"]
         self.from_start = state["watch_from_start"]
+        self.noted = state.get("watch_noted", np.zeros(len(self.since), bool))
         parts = (state["watch_steps"], state["watch_positions"], state["watch_cells"])
         self.places = [Place(int(s), x, c) for s, x, c in zip(*parts)]

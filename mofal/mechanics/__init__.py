@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from mofal.mechanics.levels import Level, potential_level, reference_level
     from mofal.mechanics.motion import block_motion
     from mofal.mechanics.pieces import Piece, Plan, run_serial
-    from mofal.mechanics.pressure import PressureSettings, PressureVolume, fit_pressure
+    from mofal.mechanics.pressure import PressureVolume
+    from mofal.mechanics.pressure_curve import fit_pressure
+    from mofal.mechanics.pressure_settings import PressureSettings
     from mofal.mechanics.relaxation import Criteria, Relaxed, relax
 
 _NAMES = {
@@ -22,7 +24,9 @@ _NAMES = {
     "levels": ("Level", "potential_level", "reference_level"),
     "motion": ("block_motion",),
     "pieces": ("Piece", "Plan", "run_serial"),
-    "pressure": ("PressureSettings", "PressureVolume", "fit_pressure"),
+    "pressure": ("PressureVolume",),
+    "pressure_curve": ("fit_pressure",),
+    "pressure_settings": ("PressureSettings",),
     "relaxation": ("Criteria", "Relaxed", "relax"),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}

@@ -6,10 +6,10 @@ campaign room hands the same pieces to its pools.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,35 @@ class Plan(Protocol):
         """All pieces that are known now, done or not, in an order in which they can be done."""
 
 
+@runtime_checkable
+class Extensible(Protocol):
+    """A plan that may want more pieces once all it had are done."""
+
+    def extend(self) -> list[str]:
+        """Decide on more pieces; lines on what was decided."""
+
+
+def extend_all(plans: Iterable[Plan], say: Callable[[str], None] | None = None) -> bool:
+    """Let the plans that are done decide on more pieces; whether there are any."""
+    before = after = 0
+    for plan in plans:
+        if isinstance(plan, Extensible):
+            before += len(plan.pieces())
+            for line in plan.extend():
+                if say is not None:
+                    say(line)
+            after += len(plan.pieces())
+    return after > before
+
+
 def run_serial(plan: Plan, say: Callable[[str], None] | None = None) -> None:
     """Do what is not done yet, one piece after another, in this process."""
     plan.prepare()
     while True:
         ready = next((piece for piece in plan.pieces() if piece.ready), None)
         if ready is None:
+            if extend_all([plan], say):
+                continue
             return
         summary = ready.function(**ready.kwargs)
         if say is not None:

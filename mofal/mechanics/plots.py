@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
-    from mofal.mechanics.pressure import PressureCurve, PressurePoints
+    from mofal.mechanics.pressure_curve import PressureCurve, PressurePoints
 
 COLOURS = (BLUE, VERMILLION, GREEN, ORANGE, GREY)
 

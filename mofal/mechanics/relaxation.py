@@ -11,16 +11,21 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms, units
-from ase.filters import FrechetCellFilter
-from ase.optimize import LBFGS
 from ase.stress import voigt_6_to_full_3x3_stress
 from numpy.typing import NDArray
 
 from mofal.dynamics.checks import bond_lengths, check_bond_strain, check_cell, check_distances
 from mofal.errors import ConfigError
+from mofal.mechanics.descent import Coordinates, Metric, QuasiNewton
 
 VOLUME_TOLERANCE = 1e-6
 """Largest relative change of the volume in a relaxation that holds it."""
+
+MAX_STEP = 0.2
+"""Farthest that an atom goes in one step, Å (as in ASE)."""
+
+MAX_STRAIN = 0.02
+"""Largest strain of the cell in one step."""
 
 Bonds = tuple[NDArray, NDArray, NDArray]
 
@@ -113,7 +118,7 @@ def relax(
     criteria: Criteria | None = None,
     bonds: Bonds | None = None,
 ) -> Relaxed:
-    """Relax atoms, and the cell as far as it may move, with LBFGS.
+    """Relax atoms, and the cell as far as it may move, with LBFGS in the metric of the bonds.
 
     Parameters
     ----------
@@ -135,7 +140,8 @@ def relax(
 
     Notes
     -----
-    `FrechetCellFilter` with a traceless virial keeps the volume to about 1e-10 (paper, SI.9.2).
+    The cell moves along traceless symmetric strains where its volume is kept, whose exponential has
+    determinant one: the volume stays to rounding (paper, SI.9.2, asks for the volume alone).
     """
     if cell not in ("volume", "free", "fixed"):
         raise ConfigError(f"cell is {cell!r}, expected 'volume', 'free' or 'fixed'")
@@ -144,17 +150,16 @@ def relax(
     work.calc = calculator
     start_cell = np.array(work.cell.array)
     volume = work.get_volume()
-    target: Any = work
-    if cell != "fixed":
-        target = FrechetCellFilter(work, constant_volume=cell == "volume")
     sane = work.copy()
     calls = 0
     status, reason = "not_converged", f"not done after {criteria.max_steps} steps"
     try:
-        optimizer = LBFGS(target, logfile=None)  # type: ignore[arg-type]
-        for _ in optimizer.irun(fmax=0.0, steps=criteria.max_steps):
-            calls += 1
+        place = Coordinates(work, cell)
+        optimizer = QuasiNewton(Metric(work, place.basis))
+        while True:
+            gradient = place.gradient()
             forces, stress = work.get_forces(), work.get_stress()
+            calls += 1
             problem = _problem(work, start_cell, forces, stress, criteria, bonds)
             if problem:
                 status, reason = problem
@@ -163,6 +168,11 @@ def relax(
             if _done(forces, stress, cell, criteria):
                 status, reason = "relaxed", ""
                 break
+            if calls > criteria.max_steps:
+                break
+            step = place.shortened(optimizer.step(gradient), MAX_STEP, MAX_STRAIN)
+            optimizer.took(gradient, step)
+            place.move(step)
     except MemoryError:
         raise
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.errors import ConfigError, DataError
+from mofal.frameworks import system_names
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -97,14 +99,36 @@ def show_curves(
         results[name] = summary_of(found, one, cells)
     if len(shown) > 1:
         plot_overlay(shown, sizes).savefig(place / "eos.png", dpi=150)
-        moduli = [r["bulk_modulus_GPa"] for r in results.values() if "bulk_modulus_GPa" in r]
-        if len(moduli) > 1:
-            say(f"K of {len(moduli)} systems: {np.mean(moduli):.2f} GPa on average, "
-                f"standard deviation {np.std(moduli, ddof=1):.2f} GPa")  # fmt: skip
+        for line in describe_realisations(results):
+            say(line)
     if results:
         write_json(results, place / "eos.json")
         say(f"tables and pictures: {place}")
     return status
+
+
+def describe_realisations(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Mean and spread of K over realisations of one composition (``S_sup-0``, ``S_sup-1``, ...).
+
+    Parameters
+    ----------
+    results : mapping
+        Of `summary_of`, by name; a campaign's first realisation has no number.
+    """
+    groups: dict[str, list[float]] = {}
+    named = system_names()
+    for name, result in results.items():
+        numbered = re.fullmatch(r"(.+)-\d+", name)
+        # S_ld-2-1 is a framework of its own: no realisation of another.
+        base = numbered.group(1) if numbered and name not in named else name
+        if "bulk_modulus_GPa" in result:
+            groups.setdefault(base, []).append(result["bulk_modulus_GPa"])
+    return [
+        f"{base}: K of {len(moduli)} realisations {np.mean(moduli):.2f} GPa on average, standard "
+        f"deviation {np.std(moduli, ddof=1):.2f}, {min(moduli):.2f} to {max(moduli):.2f} GPa"
+        for base, moduli in groups.items()
+        if len(moduli) > 1
+    ]
 
 
 def show_elastic(elastic: dict[str, Any], curves: dict[str, Any], place: Path, say: Say) -> int:
@@ -157,10 +181,10 @@ def show_pressure(
 ) -> int:
     """Write tables and a picture of P(V), and say what was found."""
     from mofal.data import write_group, write_json
+    from mofal.mechanics.convergence import converged, describe_needing
     from mofal.mechanics.domain import describe_domain
     from mofal.mechanics.plots import plot_pressure
-    from mofal.mechanics.pressure import (
-        converged,
+    from mofal.mechanics.pressure_curve import (
         describe_pressure,
         fit_pressure,
         pressure_table,
@@ -203,11 +227,15 @@ def show_pressure(
             status = 1
         else:
             write_group(pressure_table(points, found), one.place / "pv.zarr", kind="table")
+        needs = ""
         try:
             still, text = converged(one)
+            needs = "" if still else describe_needing(one, points)
         except DataError as error:
             still, text = False, str(error)
         say(f"  {'converged' if still else 'NOT converged'}: {text}")
+        if needs:
+            say(f"  {needs}")
         shown[name] = points, found
         results[name] = {
             "level": one.curve.level.spec,

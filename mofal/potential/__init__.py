@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mofal.potential.base import Potential
+    from mofal.potential.compiling import Choice, choose
+    from mofal.potential.engine import NetworkEngine
     from mofal.potential.exporting import export
     from mofal.potential.making import create, grow
     from mofal.potential.model import NequIPPotential, load
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 _HOME = {
     "ARCHITECTURES": "settings",
     "Architecture": "settings",
+    "Choice": "compiling",
+    "NetworkEngine": "engine",
+    "choose": "compiling",
     "NequIPPotential": "model",
     "Potential": "base",
     "TRAININGS": "settings",
@@ -39,6 +44,9 @@ _HOME = {
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
+    "Choice",
+    "NetworkEngine",
+    "choose",
     "NequIPPotential",
     "Potential",
     "TRAININGS",

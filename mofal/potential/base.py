@@ -56,6 +56,43 @@ class Potential(Protocol):
         """Write the potential into a directory that does not exist yet."""
 
 
+class Networked(Protocol):
+    """A potential that is a network of torch: what engines, compilation and export ask of it."""
+
+    architecture: Any
+    network: Any
+    avg_num_neighbors: float
+    provenance: dict[str, Any]
+
+    @property
+    def elements(self) -> tuple[str, ...]:
+        """Chemical symbols that it has a type for."""
+
+    @property
+    def model_hash(self) -> str:
+        """Identity: architecture and weights."""
+
+    @property
+    def r_max(self) -> float:
+        """Cutoff radius, in Å."""
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+
+    @property
+    def types(self) -> np.ndarray:
+        """Type of each atomic number, shape (119,)."""
+
+    def description(self) -> dict[str, Any]:
+        """Return all that the network depends on beside its weights."""
+
+    def graph(
+        self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
+    ) -> dict[str, Any]:
+        """One structure as a graph."""
+
+
 Evaluation = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Energies (structure,), forces (atom, 3) and stresses (structure, 6) of one chunk."""
 

@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from mofal.data.sealed import digest
 from mofal.data.store import atomic_path
 from mofal.errors import PotentialError, StoreError
+from mofal.potential.compile_script import run_compiler
 
 if TYPE_CHECKING:
+    from mofal.density import ErrorBound, PerElementDensity
     from mofal.potential.model import NequIPPotential
 
 PACKAGE, COMPILED = ".nequip.zip", ".nequip.pt2"
+DENSITY, CALCULATOR = ".density.npz", "_calculator.py"
+"""End the names of what an export with a density writes beside its network."""
 CHECKSUM = ".sha256"
 """Ends the name of the file beside it that ``sha256sum -c`` reads."""
 _TARGETS = {"ase": "ase", "lammps": "pair_nequip", "batch": "batch"}
@@ -35,6 +39,8 @@ def export(
     energies: Literal["relative", "total"] = "relative",
     target: Literal["ase", "lammps", "batch"] = "ase",
     device: str = "cpu",
+    density: PerElementDensity | str | Path | None = None,
+    error_bound: ErrorBound | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Path:
     """Write a potential as a file that runs without mofal, and its checksum beside it.
@@ -60,6 +66,13 @@ def export(
         (torch-sim).
     device : str
         Device that a compiled file runs on: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
+    density : PerElementDensity or path, optional
+        What the potential knows: mixtures and calibration go into ``<stem>.density.npz`` and an ASE
+        calculator that gives the `quantile` of every atom into ``<stem>_calculator.py``, a Python
+        file that needs NequIP and neither mofal nor a campaign. A compiled file returns the hidden
+        layer too and is opened by that calculator alone. Target ``ase`` only.
+    error_bound : ErrorBound, optional
+        Calibrated with that density: the calculator gives `error_bound` (eV/Å) as well.
     progress : callable, optional
         Is given lines of text.
 
@@ -76,6 +89,9 @@ def export(
     StoreError
         `path` exists.
     """
+    import torch
+
+    from mofal.potential.checkpoint import write_checkpoint
     from mofal.potential.devices import resolve_device
     from mofal.potential.model import NequIPPotential, load
 
@@ -85,33 +101,80 @@ def export(
             f"{out.name} ends in neither {PACKAGE} (archive) nor {COMPILED} (compiled); "
             f"NequIP knows its files by their endings: {out.stem}{PACKAGE}"
         )
+    if density is not None and target != "ase":
+        raise PotentialError(
+            f"a density goes with the calculator of ASE, not with target {target!r}: write "
+            "target='ase', or leave the density out"
+        )
+    if error_bound is not None and density is None:
+        raise PotentialError("an error bound needs its density: give density= too")
     if target not in _TARGETS:
         raise PotentialError(f"no target {target!r}; targets: {', '.join(_TARGETS)}")
     # What is compiled runs on any GPU of its kind, whatever its number.
     device = resolve_device(device).partition(":")[0]
-    if out.exists():
-        raise StoreError(f"{out} exists; delete it, or give another name")
+    stem = out.name.removesuffix(PACKAGE).removesuffix(COMPILED)
+    beside = [out.with_name(stem + DENSITY), out.with_name(stem + CALCULATOR)]
+    for path_ in (out, *(beside if density is not None else ())):
+        if path_.exists():
+            raise StoreError(f"{path_} exists; delete it, or give another name")
     potential = model if isinstance(model, NequIPPotential) else load(model)
+    arrays = None if density is None else _carried(potential, density, error_bound)
     shifts = _shifts(potential, energies)
     with tempfile.TemporaryDirectory(prefix="mofal-export-") as directory:
         work = Path(directory)
-        checkpoint = _write_checkpoint(potential, work, shifts)
-        package = work / f"model{PACKAGE}"
-        _say(progress, f"packaging model {potential.model_hash} ...")
-        _run_script("package", ["build", str(checkpoint), str(package)])
-        made = package
-        if out.name.endswith(COMPILED):
-            made = work / f"model{COMPILED}"
+        checkpoint = write_checkpoint(potential, work, shifts)
+        made = work / f"model{PACKAGE}"
+        compiled = out.name.endswith(COMPILED)
+        if not (compiled and arrays is not None):
+            _say(progress, f"packaging model {potential.model_hash} ...")
+            _run_script("package", ["build", str(checkpoint), str(made)])
+        if compiled:
+            source, made = made, work / f"model{COMPILED}"
             _say(progress, f"compiling it for {target} on {device} (about a minute) ...")
-            options = ["--mode", "aotinductor", "--device", device, "--target", _TARGETS[target]]
-            _run_script("compile", [str(package), str(made), *options])
+            if arrays is not None:
+                threads = torch.get_num_threads()
+                place = work / "constants.json"
+                run_compiler(checkpoint, made, constants=place, device=device, threads=threads)
+            else:
+                options = ["--mode", "aotinductor", "--device", device]
+                options += ["--target", _TARGETS[target]]
+                _run_script("compile", [str(source), str(made), *options])
         content = made.read_bytes()
         # The checksum comes first: a file without one is never there.
         with atomic_path(out.with_name(out.name + CHECKSUM)) as temporary:
             temporary.write_text(f"{digest(content)}  {out.name}\n")
+        if arrays is not None:
+            _write_beside(beside[0], beside[1], arrays, stem)
         with atomic_path(out) as temporary:
             temporary.write_bytes(content)
     return out
+
+
+def _carried(
+    potential: NequIPPotential,
+    density: PerElementDensity | str | Path,
+    error_bound: ErrorBound | None,
+) -> dict[str, Any]:
+    """Arrays of a density, checked against the potential."""
+    from mofal.density import PerElementDensity as Fitted
+    from mofal.potential.onboard import exported_arrays
+
+    fitted = Fitted.load(density) if isinstance(density, (str, Path)) else density
+    return exported_arrays(potential, fitted, error_bound)
+
+
+def _write_beside(numbers: Path, program: Path, arrays: dict[str, Any], stem: str) -> None:
+    """Write the density and the calculator that reads it."""
+    import numpy as np
+
+    from mofal.potential import standalone
+
+    with atomic_path(numbers) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, **arrays)
+    text = Path(standalone.__file__).read_text(encoding="utf-8")
+    text = text.replace('NAME = ""\n', f"NAME = {stem!r}\n", 1).replace("NAME_", f"{stem}_", 1)
+    with atomic_path(program) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _say(progress: Callable[[str], None] | None, line: str) -> None:
@@ -133,88 +196,6 @@ def _shifts(potential: NequIPPotential, energies: str) -> dict[str, float]:
             'potential.provenance["isolated_atom_energies"]'
         )
     return {e: known[e] for e in potential.elements}
-
-
-def _write_checkpoint(potential: NequIPPotential, work: Path, shifts: dict[str, float]) -> Path:
-    """Write what `nequip-train` would have left behind: the scripts take nothing else."""
-    import lightning
-    import torch
-    from nequip.train import NequIPLightningModule
-    from nequip.utils import get_current_code_versions
-
-    from mofal.potential.network import (
-        BUILDING,
-        SHIFTS,
-        builder_config,
-        put_weights,
-        quiet,
-        weights_of,
-    )
-
-    frame = work / "example.xyz"
-    _write_example(potential, frame)
-    module_name = "nequip.train.NequIPLightningModule"
-    config = builder_config(
-        potential.architecture,
-        potential.elements,
-        avg_num_neighbors=potential.avg_num_neighbors,
-        shifts=shifts,
-    )
-    transforms: list[dict[str, Any]] = [
-        {
-            "_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper",
-            "model_type_names": list(potential.elements),
-        },
-        {"_target_": "nequip.data.transforms.NeighborListTransform", "r_max": potential.r_max},
-    ]
-    data = {
-        "_target_": "nequip.data.datamodule.ASEDataModule",
-        "seed": 0,
-        "train_file_path": str(frame),
-        "val_file_path": str(frame),
-        "transforms": transforms,
-    }
-    with BUILDING, quiet():
-        module = NequIPLightningModule(
-            model={"_target_": "nequip.model.NequIPGNNModel", **config},
-            num_datasets={"train": 1, "val": 0, "test": 0},
-            info_dict={
-                "versions": get_current_code_versions(verbose=False),
-                "data": data,
-                "training_module": {"_target_": module_name},
-            },
-        )
-        weights = weights_of(potential.network)
-        per_type = [[shifts[e]] for e in potential.elements]
-        weights[SHIFTS] = weights[SHIFTS] + torch.tensor(per_type, dtype=weights[SHIFTS].dtype)
-        put_weights(module.model["sole_model"], weights)
-        trainer = lightning.Trainer(
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=str(work),
-        )
-        trainer.strategy.connect(module)
-        path = work / "model.ckpt"
-        trainer.save_checkpoint(path, weights_only=True)
-    return path
-
-
-def _write_example(potential: NequIPPotential, path: Path) -> None:
-    """Write one frame of the model's elements: compilation traces the network on it."""
-    import numpy as np
-    from ase import Atoms
-    from ase.calculators.singlepoint import SinglePointCalculator
-    from ase.io import write
-
-    corners = np.indices((3, 3, 3)).reshape(3, -1).T
-    spacing = 0.45 * potential.r_max
-    symbols = [potential.elements[i % len(potential.elements)] for i in range(len(corners))]
-    frame = Atoms(symbols, positions=spacing * corners, cell=np.eye(3) * 3 * spacing, pbc=True)
-    frame.calc = SinglePointCalculator(frame, energy=0.0, forces=np.zeros((len(frame), 3)))
-    write(path, frame, format="extxyz")
 
 
 def _run_script(name: str, arguments: list[str]) -> None:

@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     import xarray as xr
     from ase import Atoms
 
+    from mofal.density import PerElementDensity
+    from mofal.potential.compiling import CompiledNetwork
+    from mofal.potential.engine import NetworkEngine
+
 
 RUN_BATCHES = 16
 """Batches in one task of a lazy evaluation: long enough that Dask's own time does not count."""
@@ -104,6 +108,8 @@ class NequIPPotential:
         self.provenance: dict[str, Any] = dict(provenance or {})
         self.history: list[dict[str, Any]] = [dict(row) for row in history]
         self.batch_atoms = batch_atoms
+        self._compiled: CompiledNetwork | None = None
+        self._folder: str | None = None
         self.to(device)
         self._elements = tuple(elements)
         self._types = type_table(elements)
@@ -130,6 +136,7 @@ class NequIPPotential:
         """
         self._device = resolve_device(device)
         self._asked = device
+        self._compiled = None
         allow_any_order(self._device)
         self.network.to(self._device)
         return self
@@ -165,9 +172,15 @@ class NequIPPotential:
     @cached_property
     def model_hash(self) -> str:
         """Hash of architecture and weights."""
-        return weights_hash(self._description(), weights_of(self.network))
+        return weights_hash(self.description(), weights_of(self.network))
 
-    def _description(self) -> dict[str, Any]:
+    @property
+    def types(self) -> np.ndarray:
+        """Type of each atomic number, shape (119,); -1 for elements that it does not know."""
+        return self._types
+
+    def description(self) -> dict[str, Any]:
+        """Return all that the network depends on beside its weights."""
         return {
             "architecture": self.architecture.model_dump(),
             "elements": list(self.elements),
@@ -185,12 +198,14 @@ class NequIPPotential:
     def __getstate__(self) -> dict[str, Any]:
         weights = {k: v.numpy() for k, v in weights_of(self.network).items()}
         return {
-            "description": self._description(),
+            "description": self.description(),
             "weights": weights,
             "provenance": self.provenance,
             "history": self.history,
             "batch_atoms": self.batch_atoms,
             "device": self._asked,
+            "compiled": self._compiled is not None,
+            "folder": self._folder,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -206,6 +221,8 @@ class NequIPPotential:
             batch_atoms=state["batch_atoms"],
             device=state.get("device", "cpu"),
         )
+        if state.get("compiled"):
+            self.compile(folder=state["folder"])
 
     # ------------------------------------------------------------------ arrays
     def graph(
@@ -223,11 +240,19 @@ class NequIPPotential:
         pbc: np.ndarray,
         n_atoms: np.ndarray,
         run: Callable[[Graph], tuple[torch.Tensor, ...]],
+        *,
+        forces: bool,
     ) -> list[np.ndarray]:
         require_elements(symbols_of(numbers), self.elements, what="this potential")
         starts = np.concatenate([[0], np.cumsum(n_atoms)])
         results: list[tuple[torch.Tensor, ...]] = []
-        for first, last in chunk_structures(n_atoms, self.batch_atoms):
+        single = self._compiled is not None and forces
+        runs = (
+            [(i, i + 1) for i in range(len(n_atoms))]
+            if single
+            else chunk_structures(n_atoms, self.batch_atoms)
+        )
+        for first, last in runs:
             graphs = [
                 make_graph(
                     numbers[starts[i] : starts[i + 1]],
@@ -269,12 +294,13 @@ class NequIPPotential:
         """
 
         def run(batch: Graph) -> tuple[torch.Tensor, ...]:
-            out = self.network(batch)
+            out = self.run_network(batch)
             stress = out["stress"].view(-1, 3, 3)[:, _VOIGT[0], _VOIGT[1]]
             found = (out["total_energy"].view(-1), out["forces"], stress)
             return tuple(value.detach().to(torch.float64) for value in found)
 
-        energy, forces, stress = self._batches(numbers, positions, cell, pbc, n_atoms, run)
+        arrays = numbers, positions, cell, pbc, n_atoms
+        energy, forces, stress = self._batches(*arrays, run, forces=True)
         return energy, forces, stress
 
     def featurize_arrays(
@@ -296,7 +322,8 @@ class NequIPPotential:
                 out = energy_part(self.network)(batch)
                 return ((out["node_features"] @ first).to(torch.float32),)
 
-        (features,) = self._batches(numbers, positions, cell, pbc, n_atoms, run)
+        arrays = numbers, positions, cell, pbc, n_atoms
+        (features,) = self._batches(*arrays, run, forces=False)
         return (features,)
 
     # ------------------------------------------------------------------ Datasets
@@ -397,6 +424,69 @@ class NequIPPotential:
 
         return PotentialCalculator(self, features=features)
 
+    def engine(
+        self,
+        engine: str = "eager",
+        *,
+        density: PerElementDensity | None = None,
+        folder: str | Path | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> NetworkEngine:
+        """Return what walks run on: energies, forces, stresses and quantiles of batches.
+
+        Parameters
+        ----------
+        engine : str
+            ``"eager"``, or ``"compiled"``: the network as machine code, made first where there is
+            none for this architecture and machine (minutes; see `mofal.potential.compiling`).
+        density : PerElementDensity, optional
+            On board: how familiar each atom's environment is comes with its forces.
+        folder : path, optional
+            Of compiled networks; by default $MOFAL_COMPILED or the user's cache.
+        progress : callable, optional
+            Is given lines of text.
+
+        Raises
+        ------
+        PotentialError
+            An engine that cannot be had, or a density of another potential.
+        """
+        from mofal.potential.engine import make_engine
+
+        return make_engine(self, engine, density=density, folder=folder, progress=progress)
+
+    def compile(
+        self,
+        *,
+        folder: str | Path | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> NequIPPotential:
+        """Compute forces with the compiled network from now on, in place; made first if need be.
+
+        Calculators and `evaluate` use it for structures one by one; features alone stay with the
+        eager network, which takes no gradients for them. Pickled, it is loaded anew where it
+        arrives.
+
+        Raises
+        ------
+        PotentialError
+            This machine cannot compile, or forces are not the eager network's.
+        """
+        from mofal.potential.compiling import compiled_network
+
+        self._compiled = compiled_network(self, folder=folder, progress=progress)
+        self._folder = None if folder is None else str(folder)
+        return self
+
+    @property
+    def engine_name(self) -> str:
+        """``eager`` or ``compiled``: what calculators and `evaluate` run."""
+        return "eager" if self._compiled is None else "compiled"
+
+    def run_network(self, graph: Graph) -> Graph:
+        """Run the network, compiled where `compile` was called, on the graph of one structure."""
+        return self.network(graph) if self._compiled is None else self._compiled(graph)
+
     # ------------------------------------------------------------------ disk
     def save(self, path: str | Path) -> Path:
         """Write the model directory, whole or not at all.
@@ -413,7 +503,7 @@ class NequIPPotential:
         torch.save(weights_of(self.network), weights)
         return write_directory(
             path,
-            described={"kind": "nequip", "model_hash": self.model_hash, **self._description()},
+            described={"kind": "nequip", "model_hash": self.model_hash, **self.description()},
             weights=weights.getvalue(),
             history=self.history,
             provenance={**self.provenance, "versions": versions()},
@@ -523,6 +613,11 @@ class PotentialCalculator(Calculator):
         """Of the potential: checkpoints of walks name it."""
         return self.potential.model_hash
 
+    @property
+    def engine_name(self) -> str:
+        """``eager`` or ``compiled``, for the record."""
+        return self.potential.engine_name
+
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -535,7 +630,7 @@ class PotentialCalculator(Calculator):
         potential = self.potential
         require_elements(symbols_of(frame.numbers), potential.elements, what="this potential")
         graph = potential.graph(frame.numbers, frame.positions, frame.cell.array, frame.pbc)
-        given = potential.network(graph)
+        given = potential.run_network(graph)
         out = {
             key: value.detach().cpu().numpy()
             for key, value in given.items()

@@ -11,9 +11,9 @@ _LAZY = {
     "Pools": "pools",
     "Handle": "pools",
     "ScheduleSettings": "settings",
-    "PoolSettings": "settings",
-    "DriverSettings": "settings",
-    "WorkerRange": "settings",
+    "PoolSettings": "sections",
+    "DriverSettings": "sections",
+    "WorkerRange": "sections",
     "EventLog": "events",
     "read_events": "events",
     "CampaignLock": "lock",
@@ -60,7 +60,8 @@ if TYPE_CHECKING:
     from mofal.schedule.lock import CampaignLock
     from mofal.schedule.pools import Completions, Handle, Pools
     from mofal.schedule.preview import Work, dry_run
-    from mofal.schedule.settings import DriverSettings, PoolSettings, ScheduleSettings, WorkerRange
+    from mofal.schedule.sections import DriverSettings, PoolSettings, WorkerRange
+    from mofal.schedule.settings import ScheduleSettings
     from mofal.schedule.status import StatusReader, format_status, read_status
     from mofal.schedule.task import Outcome, Task
     from mofal.schedule.wide import spread

@@ -15,11 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mofal.errors import ConfigError
-from mofal.schedule.settings import (
-    DriverSettings,
-    PoolSettings,
-    ScheduleSettings,
-)
+from mofal.schedule.sections import DriverSettings, PoolSettings
+from mofal.schedule.settings import ScheduleSettings
 from mofal.schedule.slurm import (
     SlurmCommands,
     SlurmError,

@@ -19,7 +19,8 @@ from pathlib import Path
 from mofal.errors import ConfigError, ScheduleError
 from mofal.schedule.events import schedule_directory
 from mofal.schedule.files import PRIVATE, TAKEOVER, Layout, takeover_file, write_text
-from mofal.schedule.settings import DriverSettings, ScheduleSettings
+from mofal.schedule.sections import DriverSettings
+from mofal.schedule.settings import ScheduleSettings
 from mofal.schedule.slurm import Commands, SlurmCommands, SlurmError, directives, mebibytes
 
 #: Environment of a driver in a job: its own command, as JSON.

@@ -20,7 +20,7 @@ from mofal.errors import ConfigError
 from mofal.schedule.units import parse_limit, parse_memory
 
 if TYPE_CHECKING:
-    from mofal.schedule.settings import DriverSettings, PoolSettings
+    from mofal.schedule.sections import DriverSettings, PoolSettings
 
 #: Keys that say the same in both, theirs and ours; where two of theirs do, the first one counts.
 SAME = {

@@ -32,7 +32,8 @@ from mofal.schedule.files import (
     write_text,
 )
 from mofal.schedule.policy import stagger
-from mofal.schedule.settings import PoolSettings, ScheduleSettings
+from mofal.schedule.sections import PoolSettings
+from mofal.schedule.settings import ScheduleSettings
 from mofal.schedule.slurm import (
     ENDED_STATES,
     HOPELESS,

@@ -13,7 +13,8 @@ from mofal.schedule.events import EventLog, schedule_directory
 from mofal.schedule.files import Layout
 from mofal.schedule.jobqueue import describe
 from mofal.schedule.jobs import Jobs
-from mofal.schedule.settings import PoolSettings, ScheduleSettings
+from mofal.schedule.sections import PoolSettings
+from mofal.schedule.settings import ScheduleSettings
 from mofal.schedule.simulate import SimulatedPool, SimulationResult, simulate
 from mofal.schedule.units import format_walltime
 

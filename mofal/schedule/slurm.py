@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mofal.schedule.settings import DriverSettings, PoolSettings
+from mofal.schedule.sections import DriverSettings, PoolSettings
 from mofal.schedule.units import format_walltime
 
 #: States of jobs that are over.

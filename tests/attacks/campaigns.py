@@ -187,7 +187,7 @@ CAMPAIGN = Target(
         "mofal.potential.training",
         "mofal.potential.model",
         "mofal.potential.network",
-        "mofal.dynamics.walker",
+        "mofal.dynamics.walking",
         "mofal.density",
         "mofal.clusters",
         "nequip.model",

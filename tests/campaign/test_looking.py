@@ -101,3 +101,17 @@ def test_backend__is_what_the_package_registers() -> None:
     place = project["project"]["entry-points"]["xarray.backends"]["mofal"]
     module, _, name = place.partition(":")
     assert getattr(import_module(module), name) is MofalBackend
+
+
+def test_notebook__reads_a_finished_campaign(finished: Path) -> None:
+    from xarray.backends import list_engines
+
+    from tests.notebooks import execute, pictures, printed
+
+    if "mofal" not in list_engines():
+        pytest.skip("xarray does not know engine='mofal' yet: pip install -e . once more")
+    book = execute("reading_a_campaign", DIRECTORY=str(finished))
+    text = printed(book)
+    assert "6 of 6 labels converged" in text
+    assert "attempts" in text
+    assert len(pictures(book)) == 3

@@ -19,7 +19,7 @@ from mofal.commands.mechanics import load_systems
 from mofal.data import read_json
 from mofal.errors import ConfigError
 from mofal.frameworks import build, find_blocks, supercell
-from mofal.mechanics.show import uio_cells
+from mofal.mechanics.show import describe_realisations, uio_cells
 
 EMT = "ase:ase.calculators.emt:EMT"
 
@@ -123,6 +123,27 @@ def no_stress():
 def test_load_systems__realisations_are_draws():
     with pytest.raises(ConfigError, match="not drawn at random"):
         load_systems(["S_pr"], cell="primitive", rule="carboxylate", n=2, seed=0)
+
+
+def test_realisations__are_drawn_from_the_seed_and_summed_up():
+    first, again = (
+        load_systems(["S_sup"], cell="conventional", rule="carboxylate", n=2, seed=seed)
+        for seed in (3, 4)
+    )
+    assert list(first) == ["S_sup-0", "S_sup-1"]
+    drawn = [
+        {k: str(s["structure_id"].values[0]) for k, (s, _) in found.items()}
+        for found in (first, again)
+    ]
+    assert drawn[0]["S_sup-0"] != drawn[0]["S_sup-1"]
+    # The second of seed 3 is the first of seed 4.
+    assert drawn[0]["S_sup-1"] == drawn[1]["S_sup-0"]
+    moduli = {"S_sup-0": 12.0, "S_sup-1": 14.0, "S_sup-2": 13.0, "S_ld-2-1": 30.0, "S_ld-2-2": 28.0}
+    lines = describe_realisations({k: {"bulk_modulus_GPa": v} for k, v in moduli.items()})
+    assert lines == [
+        "S_sup: K of 3 realisations 13.00 GPa on average, standard deviation 1.00, "
+        "12.00 to 14.00 GPa"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from scipy import stats
 
 from mofal.data import concat, select, to_atoms
 from mofal.dynamics import WalkSettings, walk
-from mofal.dynamics.integrator import Integrator
+from tests.dynamics.helpers import alone, member_of, total_energy
 
 pytestmark = pytest.mark.physics
 
@@ -38,17 +38,14 @@ def mean_and_error(values, *, blocks=16):
 def test_momenta__maxwell_boltzmann(grid):
     atoms = to_atoms(grid, 0)
     atoms.set_masses(np.repeat([1.0, 90.0], 32))
-    from .conftest import Springs
-
-    atoms.calc = Springs(atoms.positions, 1.0)
     rng = np.random.default_rng(0)
-    integrator = Integrator(
-        atoms, timestep_fs=1.0, temperature_K=600.0, thermostat_fs=100.0, rng=rng
-    )
+    member = member_of(atoms, "nvt", temperature_K=600.0)
     scaled = []
     for _ in range(20):
-        integrator.draw_momenta(rng)
-        scaled.append(atoms.get_momenta() / np.sqrt(atoms.get_masses() * units.kB * 600.0)[:, None])
+        member.draw_momenta(rng, ensemble="nvt")
+        scaled.append(
+            member.state["momenta"] / np.sqrt(atoms.get_masses() * units.kB * 600.0)[:, None]
+        )
     assert stats.kstest(np.ravel(scaled), "norm").pvalue > 1e-3
 
 
@@ -92,18 +89,11 @@ def test_nve_limit__energy_is_kept_to_second_order(argon, make_potential):
     for timestep in (16.0, 8.0):
         atoms = to_atoms(argon, 0)
         atoms.calc = make_potential()
-        integrator = Integrator(
-            atoms,
-            timestep_fs=timestep,
-            temperature_K=40.0,
-            thermostat_fs=1e10,
-            rng=np.random.default_rng(0),
-        )
-        integrator.draw_momenta(np.random.default_rng(1))
+        integrator = alone(atoms, timestep_fs=timestep, thermostat_fs=1e10)
         energies = []
         for _ in range(int(2400 / timestep)):
             integrator.step()
-            energies.append(atoms.get_total_energy())
+            energies.append(total_energy(integrator))
         drift = np.polyfit(np.arange(len(energies)), energies, 1)[0] * len(energies)
         assert abs(drift) < 3 * np.std(energies)
         spreads.append(np.std(energies))
@@ -195,18 +185,10 @@ def test_integrator__drag_of_the_cell_does_not_shear(argon, make_potential):
     """An isotropic cell momentum slows all velocities alike."""
     atoms = to_atoms(argon, 0)
     atoms.calc = make_potential()
-    integrator = Integrator(
-        atoms,
-        timestep_fs=1.0,
-        temperature_K=40.0,
-        thermostat_fs=100.0,
-        rng=np.random.default_rng(0),
-        pressure_GPa=0.0,
-        barostat_fs=100.0,
-    )
-    integrator.p_eps = 2.0 * np.identity(3)
-    drag = integrator._barostat_BAOAB_OU_gamma_mod()
-    expected = (1.0 + 3.0 / integrator.Ndof) * 2.0 / integrator.barostat_mass
+    integrator = alone(atoms, "npt", pressure_GPa=0.0, barostat_fs=100.0)
+    integrator.cell_momenta = 2.0 * np.identity(3)[None]
+    drag = integrator.drag()[0]
+    expected = (1.0 + 3.0 / 96) * 2.0 / float(integrator.cell_masses[0, 0, 0])
     np.testing.assert_allclose(drag, expected * np.identity(3), rtol=1e-12)
 
 

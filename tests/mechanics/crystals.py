@@ -38,7 +38,8 @@ class Pairs(Calculator):
 
 def argon(distance, epsilon=0.0104, sigma=3.4, cutoff=9.0):
     """Lennard-Jones with energy, slope and curvature going to zero at the cutoff."""
-    power = (sigma / distance) ** 6
+    power = (sigma / distance) ** 2
+    power = power * power * power
     value = 4 * epsilon * (power**2 - power)
     slope = 4 * epsilon * (-12 * power**2 + 6 * power) / distance
     x = np.clip((distance - 0.75 * cutoff) / (0.25 * cutoff), 0.0, 1.0)
@@ -88,12 +89,96 @@ def fcc_elasticity(pair, cutoff, start):
         bracket=(0.97 * start, start, 1.03 * start),
         options={"xtol": 1e-12},
     )
-    a = found.x
+    _, c11, c12, c44 = fcc_born(pair, cutoff, found.x)
+    return found.x, (c11 + 2 * c12) / 3, c11, c12, c44
+
+
+def fcc_born(pair, cutoff, a):
+    """Pressure and C11, C12, C44 (GPa) of an fcc pair crystal of lattice constant a (Å).
+
+    The constants are second derivatives of the energy by the Lagrangian strain (Born, Huang,
+    Dynamical Theory of Crystal Lattices): under pressure not the slopes of the stress.
+    """
     r, d, _ = lattice_sum(pair, cutoff, a)
     h = 1e-5
     slope = pair(d)[1]
     curvature = (pair(d + h)[1] - pair(d - h)[1]) / (2 * h)
     weight = (curvature - slope / d) / d**2
-    born = np.einsum("n,ni,nj,nk,nl->ijkl", weight, r, r, r, r) / (2 * a**3 / 4) / units.GPa
-    c11, c12, c44 = born[0, 0, 0, 0], born[0, 0, 1, 1], born[1, 2, 1, 2]
-    return a, (c11 + 2 * c12) / 3, c11, c12, c44
+    volume = 2 * a**3 / 4
+    born = np.einsum("n,ni,nj,nk,nl->ijkl", weight, r, r, r, r) / volume / units.GPa
+    pressure = -(slope * d).sum() / (3 * volume) / units.GPa
+    return pressure, born[0, 0, 0, 0], born[0, 0, 1, 1], born[1, 2, 1, 2]
+
+
+def quasi_harmonic(pair, cutoff, start, repeat, temperature_K):
+    """V0 (Å³) and K (GPa) of `repeat`³ cubic cells of an fcc pair crystal at a temperature.
+
+    Classical lattice dynamics on the wave vectors that fit into the cell, by its own sums: what a
+    simulation of that cell has, up to terms of the square of the temperature.
+    """
+    kT = units.kB * temperature_K
+    q = np.stack(np.meshgrid(*[np.arange(2 * repeat)] * 3, indexing="ij"), -1).reshape(-1, 3)
+
+    def free_energy(volume):
+        a = (volume / repeat**3) ** (1 / 3)
+        r, d, energy = lattice_sum(pair, cutoff, a)
+        h = 1e-5
+        slope = pair(d)[1]
+        curvature = (pair(d + h)[1] - pair(d - h)[1]) / (2 * h)
+        unit = r / d[:, None]
+        springs = (curvature - slope / d)[:, None, None] * unit[:, :, None] * unit[:, None, :]
+        springs += (slope / d)[:, None, None] * np.identity(3)
+        phase = 1 - np.cos(2 * np.pi / (repeat * a) * q @ r.T)
+        values = np.linalg.eigvalsh(np.einsum("qn,nij->qij", phase, springs))
+        moving = values[values[:, 0] > 1e-9]
+        # Twice as many wave vectors as there are, each of them once more by a reciprocal vector.
+        modes = 0.5 * 0.5 * np.log(moving).sum()
+        return 4 * repeat**3 * energy + kT * modes - kT * np.log(volume)
+
+    h = 1e-3 * repeat**3 * start**3
+
+    def pressure(volume):
+        return (free_energy(volume - h) - free_energy(volume + h)) / (2 * h)
+
+    from scipy.optimize import brentq
+
+    guess = repeat**3 * start**3
+    volume = brentq(pressure, 0.95 * guess, 1.05 * guess, xtol=1e-9)
+    slope = (pressure(volume + h) - pressure(volume - h)) / (2 * h)
+    return volume, -volume * slope / units.GPa
+
+
+class Lattice(Pairs):
+    """A pair potential among neighbours that stay neighbours: no search at every step."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        Calculator.calculate(self, atoms, properties, system_changes)
+        self.n_calls += 1
+        x, cell = self.atoms.positions, self.atoms.cell.array
+        if not hasattr(self, "i"):
+            i, j, shift = neighbour_list("ijS", self.atoms, self.cutoff + 1.0)
+            # Each pair once: of an atom and its own image, the one of two opposite shifts.
+            first = np.array([tuple(s) > (0, 0, 0) for s in shift])
+            once = (i < j) | ((i == j) & first)
+            self.i, self.j, self.shift = i[once], j[once], shift[once]
+        vector = x[self.j] - x[self.i] + self.shift @ cell
+        distance = np.linalg.norm(vector, axis=1)
+        value, slope = self.pair(distance)
+        inside = distance < self.cutoff
+        pull = (np.where(inside, slope, 0.0) / distance)[:, None] * vector
+        n = len(x)
+        forces = np.stack(
+            [np.bincount(self.i, p, n) - np.bincount(self.j, p, n) for p in pull.T], axis=1
+        )
+        energy = float(value[inside].sum())
+        virial = vector.T @ pull
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "forces": forces,
+            "stress": full_3x3_to_voigt_6_stress(virial / self.atoms.get_volume()),
+        }
+
+
+def make_lattice() -> Calculator:
+    return Lattice(argon, 9.0)

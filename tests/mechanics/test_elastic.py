@@ -29,7 +29,7 @@ from mofal.mechanics.elastic import (
     voigt_moduli,
 )
 
-from .crystals import argon, fcc_argon, fcc_elasticity
+from .crystals import argon, fcc_argon, fcc_born, fcc_elasticity
 
 ARGON_LEVEL = "ase:tests.mechanics.crystals:make_argon"
 TIGHT = Criteria(max_force=1e-5, max_stress_MPa=0.01)
@@ -75,6 +75,33 @@ def test_elastic__lennard_jones_has_its_lattice_sums(tmp_path):
     text = "\n".join(describe_elastic("argon", found, modulus))
     assert "agrees with K of E(V)" in text
     assert "DIFFERS" in "\n".join(describe_elastic("argon", found, 1.1 * modulus))
+
+
+def test_elastic__under_pressure_slopes_are_stress_strain_coefficients(tmp_path):
+    """B_11 = C_11 - P, B_12 = C_12 + P, B_44 = C_44 - P (Wallace, 1972), from lattice sums."""
+    start = fcc_argon()
+    volumes = start.get_volume() * np.array([0.86, 0.87, 0.88, 0.89, 0.9])
+    curve = Curve(
+        from_atoms([start], system="crystal"),
+        reference_level(ARGON_LEVEL),
+        directory=tmp_path,
+        settings=CurveSettings(grid=tuple(volumes), criteria=TIGHT, both_ways=False),
+    )
+    run_serial(curve)
+    one = Elastic("crystal", curve.point("out-004"), curve.level, directory=tmp_path,
+                  settings=ElasticSettings(criteria=TIGHT))  # fmt: skip
+    run_serial(one)
+    found = one.gather()
+    a = volumes[0] ** (1 / 3)
+    pressure, c11, c12, c44 = fcc_born(argon, 9.0, a)
+    assert found.pressure == pytest.approx(pressure, rel=1e-3)
+    assert pressure > 0.3
+    expected = cubic(c11 - pressure, c12 + pressure, c44 - pressure)
+    np.testing.assert_allclose(found.constants, expected, atol=0.003 * c11)
+    h = 1e-3
+    slope = (fcc_born(argon, 9.0, a + h)[0] - fcc_born(argon, 9.0, a - h)[0]) / (2 * h)
+    assert found.reuss[0] == pytest.approx(-a / 3 * slope, rel=0.003)
+    assert "B_ij at" in describe_elastic("argon", found, None)[0]
 
 
 def test_elastic__hcp_is_hexagonal_and_its_ions_relax(tmp_path):

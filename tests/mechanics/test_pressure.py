@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from ase import units
 
 from mofal.data import from_atoms
 from mofal.errors import ConfigError, DataError
@@ -18,16 +21,19 @@ from mofal.mechanics import (
     reference_level,
     run_serial,
 )
-from mofal.mechanics.curve import Record
-from mofal.mechanics.pressure import (
+from mofal.mechanics.convergence import converged, influence, needing
+from mofal.mechanics.curve import Record, _save
+from mofal.mechanics.fluctuations import volume_fluctuations
+from mofal.mechanics.pressure_curve import (
     PressurePoints,
-    converged,
+    at_zero,
     describe_pressure,
     mean_and_error,
     pressure_table,
+    smooth,
 )
 
-from .crystals import argon, fcc_argon, fcc_elasticity
+from .crystals import argon, fcc_argon, quasi_harmonic
 
 SHORT = PressureSettings(
     temperature_K=10.0,
@@ -116,49 +122,131 @@ def test_fit__a_maximum_at_the_edge_is_a_lower_bound():
 
 @pytest.mark.slow
 @pytest.mark.physics
-def test_pressure__argon_at_10_k_and_its_two_ensembles(tmp_path):
-    """NPT and (N, V, σa = 0, T) lie on one curve; K is 8 to 9 % below that at 0 K (classical)."""
-    curve = Curve(
-        from_atoms([fcc_argon(2)], system="argon"),
-        reference_level("ase:tests.mechanics.crystals:make_argon"),
-        directory=tmp_path,
-        settings=CurveSettings(criteria=Criteria(max_force=1e-4, max_stress_MPa=0.1)),
-    )
-    run_serial(Minimum(curve))
-    one = PressureVolume(curve, SHORT)
+def test_pressure__argon_has_its_quasi_harmonic_curve_in_both_ensembles(tmp_path):
+    """(N, V, σa = 0, T) and NPT against lattice dynamics of the same cell at T* = 0.017."""
+    settings = replace(SHORT, temperature_K=2.0, pressures_GPa=(-0.04, 0.0),
+                       volumes=(0.97, 0.99, 1.01, 1.03), length_fs=8000.0, timestep_fs=20.0,
+                       both_ways=False)  # fmt: skip
+    one = pressure_of(tmp_path, settings)
     run_serial(one)
     points, lost = one.gather()
     assert not lost
     assert one.complete
-    squeezed = Record.load(one.starts()[0.96].output)
+    squeezed = Record.load(one.starts()[0.97, False].output)
     assert squeezed.status == "relaxed"
-    assert squeezed.volume == pytest.approx(0.96 * curve.minimum_volume, rel=1e-8)
-    found = fit_pressure(points, draws=100)
-    a, modulus, *_ = fcc_elasticity(argon, 9.0, 5.3)
-    assert found.bulk_modulus.value == pytest.approx(0.915 * modulus, rel=0.12)
-    assert 1.0 < found.equilibrium_volume.value / (8 * a**3) < 1.03
-    assert found.bound
-    on_curve = np.interp(points.volume, found.volume, found.pressure)
+    assert squeezed.volume == pytest.approx(0.97 * one.curve.minimum_volume, rel=1e-8)
+    volume, modulus = quasi_harmonic(argon, 9.0, 5.3, 2, 2.0)
     npt = np.array([e == "npt" for e in points.ensemble])
-    errors = np.hypot(points.pressure_error, modulus / points.volume * points.volume_error)
-    assert (np.abs(on_curve - points.pressure)[npt] < 5 * errors[npt] + 0.005).all()
+    held = PressurePoints.of(
+        [
+            {k: getattr(points, k)[n] for k in ("volume", "volume_error", "pressure",
+                                                "pressure_error")}
+            | {"name": points.names[n], "ensemble": "nvst", "drift": 0.0}
+            for n in np.flatnonzero(~npt)
+        ]
+    )  # fmt: skip
+    found = fit_pressure(held, draws=100)
+    assert found.bulk_modulus.value == pytest.approx(modulus, rel=0.01)
+    assert found.equilibrium_volume.value == pytest.approx(volume, rel=3e-4)
+    assert found.bound
+    # The NPT points took no part in that curve: they lie on it.
+    on_curve = np.interp(points.volume[npt], found.volume, found.pressure)
+    errors = modulus / volume * points.volume_error[npt]
+    assert errors.max() < 0.003
+    assert (np.abs(on_curve - points.pressure[npt]) < 4 * errors).all()
+    calm = points.names.index("npt+0.000")
+    assert points.regression_modulus[calm] == pytest.approx(modulus, rel=0.05)
+    fluctuating = points.fluctuation_modulus[calm], points.fluctuation_modulus_error[calm]
+    assert abs(fluctuating[0] - modulus) < 4 * fluctuating[1]
     assert np.nanmax(points.drift) < 1e-4
-    converged(one)
+    assert fit_pressure(points, draws=60).bulk_modulus.value == pytest.approx(modulus, rel=0.02)
+
+
+def pressure_of(directory, settings, repeat=2):
+    curve = Curve(
+        from_atoms([fcc_argon(repeat)], system="argon"),
+        reference_level("ase:tests.mechanics.crystals:make_lattice"),
+        directory=directory,
+        settings=CurveSettings(criteria=Criteria(max_force=1e-4, max_stress_MPa=0.1)),
+    )
+    run_serial(Minimum(curve))
+    return PressureVolume(curve, settings)
+
+
+def test_pressure__runs_go_on_until_it_is_converged(tmp_path):
+    """Short runs at 20 K: more of the points that weigh most, to a limit; started again, none."""
+    settings = replace(SHORT, temperature_K=20.0, pressures_GPa=(0.0,),
+                       volumes=(0.98, 1.0, 1.02, 1.04), length_fs=400.0, blocks=4,
+                       until_converged=True, max_runs=4, pressure_change_GPa=5e-4,
+                       modulus_change_GPa=0.02)  # fmt: skip
+    one = pressure_of(tmp_path, settings)
+    planned = len(one.pieces())
+    lines = []
+    run_serial(one, lines.append)
+    told = [line for line in lines if "not converged" in line]
+    assert told
+    points, _ = one.gather()
+    runs = dict(zip(points.names, points.runs))
+    # Two ways at each volume but where a way ends.
+    assert runs["nvst1.0200"] >= 2
+    assert np.isfinite(points.hysteresis[points.names.index("nvst1.0200")])
+    assert np.isnan(points.hysteresis[points.names.index("npt+0.000")])
+    assert len(one.pieces()) == planned + sum(one.more().values())
+    assert max(runs.values()) <= 4
+    assert converged(one)[0] or "4 runs: raise" in told[-1]
+    for name in one.more():
+        assert f"more of {name}" in "\n".join(told)
+    before = one.more()
+    again = PressureVolume(one.curve, replace(settings, until_converged=False))
+    assert again.key == one.key
+    assert again.more() == before
+    assert again.extend() == []
+    run_serial(one, lines.append)
+    assert one.more() == before
+
+
+def test_influence__is_the_spread_that_the_errors_make():
+    """Against curves through points that are drawn with their errors, all at once."""
+    volume = np.linspace(8750, 9300, 12)
+    points = points_on(collapse, volume, ["nvst"] * 12, error=0.002)
+    loud = replace(points, pressure_error=np.where(np.arange(12) == 7, 0.02, 0.002))
+    kernel = smooth(loud).process.kernel_
+    rng = np.random.default_rng(1)
+    moduli = []
+    for _ in range(300):
+        noise = loud.pressure_error * rng.standard_normal(12)
+        curve = smooth(replace(loud, pressure=loud.pressure + noise), kernel=kernel)
+        moduli.append(at_zero(curve.volume, curve.curve)[1])
+    expected = np.sqrt((influence(loud)[:, 0] ** 2).sum())
+    assert np.std(moduli) == pytest.approx(expected, rel=0.15)
+    assert needing(loud, modulus=True, pressure=False)[0][0] == loud.names[7]
+    assert needing(loud, modulus=False, pressure=False) == []
+
+
+def test_fluctuations__of_a_gas_of_known_compliance():
+    """Volumes and pressures drawn from a Gaussian with <δV²> = kT V / K and <δV δP> = -kT."""
+    kT = units.kB * 300.0 / units.GPa
+    modulus, mean, n = 30.0, 9000.0, 40_000
+    rng = np.random.default_rng(3)
+    spread = np.sqrt(kT * mean / modulus)
+    found = []
+    for _ in range(20):
+        v = mean + spread * rng.standard_normal(n)
+        p = -modulus / mean * (v - mean) + 0.1 * spread * modulus / mean * rng.standard_normal(n)
+        found.append(volume_fluctuations([v[: n // 2], v[n // 2 :]], [p[: n // 2], p[n // 2 :]],
+                                         temperature_K=300.0))  # fmt: skip
+    found = np.array(found)
+    assert found[:, 0].mean() == pytest.approx(modulus, rel=0.01)
+    assert found[:, 2].mean() == pytest.approx(modulus, rel=0.003)
+    for k in (0, 2):
+        assert np.sqrt((found[:, k + 1] ** 2).mean()) == pytest.approx(found[:, k].std(), rel=0.4)
+    assert found[:, 3].mean() < 0.3 * found[:, 1].mean()
 
 
 def test_pressure__a_run_that_leaves_the_crystal_is_told(tmp_path):
     """A run that exploded is named, and tried again on demand; the other points go on."""
-    from dataclasses import replace
-
-    from mofal.mechanics.curve import _save
-
-    curve = Curve(
-        from_atoms([fcc_argon()], system="argon"),
-        reference_level("ase:tests.mechanics.crystals:make_argon"),
-        directory=tmp_path,
-    )
-    run_serial(Minimum(curve))
-    one = PressureVolume(curve, replace(SHORT, length_fs=400.0, blocks=4))
+    settings = replace(SHORT, length_fs=400.0, blocks=4, both_ways=False)
+    one = pressure_of(tmp_path, settings)
     pieces = [p for p in one.pieces() if p.kind == "walk"]
     _save(pieces[0].output, {"status": "exploded", "reason": "the cell", "volume": [1.0]})
     run_serial(one)
@@ -175,6 +263,7 @@ def test_pressure__a_run_that_leaves_the_crystal_is_told(tmp_path):
         {"pressures_GPa": (), "volumes": (1.0,)},
         {"volumes": (0.2,) * 5},
         {"runs": 0},
+        {"runs": 3, "max_runs": 2},
         {"length_fs": 100.0},
         {"temperature_K": 0.0},
     ],

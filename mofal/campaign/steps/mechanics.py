@@ -16,7 +16,7 @@ from mofal.campaign.prepare import make_system
 from mofal.data import select
 from mofal.mechanics import potential_level
 from mofal.mechanics.domain import domain_of
-from mofal.mechanics.pieces import describe_outcome
+from mofal.mechanics.pieces import describe_outcome, extend_all
 from mofal.mechanics.show import show_curves, show_elastic, show_pressure
 from mofal.schedule import Pools
 from mofal.schedule.task import Task
@@ -164,8 +164,7 @@ def campaign_mechanics(site: Site, pools: Pools, say: Say) -> None:
     plans = campaign_plans(site)
     for one in plans.all:
         one.prepare()
-    if not all(piece.done for one in plans.all for piece in one.pieces()):
-        run_plans(plans.all, pools, say=say)
+    run_plans(plans.all, pools, say=say)
     place = site.path("mechanics")
     level = next(iter(plans.curves.values())).level
     plans.judge = judge_of(site, level, place)
@@ -198,6 +197,9 @@ def run_plans(plans: Sequence[Plan], pools: Pools, *, say: Say) -> None:
                 submitted[piece.key] = piece
                 completions.add(pools.submit(task_of(piece)))
         if not completions.pending:
+            if extend_all(plans, say):
+                left = open_pieces()
+                continue
             return
         outcome = completions.next()
         if outcome is None:

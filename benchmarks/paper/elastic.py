@@ -1,0 +1,200 @@
+"""Claims 11 and 12: bulk moduli by E(V)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from mofal.data import atomic_path
+from mofal.frameworks import build, disorder, find_blocks, supercell
+from mofal.mechanics import (
+    Criteria,
+    Curve,
+    CurveSettings,
+    energy_volume,
+    potential_level,
+    run_serial,
+)
+from paper import judge
+from paper.forces import Result, _title
+from paper.judge import Finding
+from paper.lab import SEED, Lab
+from paper.settings import SUPER, SUPER_STAR
+from paper.store import Node
+
+PAPER_K = {
+    "S_pr": 38.1, "S_reo": 17.7, "S_bcu": 10.7, "S_scu": 4.9, "S_ld": 32, "S_ld-2-1": 28,
+    "S_pr^hf": 36, "S_sup": 12.5,
+}  # fmt: skip
+"""GPa; E(V) at 0 K where the paper has it, P(V) at 300 K for ld, ld-2 and pr^hf."""
+
+
+def make_curve(
+    path: Path,
+    model: Path,
+    *,
+    name: str,
+    repeat: list[int],
+    seed: int,
+    curve: dict[str, Any],
+    work: str,
+) -> None:
+    """E(V) of a system with a model; the points are durable in `work`."""
+    if name in ("S_sup", "S_sup*"):
+        large = supercell(build("S_pr"), tuple(repeat))
+        structure = disorder(
+            large, **(SUPER if name == "S_sup" else SUPER_STAR), seed=seed, system=name
+        )
+    else:
+        structure = build(name, repeat=tuple(repeat))
+    plan = Curve(
+        structure,
+        potential_level(model),
+        directory=Path(work) / name.replace("*", "-star"),
+        settings=CurveSettings(
+            volumes=curve["volumes"],
+            spacing=curve["spacing"],
+            both_ways=False,
+            criteria=Criteria(
+                max_force=curve["max_force"],
+                max_stress_MPa=1e3 * curve["max_force"],
+                max_steps=curve["max_steps"],
+            ),
+        ),
+        blocks=find_blocks(structure),
+    )
+    run_serial(plan, print)
+    gathered = plan.gather()
+    found = energy_volume(gathered)
+    cells = structure.sizes["atom"] and int(np.prod(repeat))
+    out: dict[str, Any] = {
+        "volume_A3": (found.volume / cells).tolist(),
+        "energy_eV": (found.energy / cells).tolist(),
+        "pressure_GPa": found.pressure.tolist(),
+        "failed": found.failed,
+        "problem": found.problem,
+        "n_atoms": int(structure.sizes["atom"]),
+        "K_GPa": None,
+        "V0_A3": None,
+    }
+    if found.windows is not None:
+        out |= {
+            "K_GPa": found.windows.bulk_modulus,
+            "V0_A3": found.windows.best.volume / cells,
+            "agreed": bool(found.windows.agreed),
+        }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(out))
+
+
+def curve_node(lab: Lab, name: str, repeat: tuple[int, int, int], seed: int = SEED) -> Node:
+    """E(V) of a system with mlp_sup^c."""
+    return lab.store.node(
+        f"eos.{name}".replace("*", "-star").replace("^", "-"),
+        make_curve,
+        lab.super_model(larger=True),
+        suffix=".json",
+        where={"work": str(lab.store.work / "eos")},
+        name=name,
+        repeat=list(repeat),
+        seed=seed,
+        curve=lab.size.curve,
+    )
+
+
+def read(lab: Lab, *nodes: Node) -> list[dict[str, Any]]:
+    """Curves, made where they are not there."""
+    lab.used += nodes
+    return [json.loads(p.read_text()) for p in lab.store.make(*nodes)]
+
+
+def table_of(curves: dict[str, dict[str, Any]]) -> xr.Dataset:
+    """K, V0 and the points of all curves; NaN where there is none."""
+    n = max(len(c["volume_A3"]) for c in curves.values())
+    volume, energy = np.full((2, len(curves), n), np.nan)
+    for k, c in enumerate(curves.values()):
+        volume[k, : len(c["volume_A3"])] = c["volume_A3"]
+        energy[k, : len(c["energy_eV"])] = c["energy_eV"]
+    return xr.Dataset(
+        {
+            "volume": (("curve", "point"), volume, {"units": "Å³"}),
+            "energy": (("curve", "point"), energy, {"units": "eV"}),
+            "bulk_modulus": ("curve", [_number(c["K_GPa"]) for c in curves.values()]),
+            "equilibrium_volume": ("curve", [_number(c["V0_A3"]) for c in curves.values()]),
+        },
+        coords={"curve": list(curves)},
+    )
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else float(value)
+
+
+def plot(table: xr.Dataset) -> Figure:
+    """Energies above the lowest point of each curve."""
+    from mofal.analysis.panels import SETS
+    from mofal.analysis.style import figure_style, new_figure
+
+    with figure_style():
+        figure = new_figure(4.6, 3.4)
+        ax = figure.subplots()
+        for k, name in enumerate(table["curve"].values):
+            v, e = table["volume"].values[k], table["energy"].values[k]
+            if not np.isfinite(e).any():
+                continue
+            label = f"{name}: K = {float(table['bulk_modulus'][k]):.1f} GPa"
+            colour = SETS[k % len(SETS)]
+            style = "o-" if k < len(SETS) else "s--"
+            ax.plot(v, e - np.nanmin(e), style, color=colour, ms=4, lw=1.3, label=label)
+        ax.set_xlabel("volume per conventional cell (Å³)")
+        ax.set_ylabel("energy above the lowest (eV)")
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        engine = figure.get_layout_engine()
+        if engine is not None:
+            engine.execute(figure)
+    return figure
+
+
+def _finding(number: int, title: str, table: xr.Dataset, verdict: judge.Verdict) -> Finding:
+    ours: dict[str, Any] = {}
+    for k, name in enumerate(table["curve"].values.tolist()):
+        value = float(table["bulk_modulus"][k])
+        ours[f"K of {name} (GPa)"] = round(value, 1) if np.isfinite(value) else "no fit"
+        ours[f"V0 of {name} (Å³)"] = round(float(table["equilibrium_volume"][k]), 0)
+    names = {str(n).partition(" ")[0] for n in table["curve"].values}
+    paper = {f"K of {s} (GPa)": v for s, v in PAPER_K.items() if s in names}
+    return Finding(number, title, paper, ours, *verdict)
+
+
+def claim_11(lab: Lab) -> Result:
+    """K falls in the order pr, ld, ld-2, reo, bcu, scu."""
+    nodes = {s: curve_node(lab, s, (1, 1, 1)) for s in lab.size.curve_systems}
+    table = table_of(dict(zip(nodes, read(lab, *nodes.values()))))
+    modulus = dict(zip(map(str, table["curve"].values), table["bulk_modulus"].values.tolist()))
+    finding = _finding(11, _title(claim_11), table, judge.judge_order(modulus))
+    finding.scaled.append("E(V) at 0 K alone; P(V) and P_max not run")
+    return finding, {"curves": plot(table)}, {"curves": table}
+
+
+def claim_12(lab: Lab) -> Result:
+    """K of the disordered supercell falls threefold."""
+    repeat = lab.size.mechanics_cell
+    nodes = {"S_pr": curve_node(lab, "S_pr", (1, 1, 1))}
+    for name in ("S_sup*", "S_sup"):
+        for k in range(lab.size.realisations):
+            nodes[f"{name} {k}"] = curve_node(lab, name, repeat, SEED + 300 + k)
+    table = table_of(dict(zip(nodes, read(lab, *nodes.values()))))
+    values: dict[str, list[float]] = {}
+    for name, value in zip(table["curve"].values, table["bulk_modulus"].values):
+        values.setdefault(str(name).partition(" ")[0], []).append(float(value))
+    mean = {s: float(np.mean(v)) for s, v in values.items()}
+    finding = _finding(12, _title(claim_12), table, judge.judge_fall(mean))
+    finding.scaled.append(
+        f"supercells of {repeat}, {lab.size.realisations} realisation(s) (paper: 4x4x4, one)"
+    )
+    return finding, {"curves": plot(table)}, {"curves": table}
