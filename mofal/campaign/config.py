@@ -320,6 +320,9 @@ class ExplorationSettings(Section):
     """Walks that look for environments the potential has not met."""
 
     walks: Count = Field(50, description="per system and cycle")
+    engine: Literal["auto", "eager", "compiled"] = Field(
+        "auto", description="auto: the network is compiled where a cycle's walks are worth it"
+    )
     ensemble: Literal["npt", "nvt"] = "npt"
     temperature_K: Temperature = 600.0
     pressure_GPa: tuple[Pressure, Pressure] | Pressure = (-1.5, 1.5)
@@ -363,7 +366,7 @@ class ExplorationSettings(Section):
 
     def walk_settings(self) -> WalkSettings:
         """As the dynamics room takes them."""
-        return WalkSettings(**self.model_dump(exclude={"walks"}))
+        return WalkSettings(**self.model_dump(exclude={"walks", "engine"}))
 
 
 class SelectionSettings(Section):

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import shutil
+import time
+import uuid
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +28,7 @@ from mofal.campaign.steps.base import (
 )
 from mofal.campaign.steps.density import in_memory, shard_rows
 from mofal.data import concat, open_group, select, write_group
+from mofal.data.ragged import TEXT
 from mofal.data.store import atomic_path
 from mofal.dynamics import walk_length
 from mofal.errors import CampaignError
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from mofal.dynamics import BondLimits
+    from mofal.potential import NequIPPotential
 
 
 def start_frame(site: Site, cycle: int, system: str, index: int) -> xr.Dataset:
@@ -88,9 +95,11 @@ def walk(site: Site, cycle: int, system: str, index: int) -> Summary:
     checkpoint = out.with_name(out.name + ".checkpoint.npz")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     heard = Heard(notice(site, name))
+    frame = start_frame(site, cycle, system, index)
+    engine = engine_of(site, cycle, potential, frame)
     result = walk_from(
-        start_frame(site, cycle, system, index),
-        calculator=potential.calculator(features=watched),
+        frame,
+        calculator=potential.engine(engine, density=density, progress=heard),
         settings=settings,
         seed=site.seed("walk", cycle, system, index),
         length_fs=walk_length(cycle, settings),
@@ -113,6 +122,41 @@ def walk(site: Site, cycle: int, system: str, index: int) -> Summary:
         "length_fs": float(record["length_fs"].values[0]),
         **heard.notes,
     }
+
+
+def engine_of(site: Site, cycle: int, potential: NequIPPotential, frame: xr.Dataset) -> str:
+    """Network that the walks of a cycle run, eager or compiled: chosen once, and kept.
+
+    The first walk that asks times the eager network, and writes down what follows for all walks of
+    the cycle: none of them is begun by one network and ended by the other.
+    """
+    from mofal.potential import choose
+
+    exploration = site.config.exploration
+    if exploration.engine != "auto":
+        return exploration.engine
+    record = site.work(paths.place(cycle), "engine.json")
+    if not record.exists():
+        if potential.device != "cpu":
+            # One walk at a time leaves a GPU idle either way.
+            chosen = {"engine": "eager", "reason": "walks of a campaign go one by one"}
+        else:
+            potential.evaluate(frame)
+            start = time.perf_counter()
+            potential.evaluate(frame)
+            seconds = time.perf_counter() - start
+            settings = exploration.walk_settings()
+            steps = settings.n_steps(walk_length(cycle, settings))
+            walks = exploration.walks * len(site.config.systems) / (os.cpu_count() or 1)
+            choice = choose(potential, evaluations=steps * walks, seconds_each=seconds)
+            chosen = {"engine": choice.engine, "reason": choice.reason}
+        record.parent.mkdir(parents=True, exist_ok=True)
+        mine = record.with_name(f"{record.name}.{uuid.uuid4().hex}")
+        mine.write_text(json.dumps(chosen))
+        with contextlib.suppress(FileExistsError):  # another walk was first
+            os.link(mine, record)
+        mine.unlink()
+    return str(json.loads(record.read_text())["engine"])
 
 
 def bonds_of(site: Site, system: str, temperature_K: float) -> BondLimits:
@@ -181,7 +225,10 @@ def gather(site: Site, cycle: int, system: str, lost: dict[str, str]) -> Summary
             )
         frames.append(open_group(where / "frame.zarr"))
         features.append(open_group(where / "features.zarr"))
-        records.append(open_group(where / "walk.zarr").load())
+        row = open_group(where / "walk.zarr").load()
+        if "walk_engine" not in row:  # of a version before, which had one engine
+            row["walk_engine"] = ("walk", np.array(["eager"], TEXT))
+        records.append(row)
         trace = open_group(where / "trace.zarr").load()
         traces.append(trace.assign(walk_index=("sample", np.full(trace.sizes["sample"], k))))
     if not frames:
