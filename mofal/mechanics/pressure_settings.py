@@ -78,7 +78,7 @@ class PressureSettings:
             raise ConfigError("expected runs >= 1, blocks >= 4, draws >= 50, dropped from 0 to 0.9")
         if not (self.pressure_change_GPa > 0 and self.modulus_change_GPa > 0):
             raise ConfigError("the changes of P_max and K that may be left are expected above zero")
-        if self.max_runs < self.runs:
+        if self.until_converged and self.max_runs < self.runs:
             raise ConfigError(f"max_runs is {self.max_runs}, below the {self.runs} runs of a point")
         self.walk("nvst", 0.0)  # what a walk would refuse is refused here
 
