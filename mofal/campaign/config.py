@@ -346,6 +346,9 @@ class ExplorationSettings(Section):
         0.005, description="a walk ends where atoms stay below it; 0: walks are not watched"
     )
     unfamiliar_fs: Positive = Field(20.0, description="and for how long")
+    when_unfamiliar: Literal["stop", "mark"] = Field(
+        "stop", description="mark: the walk goes on, its record names the atoms"
+    )
     sample_every: Count = Field(10, description="steps between samples of a walk's trace")
     checkpoint_every: Count = Field(
         50, description="steps between checkpoints; an exploded walk ends where its last one was"
@@ -619,7 +622,7 @@ def _without_unset(content: dict[str, Any]) -> None:
     if not content.get("more_seed_data"):
         content.pop("more_seed_data", None)
     walks = content.get("exploration", {})
-    for name in ("sample_every", "checkpoint_every"):
+    for name in ("sample_every", "checkpoint_every", "engine", "when_unfamiliar"):
         if walks.get(name) == ExplorationSettings.model_fields[name].default:
             del walks[name]
 

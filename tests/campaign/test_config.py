@@ -228,7 +228,8 @@ def test_write_config__tokens_are_nobody_elses_to_read(
 def test_exploration__has_every_condition_of_a_walk() -> None:
     """A file reaches all of them, with the same defaults."""
     found = parse_config(GOOD).exploration
-    assert set(type(found).model_fields) == {f.name for f in fields(WalkSettings)} | {"walks"}
+    ours = {"walks", "engine"}
+    assert set(type(found).model_fields) == {f.name for f in fields(WalkSettings)} | ours
     assert found.walk_settings() == WalkSettings()
     changed = parse_config({**GOOD, "exploration": {"sample_every": 5, "checkpoint_every": 20}})
     settings = changed.exploration.walk_settings()
