@@ -192,7 +192,7 @@ class Campaign:
                     campaign_mechanics(self.site, pools, display.line)
         return open_campaign(self.directory)
 
-    def _clear(self, client: Client | None) -> None:
+    def _clear(self, client: Client | None = None) -> None:
         """Remove what killed processes left half-written; the lock is held."""
         pools = self.config.schedule.effective_pools().values()
         # Workers of a dead driver may be at work elsewhere, under ids that mean nothing here.

@@ -70,26 +70,27 @@ def select_clusters(site: Site, cycle: int, system: str) -> Summary:
     with spread():
         target = site.path(paths.place(cycle, system, "scores.zarr"))
         write_group(score(features, fitted), target, kind="scores", rows_per_shard=shard_rows(site))
-        scores = in_memory(site, site.group(paths.place(cycle, system, "scores.zarr")))
-        if reads(ranking) not in scores:
-            # Labels that the bound hangs on have failed: the cycle goes on by the next best.
-            ranking, note = FALLBACK, f"no error bound in this cycle, ranked by {FALLBACK}"
-        n_drawn = number_drawn(settings) if fitted.bound_ is not None else 0
-        say(f"cutting {settings.clusters} clusters")
-        clusters, refused, cores = extract(
-            samples,
-            scores,
-            blocks,
-            n=settings.clusters - n_drawn,
-            ranking=ranking,
-            seed=site.integer_seed("select", cycle, system),
-            features=features,
-            **cutting,
-        )
-        reasons = [str(r) for r in refused["reason"].values]
-        if n_drawn:
-            seed = site.integer_seed("draw", cycle, system)
-            clusters = with_drawn(clusters, samples, blocks, cores, n_drawn, seed, cutting)
+    # Few shards are read from here on, each where it is needed: nothing to spread.
+    scores = in_memory(site, site.group(paths.place(cycle, system, "scores.zarr")))
+    if reads(ranking) not in scores:
+        # Labels that the bound hangs on have failed: the cycle goes on by the next best.
+        ranking, note = FALLBACK, f"no error bound in this cycle, ranked by {FALLBACK}"
+    n_drawn = number_drawn(settings) if fitted.bound_ is not None else 0
+    say(f"cutting {settings.clusters} clusters")
+    clusters, refused, cores = extract(
+        samples,
+        scores,
+        blocks,
+        n=settings.clusters - n_drawn,
+        ranking=ranking,
+        seed=site.integer_seed("select", cycle, system),
+        features=features,
+        **cutting,
+    )
+    reasons = [str(r) for r in refused["reason"].values]
+    if n_drawn:
+        seed = site.integer_seed("draw", cycle, system)
+        clusters = with_drawn(clusters, samples, blocks, cores, n_drawn, seed, cutting)
     clusters["cycle"] = ("structure", np.full(clusters.sizes["structure"], cycle, np.int64))
     clusters = weighted(clusters, blocks, site.config.weights)
     write_json(reasons, site.path(paths.place(cycle, system, "refused.json")))
