@@ -61,14 +61,14 @@ def ase_steps(calculator: Any, frame: Any, steps: int, seed: int) -> list[float]
     """Milliseconds of each step of ASE's integrator."""
     from ase import units
     from ase.md.langevinbaoab import LangevinBAOAB
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
     from mofal.data import to_atoms
 
     atoms = to_atoms(frame, 0)
     atoms.calc = calculator
     rng = np.random.default_rng(seed)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300.0, rng=rng)
+    spread = np.sqrt(units.kB * 300.0 * atoms.get_masses())[:, None]
+    atoms.set_momenta(spread * rng.normal(size=(len(atoms), 3)))
     run = LangevinBAOAB(atoms, 0.5 * units.fs, temperature_K=300.0, T_tau=100 * units.fs, rng=rng)
     run.step()
     return timed(run.step, steps)

@@ -715,7 +715,7 @@ def test_select__errors_name_what_is_wrong():
                 ranking="calibrated_score",
             ),
             DataError,
-            "needs log_likelihood beside calibrated_score",
+            "needs log_likelihood beside error_bound",
         ),
         (lambda: rank(guest, guest_scores, all_guests), DataError, "guest"),
         (lambda: random_cores(frames, by_system, n=0, seed=0), ConfigError, "n=0"),

@@ -1,12 +1,21 @@
 import numpy as np
 import pytest
+import torch
 from ase import units
 from ase.calculators.calculator import PropertyNotImplementedError
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
 
 from mofal import data
 from mofal.errors import PotentialError
+
+
+@pytest.fixture(autouse=True)
+def double():
+    """NequIP's own calculator takes torch's default type, which NequIP sets once in a process."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 def nequips(potential):
@@ -39,6 +48,17 @@ def test_calculator__equals_nequips_and_evaluate(exact, mixed, i):
         np.testing.assert_allclose(frame.get_stress(), out["stress"].values[0], atol=1e-12)
 
 
+def test_calculator__whatever_torchs_default_type_is(exact, mixed):
+    frame = data.to_atoms(mixed, 0)
+    frame.calc = exact.calculator()
+    energy, forces = frame.get_potential_energy(), frame.get_forces()
+    torch.set_default_dtype(torch.float32)
+    again = frame.copy()
+    again.calc = exact.calculator()
+    assert again.get_potential_energy() == energy
+    np.testing.assert_array_equal(again.get_forces(), forces)
+
+
 def test_calculator__a_molecule_has_no_stress(exact, mixed):
     frame = data.to_atoms(mixed, 1)
     frame.calc = exact.calculator()
@@ -69,7 +89,8 @@ def test_calculator__results_are_not_shared_between_steps(exact, mixed):
 def test_calculator__energy_is_conserved(single, mixed):
     frame = data.to_atoms(mixed, 2)
     frame.calc = single.calculator()
-    MaxwellBoltzmannDistribution(frame, temperature_K=300, rng=np.random.default_rng(0))
+    spread = np.sqrt(units.kB * 300 * frame.get_masses())[:, None]
+    frame.set_momenta(spread * np.random.default_rng(0).normal(size=(len(frame), 3)))
     totals = []
     walk = VelocityVerlet(frame, timestep=0.5 * units.fs)
     walk.attach(lambda: totals.append(frame.get_total_energy()), interval=5)
