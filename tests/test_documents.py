@@ -109,3 +109,17 @@ def test_readme__python_runs(
     energy = space["atoms"].get_potential_energy()  # type: ignore[attr-defined]
     assert f"{energy} {float(space['worst'])} [" in printed.getvalue()  # type: ignore[arg-type]
     assert os.path.isdir("my-first")
+
+
+def test_site__every_page_is_in_its_navigation() -> None:
+    def pages(entry: object) -> Iterator[str]:
+        if isinstance(entry, str):
+            yield entry
+        for value in entry.values() if isinstance(entry, dict) else ():
+            yield from pages(value)
+        for value in entry if isinstance(entry, list) else ():
+            yield from pages(value)
+
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    there = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
+    assert set(pages(site["nav"])) == there
