@@ -104,7 +104,8 @@ class FeatureCoverage:
             rows = np.flatnonzero(numbers == z)
             white = np.asarray(features[rows], dtype=np.float64) @ kernel.of(z)[0]
             norm = np.einsum("ij,ij->i", white, white)
-            self._of[z] = (rows, np.ascontiguousarray(-2.0 * white.T), norm)
+            white *= -2.0
+            self._of[z] = (rows, np.ascontiguousarray(white.T), norm)
 
     def pick(self, features: FloatArray, numbers: IntArray) -> None:
         """Let picked atoms, features (atom, feature) and numbers (atom,), cover what is like them.

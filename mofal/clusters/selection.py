@@ -335,6 +335,8 @@ def _greedy(
         ):
             front = ranked.ordered[: 2 * len(front)]
             atoms, owner = pool.atoms_of(front)
+            # A front that ties have made long is most of what this task holds: never two of them.
+            del held, own, x, effective
             held, own, x = load()
             for block in picked:
                 rows = owner == np.flatnonzero(front == block)[0]
