@@ -321,7 +321,7 @@ class ExplorationSettings(Section):
 
     walks: Count = Field(50, description="per system and cycle")
     engine: Literal["auto", "eager", "compiled"] = Field(
-        "auto", description="auto: the network is compiled where a cycle's walks are worth it"
+        "eager", description="auto: the network is compiled where a cycle's walks are worth it"
     )
     ensemble: Literal["npt", "nvt"] = "npt"
     temperature_K: Temperature = 600.0

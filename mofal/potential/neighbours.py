@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mofal.potential.network import neighbour_edges
+from mofal.potential.standalone import neighbour_edges
 
 SKIN = 0.6
 """Å beyond the cutoff: candidates last some 20 steps of 0.5 fs at 600 K."""

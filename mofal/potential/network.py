@@ -17,6 +17,7 @@ import torch
 
 from mofal.errors import DataError
 from mofal.potential.settings import Architecture
+from mofal.potential.standalone import neighbour_edges
 
 Graph = dict[str, torch.Tensor]
 
@@ -227,44 +228,6 @@ def readout_weights(network: torch.nn.Module) -> tuple[torch.Tensor, torch.Tenso
 
 
 # ---------------------------------------------------------------------------------- graphs
-def neighbour_edges(
-    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, r_max: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of atoms within a cutoff.
-
-    Parameters
-    ----------
-    positions : (atom, 3) float, Å
-    cell : (3, 3) float, Å
-        Lattice vectors as rows. Not looked at where nothing is periodic: a cluster that keeps its
-        parent's lattice would make the search sweep that whole box.
-    pbc : (3,) bool
-    r_max : float, Å
-
-    Returns
-    -------
-    edges : (2, edge) int64
-        Centre and neighbour.
-    shifts : (edge, 3) float64
-        Lattice vectors to add to the neighbour.
-    """
-    from ase.geometry import complete_cell
-    from matscipy.neighbours import neighbour_list
-
-    if len(positions) == 1 and not pbc.any():
-        return np.zeros((2, 0), np.int64), np.zeros((0, 3))
-    if pbc.any():
-        box = complete_cell(np.asarray(cell, float))
-    else:
-        low, high = positions.min(axis=0), positions.max(axis=0)
-        box = np.diag(high - low + 1.0)
-        positions = positions - low + 0.5
-    i, j, shifts = neighbour_list(
-        "ijS", positions=positions, cell=box, pbc=[bool(p) for p in pbc], cutoff=float(r_max)
-    )
-    return np.stack([i, j]).astype(np.int64), shifts.astype(np.float64)
-
-
 def make_graph(
     numbers: np.ndarray,
     positions: np.ndarray,

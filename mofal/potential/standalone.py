@@ -243,7 +243,24 @@ def _interpolate(x: torch.Tensor, at: torch.Tensor, value: torch.Tensor) -> torc
 def neighbour_edges(
     positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Centres and neighbours (2, e) within a cutoff (Å), and lattice shifts (e, 3)."""
+    """Pairs of atoms within a cutoff.
+
+    Parameters
+    ----------
+    positions : (atom, 3) float, Å
+    cell : (3, 3) float, Å
+        Lattice vectors as rows. Not looked at where nothing is periodic: a cluster that keeps its
+        parent's lattice would make the search sweep that whole box.
+    pbc : (3,) bool
+    cutoff : float, Å
+
+    Returns
+    -------
+    edges : (2, edge) int64
+        Centre and neighbour.
+    shifts : (edge, 3) float64
+        Lattice vectors to add to the neighbour.
+    """
     from ase.geometry import complete_cell
     from matscipy.neighbours import neighbour_list
 

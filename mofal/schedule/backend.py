@@ -6,11 +6,15 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from mofal.schedule.execution import execute_task
+from mofal.schedule.execution import execute_task, one_line
 from mofal.schedule.policy import PoolView
 from mofal.schedule.task import Task
+
+REPORT = 60.0
+"""Seconds that Dask may take for its report."""
 
 #: How a backend tells the dispatcher: ("worker", WorkerInfo), ("gone", name, Loss),
 #: ("finished", attempt id, result), ("lost", attempt id, Loss), ("give-up", pool, ScheduleError),
@@ -160,3 +164,24 @@ class ThreadsBackend:
     def close(self, keep: Callable[[str], bool]) -> None:
         for waiting in self._queues.values():
             waiting.put(None)
+
+
+def performance_report(
+    client: Any, path: Path, *, since: float, say: Callable[[str], None]
+) -> bool:
+    """Write Dask's report of the time since then, one HTML file; False, and said, without bokeh."""
+    try:
+        page = client.sync(
+            client.scheduler.performance_report,
+            start=since,
+            last_count=0,
+            code="",
+            mode="inline",
+            callback_timeout=REPORT,
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8")
+    except Exception as error:  # a report is not worth a campaign
+        say(f"no performance report: {one_line(error)} (it needs `pip install bokeh`)")
+        return False
+    return True

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import mofal
 from mofal.errors import ConfigError, DependencyError, ScheduleError
-from mofal.schedule.backend import Attempt, Loss, Post, WorkerInfo
+from mofal.schedule.backend import Attempt, Loss, Post, WorkerInfo, performance_report
 from mofal.schedule.events import EventLog, schedule_directory
 from mofal.schedule.execution import make_payload, one_line
 from mofal.schedule.files import Layout, lock_of, write_json
@@ -35,8 +35,6 @@ CONNECT = 30.0
 PATIENCE = 30.0
 #: Seconds between two looks at the cluster, and without any worker until that is said.
 COMPARISON, DROUGHT = 5.0, 20.0
-#: Seconds for Dask's performance report.
-REPORT = 60.0
 
 ABSENT = (
     "walltimes, memory limits and the number of workers are the cluster's: no packing of tasks "
@@ -300,21 +298,7 @@ class ClientBackend:
     def performance_report(self, path: Path) -> bool:
         """Dask's report of the time since the last one, as one HTML file; False without bokeh."""
         since, self._reported = self._reported, time.time()
-        try:
-            page = self._client.sync(
-                self._client.scheduler.performance_report,
-                start=since,
-                last_count=0,
-                code="",
-                mode="inline",
-                callback_timeout=REPORT,
-            )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(page, encoding="utf-8")
-        except Exception as error:  # a report is not worth a campaign
-            self._say(f"no performance report: {one_line(error)} (it needs `pip install bokeh`)")
-            return False
-        return True
+        return performance_report(self._client, path, since=since, say=self._say)
 
 
 def look_expression_of(mark: Path) -> str:

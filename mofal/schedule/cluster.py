@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mofal.errors import MofalError
-from mofal.schedule.backend import Attempt, Loss, Post, WorkerInfo
+from mofal.schedule.backend import Attempt, Loss, Post, WorkerInfo, performance_report
 from mofal.schedule.events import EventLog, schedule_directory
 from mofal.schedule.execution import make_payload, one_line
 from mofal.schedule.files import Layout, job_of_worker, read_json
@@ -36,8 +36,6 @@ COMPARISON, COMPARISON_EACH = 10.0, 0.02
 REPLACEMENT, RETRY = 120.0, 5.0
 #: Seconds that a job may say its workers run while none of them is connected.
 ORPHANED = 180.0
-#: Seconds for Dask's performance report.
-REPORT = 60.0
 #: Seconds that the reason of a worker's death is waited for before it is taken as it is.
 REASON_TIMEOUT = 10.0
 #: States of attempts of which a message will tell how they ended.
@@ -127,22 +125,7 @@ class ClusterBackend:
         if client is None:
             return False
         since, self._reported = self._reported, time.time()
-        scheduler: Any = client.scheduler
-        try:
-            page = client.sync(
-                scheduler.performance_report,
-                start=since,
-                last_count=0,
-                code="",
-                mode="inline",
-                callback_timeout=REPORT,
-            )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(page, encoding="utf-8")
-        except Exception as error:  # a report is not worth a campaign
-            self._say(f"no performance report: {one_line(error)} (it needs `pip install bokeh`)")
-            return False
-        return True
+        return performance_report(client, path, since=since, say=self._say)
 
     # -- messages (in the client's thread)
     def _event(self, event: tuple[float, dict[str, Any]]) -> None:

@@ -147,7 +147,7 @@ def engine_of(site: Site, cycle: int, potential: NequIPPotential, frame: xr.Data
             seconds = time.perf_counter() - start
             settings = exploration.walk_settings()
             steps = settings.n_steps(walk_length(cycle, settings))
-            walks = exploration.walks * len(site.config.systems) / (os.cpu_count() or 1)
+            walks = exploration.walks * len(site.config.explored) / (os.cpu_count() or 1)
             choice = choose(potential, evaluations=steps * walks, seconds_each=seconds)
             chosen = {"engine": choice.engine, "reason": choice.reason}
         record.parent.mkdir(parents=True, exist_ok=True)
