@@ -71,6 +71,10 @@ def explore(
         exploration = campaign_exploration(view, cycle)
         target = Path(output) if output else view.path / "report" / "explore.html"
     else:
+        if not path.exists():
+            raise ConfigError(
+                f"{path} does not exist; expected a campaign's directory or a file of structures"
+            )
         if potential is None:
             raise ConfigError(
                 f"the map of {path} is made of a potential's features; name one: "

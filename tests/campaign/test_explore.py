@@ -89,3 +89,12 @@ def test_command__without_clusters_says_so(
     shutil.copytree(finished, tmp_path / "c", ignore=shutil.ignore_patterns("clusters.zarr"))
     assert main(["explore", str(tmp_path / "c")]) == 1
     assert "no cycle has clusters to explore" in capsys.readouterr().err
+
+
+def test_explore__what_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["explore", "nothing"]) == 1
+    assert "nothing does not exist" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
