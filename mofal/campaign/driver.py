@@ -31,7 +31,8 @@ from mofal.errors import CampaignError
 from mofal.files import is_being_written, is_temporary, remove_leftovers
 from mofal.reference.cache import LabelCache
 from mofal.schedule import CampaignLock, Pools
-from mofal.schedule.client import check_client
+from mofal.schedule.client import CONNECT, check_client
+from mofal.schedule.survey import survey
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -148,6 +149,14 @@ class Campaign:
         if client is not None:
             check_client(client)
         refuse_foreign(self.directory)
+        if (
+            client is None
+            and self.config.schedule.backend == "client"
+            and not self.site.exists(FACTS)
+        ):
+            survey(
+                self.config.schedule, seconds=CONNECT
+            )  # before the preparation, which takes long
         findings = examine(self.site)
         with CampaignLock(self.directory), _here(client):
             self._clear(client)

@@ -12,6 +12,7 @@ from mofal.campaign.estimate import unfit_cores, work_left
 from mofal.campaign.prepare import examine
 from mofal.reference.code import describe_code, is_foreign
 from mofal.schedule.preview import dry_run
+from mofal.schedule.survey import survey
 
 if TYPE_CHECKING:
     from mofal.campaign.config import CampaignConfig
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 def describe_run(campaign: Campaign) -> str:
     """Describe the campaign: systems, steps, labels, pools, job scripts, estimated node-hours.
 
-    Everything that the campaign names is built and checked; nothing is written.
+    Everything that the campaign names is built and checked, a Dask cluster that it names is asked
+    who is there; nothing is written.
 
     Raises
     ------
@@ -30,6 +32,7 @@ def describe_run(campaign: Campaign) -> str:
     """
     site = campaign.site
     config = campaign.config
+    cluster = survey(config.schedule) if config.schedule.backend == "client" else []
     findings = examine(site, run_code=False)
     lines = [f"campaign {config.name!r}, would live in {site.root}"]
     if findings is not None:
@@ -57,7 +60,7 @@ def describe_run(campaign: Campaign) -> str:
     # Code of others is asked only once a run has imported it.
     warning = "" if is_foreign(config.reference.name, level=False) else unfit_cores(site)
     lines += [warning] if warning else []
-    lines += ["", *code_of(config)]
+    lines += ["", *code_of(config), *cluster]
     lines += ["", dry_run(config.schedule, directory=site.root, work=work)]
     return "\n".join(lines)
 

@@ -110,7 +110,7 @@ class ClientBackend:
             )
         self._look = self._client.submit(
             eval,
-            look_expression_of(self._mark),
+            look_expression_of(self._mark, patience=PATIENCE),
             key=f"look-{self._run}",
             priority=1e6,
             pure=False,
@@ -301,11 +301,11 @@ class ClientBackend:
         return performance_report(self._client, path, since=since, say=self._say)
 
 
-def look_expression_of(mark: Path) -> str:
+def look_expression_of(mark: Path, *, patience: float) -> str:
     """What a worker evaluates; see `foreign.look_expression`."""
     from mofal.schedule.foreign import look_expression
 
-    return look_expression(mark, patience=PATIENCE)
+    return look_expression(mark, patience=patience)
 
 
 def workers_per_adaptive_job(cluster: Any) -> int:
@@ -330,8 +330,8 @@ def priority(task: Task) -> float:
     return task.priority + min(math.log1p(cost) / 100, 0.999)
 
 
-def unfit(facts: Mapping[str, Any], directory: Path) -> str:
-    """What is wrong with a worker that looked at itself, in one line; "" where nothing is."""
+def unfit_environment(facts: Mapping[str, Any]) -> str:
+    """What is wrong with the mofal of a worker that looked at itself, "" where nothing is."""
     host = facts["host"]
     if facts["error"]:
         return (
@@ -344,6 +344,14 @@ def unfit(facts: Mapping[str, Any], directory: Path) -> str:
             f"found mofal {facts['version']} on a worker ({host}) and {mofal.__version__} here; "
             "expected one version: start workers with this interpreter"
         )
+    return ""
+
+
+def unfit(facts: Mapping[str, Any], directory: Path) -> str:
+    """What is wrong with a worker that looked at itself, in one line; "" where nothing is."""
+    host, complaint = facts["host"], unfit_environment(facts)
+    if complaint:
+        return complaint
     if not facts["mark"]:
         return (
             f"found no {directory} on a worker ({host}); expected a file system that the session "
@@ -377,8 +385,15 @@ def check_client(client: Any) -> None:
         raise ConfigError(f"found a client that is {client.status}; expected one that is connected")
 
 
-def connect(settings: ScheduleSettings) -> Any:
+def connect(settings: ScheduleSettings, *, seconds: float | None = None) -> Any:
     """A client to the scheduler that a schedule names; TLS as Dask's configuration says.
+
+    Parameters
+    ----------
+    settings
+        The `schedule` section.
+    seconds
+        For which it is tried; None: `CONNECT`, for a cluster that is just being started.
 
     Raises
     ------
@@ -402,11 +417,27 @@ def connect(settings: ScheduleSettings) -> Any:
             "schedule: {backend: client, address: tcp://host:8786} (or the path of a scheduler "
             "file), or a client from Python: Campaign(...).run(client=client)"
         )
-    where = {"scheduler_file": address} if str(address).endswith(".json") else {"address": address}
+    seconds = CONNECT if seconds is None else seconds
+    where = {"address": address}
+    if str(address).endswith(".json"):
+        _wait_for(Path(address), seconds)  # Dask would wait for ever
+        where = {"scheduler_file": address}
     try:
-        return Client(set_as_default=False, name="mofal", timeout=CONNECT, **where)
+        return Client(set_as_default=False, name="mofal", timeout=seconds, **where)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise ScheduleError(
             f"found no Dask scheduler at {address} ({one_line(error)}); expected one that runs, "
             "and for tls:// the certificates in Dask's configuration (distributed.comm.tls)"
         ) from error
+
+
+def _wait_for(file: Path, seconds: float) -> None:
+    """Wait for the file in which a scheduler says its address."""
+    deadline = time.monotonic() + seconds
+    while not file.is_file():
+        if time.monotonic() > deadline:
+            raise ScheduleError(
+                f"found no scheduler file {file}; expected the one of a scheduler that runs: "
+                f"dask scheduler --scheduler-file {file}"
+            )
+        time.sleep(0.2)
