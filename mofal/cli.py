@@ -327,6 +327,7 @@ def add_match(commands: Any) -> None:
     )
     p.add_argument("--shells", type=int, nargs="+", help="(default: 0 1; along rods 0 1 2)")
     p.add_argument("--core", help="formula of the core block (default: the least regular node)")
+    p.add_argument("--max-atoms", type=int, help="of a candidate; else its mantle is made smaller")
     p.add_argument("--tolerance", type=float, default=100.0, help="meV/Å RMSE on core atoms")
     p.add_argument("--noise", help="table of `mofal noise`: the floor beside the verdict")
     p.add_argument("--directory", default="match", help="labels, table and plot (default: match)")
@@ -657,6 +658,7 @@ def run_match(args: argparse.Namespace) -> int:
         frames=args.frames,
         shells=args.shells,
         core=args.core,
+        max_atoms=args.max_atoms,
         tolerance_meV=args.tolerance,
         noise=args.noise,
         directory=args.directory,

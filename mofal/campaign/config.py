@@ -381,6 +381,10 @@ class SelectionSettings(Section):
     shells_along_rods: Annotated[int, Field(ge=0, le=4)] = Field(
         2, description="around metals of rods and their bridges, up to 250 atoms: else `shells`"
     )
+    max_atoms: Count | None = Field(
+        None,
+        description="of a cluster, with caps: larger ones get the part of their mantle that fits",
+    )
     drawn: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
         description="fraction of the clusters whose cores are drawn at random where there is a "
@@ -616,6 +620,7 @@ def _without_unset(content: dict[str, Any]) -> None:
     for part, name in (
         *((s, n) for s in _seeds(content) for n in ("labels", "keys", "example", "frames")),
         (content["potential"], "start"),
+        (content["selection"], "max_atoms"),
     ):
         if part.get(name) is None:
             part.pop(name, None)

@@ -144,6 +144,7 @@ def _check_clusters(
             config.selection.blueprints,
             along_rods=config.selection.shells_along_rods,
         ),
+        max_atoms=config.selection.max_atoms,
         unpaired=config.selection.unpaired,
     )
     formula = [str(f) for f in blocks["formula"].values]
@@ -159,6 +160,10 @@ def _check_clusters(
             f"labelled: {_mended(str(refused['reason'].values[k]))}"
         )
     notes: dict[str, None] = {}
+    too_large = refused["n_atoms"].values > (config.selection.max_atoms or np.inf)
+    for k in np.flatnonzero(too_large).tolist():
+        around = formula[int(refused["core_block"][k])]
+        notes[f"there are no clusters around {around}: {refused['reason'].values[k]}"] = None
     seen: set[tuple[str, int, int]] = set()
     for k in range(clusters.sizes["structure"]):
         atoms = to_atoms(clusters, k)
@@ -174,6 +179,13 @@ def _check_clusters(
                 f"{place}: {config.reference.name} does not label the cluster around {around} "
                 f"({kind[0]}): {reason}"
             )
+        if bool(clusters["mantle_shortened"].values[k]):
+            n, shells = (int(clusters[f"mantle_{v}"].values[k]) for v in ("left_out", "shells"))
+            lacks = f"lacks {n} of its neighbours" if n else f"has {shells} shells"
+            notes[
+                f"the cluster around {around} ({kind[0]}, {len(atoms)} atoms) {lacks}: max_atoms "
+                f"is {config.selection.max_atoms}"
+            ] = None
         if charge or n_unpaired:
             what = [f"the charge {charge:+d} (core forces are learnt, its energy is not)"]
             what = what if charge else []

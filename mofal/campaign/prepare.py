@@ -23,6 +23,7 @@ from mofal.data import write_group, write_json
 from mofal.data.variables import STRING
 from mofal.errors import CampaignError, ConfigError, MofalError
 from mofal.frameworks import supercell
+from mofal.frameworks.cells import LEAST_IMAGE, nearest_image, wide_enough
 from mofal.reference import get_reference
 from mofal.reference.code import check_unimported, is_foreign
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dataset]:
     """Build or read a system and find its blocks.
 
+    A file without `repeat` whose cell is so small that atoms have images within 12 Å is repeated;
+    ``structure.attrs["widened"]`` says so.
+
     Returns
     -------
     structure, blocks : xarray.Dataset
@@ -47,6 +51,7 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
     """
     from mofal.frameworks import build, disorder, find_blocks, read_framework
 
+    widened = ""
     if settings.build is not None:
         structure = build(
             settings.build, cell=settings.cell, repeat=settings.repeat, seed=settings.seed
@@ -62,11 +67,33 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
         )
         if settings.repeat is not None:
             structure = supercell(structure, settings.repeat)
+        else:
+            structure, widened = _widened(structure)
     if settings.disorder is not None:
         options = settings.disorder.model_dump()
         structure = disorder(structure, **options, seed=settings.seed, rule=settings.rule)
     structure["system"] = ("structure", np.array([name], STRING))
+    if widened:
+        structure.attrs["widened"] = widened
     return structure, find_blocks(structure, rule=settings.rule)
+
+
+def _widened(structure: xr.Dataset) -> tuple[xr.Dataset, str]:
+    """The structure of a file, repeated where its images are too near for clusters cut from it.
+
+    Also what is said of it, "" where nothing was done.
+    """
+    cell = structure["cell"].values[0]
+    repeat = wide_enough(cell)
+    if repeat == (1, 1, 1) or not structure["pbc"].values.all():
+        return structure, ""
+    out = supercell(structure, repeat)
+    out.attrs = {**structure.attrs, **out.attrs}
+    return out, (
+        f"repeated {' x '.join(map(str, repeat))}: atoms of the file have images at "
+        f"{nearest_image(cell):.1f} Å, {LEAST_IMAGE:g} Å are wanted "
+        "(in a campaign file repeat: [1, 1, 1] keeps its cell)"
+    )
 
 
 @dataclass(frozen=True)
@@ -137,6 +164,8 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
         elif source.seed_data.example is not None:
             seed.append(example_labels(source, reference))
     check_ranking(config, seed_size(config, seed))
+    for name, (structure, _) in made.items():
+        notes += [f"{name}: {said}" for said in [structure.attrs.get("widened", "")] if said]
     notes += check_electrons(site, made, reference)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
     level = reference.level_hash if reference is not None else ""

@@ -6,7 +6,7 @@ system as long as the bonds hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,9 @@ class Plan:
     cap_atom : (cap,) its index along `atom`
     cap_outer : (cap,) atom of the parent that it replaces; cap_outer_shift : (cap, 3)
     cap_link, cap_number : (cap,); cap_length : (cap,) Å
+    whole_shells : (blueprint,) shells of the mantle, 0 where part of the first one is left out
+    left_out : (blueprint,) neighbours of the core that are not in the mantle
+    shortened : (blueprint,) the mantle is smaller than was asked for, to keep to a number of atoms
     """
 
     core: IntArray
@@ -67,6 +70,9 @@ class Plan:
     cap_number: IntArray
     cap_length: FloatArray
     charge: IntArray
+    whole_shells: IntArray
+    left_out: IntArray
+    shortened: BoolArray
 
 
 def expand(
@@ -87,19 +93,19 @@ def expand(
     Along a rod a shell is one more metal on either side (`BlockGraph.mates`), with all of its
     ligands: one shell is a segment of three metals, of two where three pass `LARGE` atoms.
     """
-    plan = _grow(graph, cores, shells, keep, fewer=False)
+    plan = grow(graph, cores, shells, keep, fewer=False)
     if graph.mates is None or shells != 1 or keep is not None:
         return plan
     large = graph.mates.has[plan.core] & (plan.n_atoms > LARGE)
     if not large.any():
         return plan
     rows = np.arange(len(plan.core))
-    small = _grow(graph, plan.core[large], shells, None, fewer=True)
+    small = grow(graph, plan.core[large], shells, None, fewer=True)
     order = np.concatenate([rows[~large], rows[large]])
     return take(join([take(plan, rows[~large]), small]), np.argsort(order, kind="stable"))
 
 
-def _grow(
+def grow(
     graph: BlockGraph, cores: IntArray, shells: int, keep: BoolArray | None, *, fewer: bool
 ) -> Plan:
     """`expand`; with `fewer`, a segment of a rod has two metals and not three."""
@@ -111,7 +117,7 @@ def _grow(
     base = 2 * reach + 1
     if n > 1 and n * graph.n_blocks * base**3 >= LARGEST_KEY:
         parts = np.array_split(cores, 2)
-        return join([_grow(graph, part, shells, keep, fewer=fewer) for part in parts])
+        return join([grow(graph, part, shells, keep, fewer=fewer) for part in parts])
 
     def key(cluster: IntArray, block: IntArray, shift: IntArray) -> IntArray:
         code = cluster * graph.n_blocks + block
@@ -181,11 +187,13 @@ def _grow(
             kept_half=half[~cut],
             kept_near=near[~cut],
             kept_far=sort[np.searchsorted(own[sort], far[~cut])],
+            is_core=shell == 0,
             charge=np.rint(charge).astype(np.int64),
             acid_first=np.zeros(n, np.bool_)
             if graph.acid_first is None
             else graph.acid_first[np.asarray(cores, np.int64)],
         )
+    left_out = _left_out(graph, key, cluster, block, shift, shell)
     half, near = half[cut], near[cut]
     link, end = graph.half_link[half], graph.half_end[half]
     capped = graph.link_cap[link, end] > 0
@@ -244,7 +252,35 @@ def _grow(
         cap_number=cap_number,
         cap_length=cap_length,
         charge=np.rint(charge).astype(np.int64),
+        whole_shells=np.where(left_out > 0, 0, shells),
+        left_out=left_out,
+        shortened=np.zeros(n, np.bool_),
     )
+
+
+def _left_out(
+    graph: BlockGraph,
+    key: Callable[[IntArray, IntArray, IntArray], IntArray],
+    cluster: IntArray,
+    block: IntArray,
+    shift: IntArray,
+    shell: IntArray,
+) -> IntArray:
+    """Neighbours of each core that are not among the pieces: (cluster,)."""
+    core = np.flatnonzero(shell == 0)
+    half, near = ragged_take(graph.half_start, np.diff(graph.half_start), block[core])
+    near_core, far_block, far_shift = core[near], graph.half_block[half], graph.half_shift[half]
+    if graph.mates is not None:
+        count = np.diff(graph.mates.start)
+        mate, near = ragged_take(graph.mates.start[:-1], count, block[core])
+        near_core = np.concatenate([near_core, core[near]])
+        far_block = np.concatenate([far_block, graph.mates.block[mate]])
+        far_shift = np.concatenate([far_shift, graph.mates.shift[mate]])
+    far, first = np.unique(
+        key(cluster[near_core], far_block, shift[near_core] + far_shift), return_index=True
+    )
+    missing = ~_contains(np.sort(key(cluster, block, shift)), far)
+    return np.bincount(cluster[near_core][first[missing]], minlength=len(core))
 
 
 def _along_rods(
@@ -363,6 +399,9 @@ def take(plan: Plan, which: IntArray) -> Plan:
         n_atoms=plan.n_atoms[which],
         n_caps=plan.n_caps[which],
         charge=plan.charge[which],
+        whole_shells=plan.whole_shells[which],
+        left_out=plan.left_out[which],
+        shortened=plan.shortened[which],
         cap_atom=np.flatnonzero(region == TERMINATION),
         region=region,
         **{n: getattr(plan, n)[piece] for n in ("piece_block", "piece_shift", "piece_shell")},
@@ -504,6 +543,9 @@ def plan_dataset(plan: Plan) -> xr.Dataset:
             "n_atoms": ("blueprint", plan.n_atoms),
             "n_caps": ("blueprint", plan.n_caps),
             "charge": ("blueprint", plan.charge),
+            "whole_shells": ("blueprint", plan.whole_shells),
+            "left_out": ("blueprint", plan.left_out),
+            "shortened": ("blueprint", plan.shortened),
             "piece_block": ("piece", plan.piece_block),
             "piece_shell": ("piece", plan.piece_shell),
             "piece_shift": (("piece", "xyz"), plan.piece_shift),

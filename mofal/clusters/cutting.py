@@ -15,7 +15,6 @@ from mofal.clusters.blueprints import (
     Shells,
     check_cores,
     dataset_plan,
-    expand_each,
     join,
     shells_of,
     take,
@@ -30,11 +29,19 @@ from mofal.clusters.graph import (
     block_graph,
     ragged_take,
 )
+from mofal.clusters.mantle import check_max_atoms, expand_within
 from mofal.clusters.soundness import NEAREST, broken_in, nearest_pairs
 from mofal.data import make_structures, offsets
 from mofal.data.ragged import TEXT
 from mofal.errors import DataError
 from mofal.frameworks.caps import cap_positions
+
+MANTLE_OF = {
+    "mantle_shells": "whole_shells",
+    "mantle_left_out": "left_out",
+    "mantle_shortened": "shortened",
+}
+"""What a cluster says of its mantle, and where its blueprint has it."""
 
 
 # ---------------------------------------------------------------------------------- arrays
@@ -84,6 +91,7 @@ def cut(
     cores: xr.Dataset,
     *,
     shells: Shells = 1,
+    max_atoms: int | None = None,
     blueprints: Mapping[str, xr.Dataset] | None = None,
     unpaired: Mapping[str, int] | None = None,
     stretch: float = STRETCH,
@@ -106,6 +114,11 @@ def cut(
         With `core_blueprint` (core), that one of the system's blueprints is used.
     shells : shells of neighbouring blocks in the mantle
         One number, or for each system one number per block.
+    max_atoms : most atoms of a cluster, caps included
+        Where `shells` make more, outer shells are left out, then neighbours of the core, and its
+        broken bonds are capped as all are: those stay that are nearest to a missing block
+        (`defect_atom` of the blocks), else a choice spread evenly. A blueprint that is given is not
+        changed. What is too large with no mantle at all is refused.
     blueprints : for each system a Dataset of `blueprint`, optional
         Made once and reused; a core without one in it, or no entry, uses `shells`.
     unpaired : unpaired electrons per atom of an open-shell element, e.g. ``{"Cu": 1}``
@@ -119,8 +132,10 @@ def cut(
     clusters : Dataset of kind ``structures``
         One per accepted core, in the order of `cores`: cell zero, not periodic, `region`,
         `parent_atom`, `parent`, `system`, `charge`, `n_unpaired`, `n_electrons`, and beyond the
-        contract `parent_shift` (atom, xyz) lattice shift against the parent, `core_index` (along
-        `cores`), `parent_structure`, `parent_block`, `open_shell`, `smallest_distance` in Å
+        contract `mantle_shells`, the whole shells of the mantle, `mantle_left_out`, neighbours of
+        the core that are not in it, `mantle_shortened`, whether `max_atoms` made it smaller
+        (structure), `parent_shift` (atom, xyz) lattice shift against the parent, `core_index`
+        (along `cores`), `parent_structure`, `parent_block`, `open_shell`, `smallest_distance` in Å
         (structure). ``attrs["electrons"]`` says how they were counted.
     refused : Dataset with dim core
         `core`, `core_structure`, `core_block`, `system`, `parent`, `n_atoms`, `n_electrons`,
@@ -132,6 +147,7 @@ def cut(
         If cores, blocks and structures do not belong together.
     """
     structure, block = _core_arrays(structures, cores)
+    check_max_atoms(max_atoms)
     graphs = {name: block_graph(blocks) for name, blocks in blocks_by_system.items()}
     which = None
     if "core_blueprint" in cores:
@@ -155,6 +171,7 @@ def cut(
             shells_of(shells, name, graph)[own],
             ready,
             None if which is None else which[rows],
+            max_atoms,
         )
         order = np.argsort(structure[rows], kind="stable")
         frames, first = np.unique(structure[rows][order], return_index=True)
@@ -164,7 +181,7 @@ def cut(
         ]
         spans = [slice(int(start[f]), int(start[f + 1])) for f in frames.tolist()]
         parts += _run(graph, plan, jobs, sources, spans, stretch, nearest, task_mb, progress)
-    return _collect(structures, structure, block, parts, unpaired or {})
+    return _collect(structures, structure, block, parts, unpaired or {}, max_atoms)
 
 
 @dataclass(frozen=True)
@@ -183,6 +200,7 @@ class _Part:
     rows: IntArray
     n_atoms: IntArray
     charge: IntArray
+    mantle: dict[str, np.ndarray]
     numbers: IntArray
     positions: FloatArray
     shift: IntArray
@@ -217,6 +235,7 @@ def cut_frames(
                 rows=job.rows,
                 n_atoms=mine.n_atoms,
                 charge=mine.charge,
+                mantle={name: getattr(mine, of) for name, of in MANTLE_OF.items()},
                 numbers=z,
                 positions=placed,
                 shift=shift,
@@ -336,6 +355,7 @@ def _blueprints_of(
     depth: IntArray,
     ready: xr.Dataset | None,
     which: IntArray | None,
+    max_atoms: int | None,
 ) -> tuple[Plan, IntArray]:
     """Blueprints of one system, each grown once, and which of them each core uses.
 
@@ -344,6 +364,7 @@ def _blueprints_of(
     depth : (core,) shells of each
     ready : blueprints made before, or None
     which : (core,) blueprint of each core in `ready`, or None: found by the core's block
+    max_atoms : of the ones that are grown
     """
     if which is not None:
         if ready is None:
@@ -361,7 +382,7 @@ def _blueprints_of(
     own, first = np.unique(cores, return_index=True)
     new = ~np.isin(own, have)
     if new.any() or not known:
-        known.append(expand_each(graph, own[new], depth[first][new]))
+        known.append(expand_within(graph, own[new], depth[first][new], max_atoms))
     plan = join(known)
     order = np.argsort(plan.core, kind="stable")
     return plan, order[np.searchsorted(plan.core[order], cores)]
@@ -373,6 +394,7 @@ def _collect(
     block: IntArray,
     parts: list[_Part],
     unpaired: Mapping[str, int],
+    max_atoms: int | None,
 ) -> tuple[xr.Dataset, xr.Dataset]:
     """Judge all clusters together and put them into the order of the cores."""
     n = len(structure)
@@ -409,6 +431,8 @@ def _collect(
             why.append(close[k])
         if electron_reason[k]:
             why.append(electron_reason[k])
+        if max_atoms is not None and n_atoms[k] > max_atoms:
+            why.append(f"{n_atoms[k]} atoms with the smallest mantle, max_atoms is {max_atoms}")
         reasons.append("; ".join(why))
     sound = np.array([not why for why in reasons], dtype=np.bool_)
     info: dict[str, Any] = {
@@ -419,6 +443,9 @@ def _collect(
         "n_unpaired": n_unpaired.astype(np.int32),
         "open_shell": open_shell,
         "smallest_distance": smallest,
+        **{
+            name: np.concatenate([part.mantle[name] for part in parts])[order] for name in MANTLE_OF
+        },
     }
     keep = sound[owner]
     return (
@@ -473,6 +500,7 @@ def _clusters(
         "parent_structure": "core_structure",
         "parent_block": "core_block",
         "open_shell": "open_shell",
+        **{name: name for name in MANTLE_OF},
     }
     more: dict[str, Any] = {name: ("structure", info[key]) for name, key in names.items()}
     more["parent_shift"] = (("atom", "xyz"), shift.astype(np.int32))
@@ -492,7 +520,7 @@ def _refused(
         "reason": reasons,
     }
     out = xr.Dataset(
-        {name: ("core", value) for name, value in info.items() if name != "core"}
+        {name: ("core", value) for name, value in info.items() if name not in ("core", *MANTLE_OF)}
         | {"n_atoms": ("core", n_atoms)}
         | {name: ("core", np.array(value, TEXT)) for name, value in text.items()}
     )
@@ -504,6 +532,7 @@ def _empty(structures: xr.Dataset, n: int) -> tuple[xr.Dataset, xr.Dataset]:
     info: dict[str, Any] = dict.fromkeys(
         ("core", "core_structure", "core_block", "n_electrons"), none
     )
+    info |= dict.fromkeys(MANTLE_OF, none) | {"mantle_shortened": none.astype(bool)}
     info |= {"n_unpaired": none, "open_shell": none.astype(bool), "smallest_distance": none + 0.0}
     clusters = _clusters(
         structures,

@@ -22,6 +22,7 @@ def extract(
     *,
     n: int,
     shells: Shells = 1,
+    max_atoms: int | None = None,
     progress: Callable[[str], None] | None = None,
     **options: Any,
 ) -> tuple[xr.Dataset, xr.Dataset, xr.Dataset]:
@@ -29,7 +30,7 @@ def extract(
 
     Parameters
     ----------
-    structures, scores, blocks_by_system, n, shells
+    structures, scores, blocks_by_system, n, shells, max_atoms
         As in `select` and `cut`.
     progress : called with a line of text now and then
     **options : further options of `select` and of `cut`
@@ -53,12 +54,19 @@ def extract(
             blocks_by_system,
             n=wanted,
             shells=shells,
+            max_atoms=max_atoms,
             progress=progress,
             **options,
         )
         fresh = cores.isel(core=slice(looked_at, None))
         clusters, refused = cut(
-            structures, blocks_by_system, fresh, shells=shells, progress=progress, **cutting
+            structures,
+            blocks_by_system,
+            fresh,
+            shells=shells,
+            max_atoms=max_atoms,
+            progress=progress,
+            **cutting,
         )
         parts.append(clusters.assign(core_index=clusters["core_index"] + looked_at))
         refusals.append(refused.assign_coords(core=refused["core"] + looked_at))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import xarray as xr
 
 from mofal.clusters.links import HeadTable, Mates, find_mates, head_table
 from mofal.errors import DataError
+from mofal.frameworks.defects import defect_atoms
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
@@ -54,6 +55,8 @@ class BlockGraph:
     heads : of ligands that were cut off their metals, or None where there are none
     mates : neighbours along rods, or None where there are none
     acid_first : (block,) clusters around it put their protons on acids before OH; None: none does
+    focus : atoms of the caps where blocks are missing: a mantle that cannot be whole keeps what is
+        nearest to them
     """
 
     n_blocks: int
@@ -83,6 +86,7 @@ class BlockGraph:
     heads: HeadTable | None = None
     mates: Mates | None = None
     acid_first: BoolArray | None = None
+    focus: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     @property
     def block_n_atoms(self) -> IntArray:
@@ -199,6 +203,7 @@ def block_graph(blocks: xr.Dataset) -> BlockGraph:
         acid_first=(
             np.asarray(blocks["acid_first"].values, np.bool_) if "acid_first" in blocks else None
         ),
+        focus=defect_atoms(blocks),
     )
 
 

@@ -51,6 +51,7 @@ def choose_ends(
     kept_far: IntArray,
     charge: IntArray,
     acid_first: BoolArray,
+    is_core: BoolArray,
 ) -> Ends:
     """Choose protons, and acid heads to cut off.
 
@@ -61,6 +62,7 @@ def choose_ends(
     kept_half, kept_near, kept_far : (kept,) half-links within, and the pieces at their two ends
     charge : (cluster,) without any of this
     acid_first : (cluster,) acids take protons before OH and phenolate
+    is_core : (piece,) of these no head is cut off: the atoms of a core all stay
     """
     n_clusters = len(charge)
     order = np.where(graph.half_end[half] == 1, table.link_order[graph.half_link[half]], 0)
@@ -75,7 +77,7 @@ def choose_ends(
     key = np.unique(near[lost] * width + head[lost])
     key = key[~np.isin(key, held)]
     piece, which = key // width, key % width
-    cut_off = table.inner[which] >= 0
+    cut_off = (table.inner[which] >= 0) & ~is_core[piece]
     gone_piece, gone_head = piece[cut_off], which[cut_off]
     extra = np.bincount(
         cluster[gone_piece], weights=-table.charge[gone_head], minlength=n_clusters

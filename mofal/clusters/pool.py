@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from mofal.clusters.blueprints import expand_each
 from mofal.clusters.graph import (
     BlockGraph,
     BoolArray,
@@ -23,6 +22,7 @@ from mofal.clusters.graph import (
     block_graph,
     ragged_take,
 )
+from mofal.clusters.mantle import expand_within
 from mofal.clusters.rankings import REDUCTIONS, Ranking, reduce_blocks
 from mofal.errors import ConfigError, DataError
 
@@ -229,7 +229,7 @@ def gather(array: Any, index: IntArray) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------- costs
 def cluster_sizes(
-    graph: BlockGraph, numbers: IntArray, depth: IntArray
+    graph: BlockGraph, numbers: IntArray, depth: IntArray, max_atoms: int | None = None
 ) -> tuple[IntArray, IntArray]:
     """Atoms and electrons (caps included) of the cluster of every block: (block,) each.
 
@@ -237,11 +237,12 @@ def cluster_sizes(
     ----------
     numbers : (atom,) atomic numbers of a structure of the system
     depth : (block,) shells of each cluster
+    max_atoms : most atoms of a cluster, as of `cut`
     """
     n_atoms, n_electrons = [], []
     for first in range(0, graph.n_blocks, 2000):  # 2000 clusters of 200 atoms: 60 MB
         cores = np.arange(first, min(first + 2000, graph.n_blocks))
-        plan = expand_each(graph, cores, depth[cores])
+        plan = expand_within(graph, cores, depth[cores], max_atoms)
         z = np.asarray(numbers)[plan.inner_atom].astype(np.int64)
         z[plan.cap_atom] = plan.cap_number
         owner = np.repeat(np.arange(len(cores)), plan.n_atoms)
@@ -261,13 +262,18 @@ COSTS: dict[str, CostModel] = {
 
 
 def pool_costs(
-    pool: Pool, structures: xr.Dataset, cost: str | CostModel, depths: Sequence[IntArray]
+    pool: Pool,
+    structures: xr.Dataset,
+    cost: str | CostModel,
+    depths: Sequence[IntArray],
+    max_atoms: int | None = None,
 ) -> FloatArray:
     """Estimated cost of the label of every candidate: (candidate,).
 
     Parameters
     ----------
     depths : for each system (block,) shells of each cluster
+    max_atoms : most atoms of a cluster, as of `cut`
     """
     if isinstance(cost, str) and cost not in COSTS:
         raise ConfigError(
@@ -280,7 +286,7 @@ def pool_costs(
         first = int(np.flatnonzero(pool.system_of == system)[0])
         span = slice(pool.atom_start[first], pool.atom_start[first + 1])
         numbers = np.asarray(structures["numbers"][span].values)
-        sizes = cluster_sizes(graph, numbers, depths[system])
+        sizes = cluster_sizes(graph, numbers, depths[system], max_atoms)
         value = np.asarray(model(*(size.astype(float) for size in sizes)), dtype=float)
         if value.shape != (graph.n_blocks,) or not np.all(value > 0):
             raise ConfigError("a cost must be one positive number for every cluster")

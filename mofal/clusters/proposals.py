@@ -21,6 +21,7 @@ from mofal.clusters.blueprints import (
 )
 from mofal.clusters.cutting import cut
 from mofal.clusters.graph import BlockGraph, IntArray, block_graph
+from mofal.clusters.mantle import check_max_atoms, expand_within, neighbour_order
 from mofal.data.ragged import TEXT
 from mofal.errors import ConfigError, DataError
 
@@ -33,6 +34,7 @@ def candidates(
     partial: bool | Sequence[float] = True,
     focus: npt.ArrayLike | None = None,
     acid_first: bool | None = None,
+    max_atoms: int | None = None,
 ) -> xr.Dataset:
     """Blueprints worth comparing for one core, small to large.
 
@@ -47,6 +49,8 @@ def candidates(
         neighbours that are nearest to them along the bonds. Default: neighbours spread evenly.
     acid_first : also clusters whose protons go to acids before OH and phenolates; default: along
         rods, where the ends of a segment can be closed in several ways
+    max_atoms : most atoms of a candidate; a larger one is proposed with the part of its mantle that
+        fits, as `cut` makes it
 
     Returns
     -------
@@ -55,33 +59,52 @@ def candidates(
     """
     graph = block_graph(blocks)
     check_cores(graph, np.array([core]))
+    check_max_atoms(max_atoms)
+    order = neighbour_order(graph, core, focus)
+    graph = replace(
+        graph, focus=np.atleast_1d(np.asarray([] if focus is None else focus, np.int64))
+    )
     if acid_first is None:
         acid_first = on_rods(graph)[core]
     names, plans, depth, links, acids = [], [], [], [], []
     for first in (False, True) if acid_first else (False,):
         ordered = replace(graph, acid_first=np.full(graph.n_blocks, first))
         for shell in sorted({check_shells(shell) for shell in shells}):
-            names.append(f"shells={shell}" + (", acids first" if first else ""))
-            plans.append(expand(ordered, np.array([core]), shell))
-            depth.append(shell)
+            plan = expand_within(ordered, np.array([core]), np.array([shell]), max_atoms)
+            if max_atoms is not None and plan.n_atoms[0] > max_atoms:
+                continue
+            whole = int(plan.whole_shells[0]) if plan.shortened[0] else shell
+            part = whole == 0 and shell > 0 and len(plan.piece_block) > 1
+            name = _part_of(graph, plan) if part else f"shells={whole}"
+            names.append(name + (", acids first" if first else ""))
+            plans.append(plan)
+            depth.append(-1 if part else whole)
             links.append("null")
             acids.append(first)
-    own = np.arange(*graph.half_start[core : core + 2])
     fractions = (0.5,) if partial is True else tuple(partial or ())
-    order = _link_order(graph, core, own, focus)
     for fraction in fractions:
         if not 0 < fraction < 1:
             raise ConfigError(f"partial={fraction}: expected fractions between 0 and 1")
-        n_kept = round(fraction * len(own))
-        if not 0 < n_kept < len(own):
+        n_kept = round(fraction * len(order))
+        if not 0 < n_kept < len(order):
             continue
         keep = np.zeros(len(graph.half_link), dtype=np.bool_)
-        keep[own[order[:n_kept]]] = True
-        names.append(f"{n_kept} of {len(own)} neighbours")
-        plans.append(expand(graph, np.array([core]), 1, keep=keep))
+        keep[np.concatenate(order[:n_kept])] = True
+        plan = expand(graph, np.array([core]), 1, keep=keep)
+        if max_atoms is not None and plan.n_atoms[0] > max_atoms:
+            continue
+        names.append(_part_of(graph, plan))
+        plans.append(plan)
         depth.append(-1)
         links.append(json.dumps(sorted(graph.half_link[keep].tolist())))
         acids.append(False)
+    if not plans:
+        raise ConfigError(
+            "no candidate: give shells="
+            if max_atoms is None
+            else f"max_atoms={max_atoms}: the smallest cluster around block {core} has "
+            f"{int(expand(graph, np.array([core]), 0).n_atoms[0])} atoms"
+        )
     sizes = [int(plan.n_atoms[0]) for plan in plans]
     by_size = sorted(range(len(plans)), key=lambda k: (sizes[k], k))
     # In a small block graph two candidates can be the same cluster: the first name stays.
@@ -98,6 +121,20 @@ def candidates(
     )
 
 
+def _part_of(graph: BlockGraph, plan: Plan) -> str:
+    """Name of a candidate with part of the first shell."""
+    core = int(plan.core[0])
+    half = slice(*graph.half_start[core : core + 2])
+    far = np.column_stack([graph.half_block[half], graph.half_shift[half]])
+    if graph.mates is not None:
+        mate = slice(*graph.mates.start[core : core + 2])
+        far = np.concatenate(
+            [far, np.column_stack([graph.mates.block[mate], graph.mates.shift[mate]])]
+        )
+    n = len(np.unique(far, axis=0))
+    return f"{n - int(plan.left_out[0])} of {n} neighbours"
+
+
 def _same(one: Plan, other: Plan) -> bool:
     """Whether two blueprints are the same atoms with the same caps (order aside)."""
     if len(one.inner_atom) != len(other.inner_atom):
@@ -110,36 +147,6 @@ def _same(one: Plan, other: Plan) -> bool:
         return table[np.lexsort(table.T[::-1])]
 
     return np.array_equal(rows(one), rows(other))
-
-
-def _link_order(
-    graph: BlockGraph, core: int, own: IntArray, focus: npt.ArrayLike | None
-) -> IntArray:
-    """Order in which a partial mantle keeps the half-links `own` of a core."""
-    from scipy import sparse
-    from scipy.sparse import csgraph
-
-    inside = graph.atom_block[graph.bond_atom[:, 0]] == core
-    first, second = graph.bond_atom[inside].T
-    bonds = sparse.coo_array(
-        (np.ones(len(first)), (first, second)), shape=(graph.n_atoms, graph.n_atoms)
-    ).tocsr()
-    ends = graph.link_atom[graph.half_link[own], graph.half_end[own]]
-    if focus is not None:
-        atoms = np.atleast_1d(np.asarray(focus, dtype=np.int64))
-        strangers = atoms[(atoms < 0) | (atoms >= graph.n_atoms)]
-        if len(strangers) or not np.all(graph.atom_block[atoms] == core):
-            raise DataError(f"focus: atoms {atoms.tolist()} are not all in block {core}")
-        away = csgraph.dijkstra(bonds, directed=False, indices=atoms, unweighted=True)
-        return np.argsort(away.min(axis=0)[ends], kind="stable")
-    away = csgraph.dijkstra(bonds, directed=False, indices=ends, unweighted=True)[:, ends]
-    away[~np.isfinite(away)] = graph.n_atoms
-    chosen = [0] if len(ends) else []
-    while len(chosen) < len(ends):
-        nearest = away[chosen].min(axis=0)
-        nearest[chosen] = -1.0
-        chosen.append(int(nearest.argmax()))
-    return np.array(chosen, dtype=np.int64)
 
 
 def cut_candidates(

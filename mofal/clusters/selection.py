@@ -72,6 +72,7 @@ class _Ranked:
         cost: str | CostModel | None,
         shells: Shells,
         roles: Sequence[str] | None,
+        max_atoms: int | None,
     ) -> None:
         self.ranking = get_ranking(ranking)
         self.pool = make_pool(structures, blocks_by_system)
@@ -90,7 +91,7 @@ class _Ranked:
         weight = cost if cost is not None else self.ranking.cost
         self.cost: FloatArray | None = None
         if weight is not None:
-            absolute = pool_costs(self.pool, structures, weight, depths)
+            absolute = pool_costs(self.pool, structures, weight, depths, max_atoms)
             self.cost = absolute / np.median(absolute[self.may])
         finite = self.raw[self.may & np.isfinite(self.raw)]
         self.typical = float(np.median(finite)) if len(finite) else 0.0
@@ -135,6 +136,7 @@ def rank(
     seed: int = 0,
     cost: str | CostModel | None = None,
     shells: Shells = 1,
+    max_atoms: int | None = None,
     roles: Sequence[str] | None = None,
 ) -> xr.Dataset:
     """Order all blocks of all structures by how much they are wanted as cores.
@@ -149,7 +151,7 @@ def rank(
     seed : order of what is tied
     cost : ``"atoms"``, ``"electrons"``, ``"electrons_squared"``, ``"electrons_cubed"`` or a
         function of (n_atoms, n_electrons); weighs the estimated cost of each label
-    shells : shells of the clusters, for their cost
+    shells, max_atoms : of the clusters as of `cut`, for their cost
     roles : roles of blocks that may be cores; default: all but guests
 
     Returns
@@ -157,7 +159,9 @@ def rank(
     Dataset with dim core, most wanted first
         `core_structure`, `core_block`, `system`, `kind`, `score`, `first_score`, `n_unseen`.
     """
-    ranked = _Ranked(structures, scores, blocks_by_system, ranking, seed, cost, shells, roles)
+    ranked = _Ranked(
+        structures, scores, blocks_by_system, ranking, seed, cost, shells, roles, max_atoms
+    )
     return ranked.dataset(ranked.ordered, ranked.value[ranked.ordered])
 
 
@@ -174,6 +178,7 @@ def select(
     coverage: str | None = None,
     bandwidth: float = 1.0,
     shells: Shells = 1,
+    max_atoms: int | None = None,
     roles: Sequence[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> xr.Dataset:
@@ -191,7 +196,7 @@ def select(
 
     Parameters
     ----------
-    structures, scores, blocks_by_system, ranking, seed, cost, shells, roles
+    structures, scores, blocks_by_system, ranking, seed, cost, shells, max_atoms, roles
         As in `rank`.
     n : how many cores; fewer are returned where there are fewer blocks
     features : Dataset with `features` (atom, feature), what the scores were computed from
@@ -219,7 +224,9 @@ def select(
         raise ConfigError("coverage='features' needs features=...; or use coverage='blocks'")
     if not bandwidth > 0:
         raise ConfigError(f"bandwidth={bandwidth!r}: expected a positive number")
-    ranked = _Ranked(structures, scores, blocks_by_system, ranking, seed, cost, shells, roles)
+    ranked = _Ranked(
+        structures, scores, blocks_by_system, ranking, seed, cost, shells, roles, max_atoms
+    )
     n = min(n, len(ranked.ordered))
     if features is not None:
         chosen, score = _greedy(ranked, features, n, bandwidth, progress)

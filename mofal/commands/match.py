@@ -30,6 +30,7 @@ from mofal.data.text import read_atoms
 from mofal.data.variables import STRING
 from mofal.errors import ConfigError, StructureError
 from mofal.frameworks.bonds import IS_METAL
+from mofal.frameworks.cells import LEAST_IMAGE, nearest_image
 from mofal.frameworks.defects import defect_atoms, defect_name
 from mofal.potential.devices import resolve_device
 from mofal.reference import get_reference
@@ -52,6 +53,7 @@ def match(
     frames: int = 3,
     shells: Sequence[int] | None = None,
     core: str | None = None,
+    max_atoms: int | None = None,
     tolerance_meV: float = 100.0,
     noise: str | os.PathLike[str] | None = None,
     directory: str | os.PathLike[str] = "match",
@@ -84,6 +86,8 @@ def match(
         1, along rods 2 as well. Along rods two orders of protons are tried for each.
     core : str, optional
         Formula of the core block; default: a node that lacks a neighbour, else the first node.
+    max_atoms : int, optional
+        Largest candidate; where whole shells make more, the part of the mantle that fits is tried.
     tolerance_meV : float
         Largest RMSE on core atoms, meV/Å.
     noise : path, optional
@@ -128,6 +132,8 @@ def match(
     check_seed(seed)
     local_schedule(workers)
     structure, blocks = _system(system, cell, rule)
+    if structure.attrs.get("widened"):
+        say(f"{structure['system'].values[0]}: {structure.attrs['widened']}")
     _check_elements(structure, potentials)
     chosen = _core(blocks, core)
     if shells is None:
@@ -139,7 +145,12 @@ def match(
     n_frames = parents.sizes["structure"]
     focus = np.intersect1d(defect_atoms(blocks), _atoms_of(blocks, chosen))
     plans = candidates(
-        blocks, chosen, shells=shells, partial=1 in shells, focus=focus if len(focus) else None
+        blocks,
+        chosen,
+        shells=shells,
+        partial=1 in shells,
+        focus=focus if len(focus) else None,
+        max_atoms=max_atoms,
     )
     clusters, refused = cut_candidates(parents, plans, blocks, unpaired=unpaired)
     for why in sorted({str(r) for r in refused["reason"].values}):
@@ -296,6 +307,12 @@ def _frames(
             )
     if "charge" in held and held["charge"].values[chosen].any():
         raise StructureError(f"{system} holds a charged cell; force matching takes neutral frames")
+    image = nearest_image(held["cell"].values[chosen[0]])
+    if image < LEAST_IMAGE:
+        say(
+            f"{system}: atoms have images at {image:.1f} Å, {LEAST_IMAGE:g} Å are wanted; clusters "
+            "hold images of their core, and a Gamma-only level is not converged in the frames"
+        )
     say(f"frames of {system}: " + ", ".join(map(str, chosen.tolist())) + f" of {there}")
     parents = select(held, chosen)[
         [

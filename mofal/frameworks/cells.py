@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
+from ase.geometry import minkowski_reduce
 from numpy.typing import ArrayLike
 
 from mofal.errors import StructureError
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+LEAST_IMAGE = 12.0
+"""Å from an atom to its nearest image in a parent of clusters: references are Gamma-only, and the
+segment of a rod that repeats at 6.6 Å would hold its own core again."""
 _MOST_ATOMS = 500_000_000  # atoms and half-edges are counted in 32 bits
 
 
@@ -74,6 +79,37 @@ def supercell(ds: xr.Dataset, repeat: ArrayLike, *, system: str | None = None) -
         cell=matrix @ cell,
         system=system,
     )
+
+
+def nearest_image(cell: ArrayLike) -> float:
+    """Distance from an atom to its nearest image, Å: the shortest vector of the lattice."""
+    reduced, _ = minkowski_reduce(np.asarray(cell, float))
+    return float(np.linalg.norm(reduced, axis=1).min())
+
+
+def wide_enough(cell: ArrayLike, least: float = LEAST_IMAGE) -> tuple[int, int, int]:
+    """How often a cell is repeated along its vectors so that images are so far apart.
+
+    Parameters
+    ----------
+    cell : (3, 3) Å
+    least : Å from an atom to its nearest image
+
+    Returns
+    -------
+    (3,) ints
+        The fewest cells that do; ``(1, 1, 1)`` where the cell is wide enough as it is.
+    """
+    cell = np.asarray(cell, float)
+    if nearest_image(cell) >= least:
+        return 1, 1, 1
+    # Along each vector alone no more than this is ever needed.
+    most = np.ceil(least * np.linalg.norm(np.linalg.inv(cell), axis=0)).astype(int).tolist()
+    every = itertools.product(*(range(1, max(m, 1) + 1) for m in most))
+    for a, b, c in sorted(every, key=lambda r: (r[0] * r[1] * r[2], r)):
+        if nearest_image(np.array([[a], [b], [c]]) * cell) >= least:
+            return a, b, c
+    return most[0], most[1], most[2]
 
 
 def _cosets(matrix: np.ndarray, n_cells: int) -> np.ndarray:

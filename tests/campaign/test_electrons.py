@@ -13,7 +13,7 @@ from ase.io import write as write_with_ase
 
 from mofal.campaign.driver import Campaign
 from mofal.campaign.electrons import check_electrons, representative_cores, with_spin
-from mofal.campaign.prepare import examine, settle
+from mofal.campaign.prepare import examine, make_system, settle
 from mofal.campaign.steps.sample import sample_seed
 from mofal.cli import main
 from mofal.data import select, structure_ids, to_atoms
@@ -198,3 +198,43 @@ def test_blocks__charges_and_hints(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "x linker C4H5N2: charge -1" in capsys.readouterr().out
     assert main(["blocks", file, "--rule", "carboxylate"]) == 1
     assert "--rule azolate" in capsys.readouterr().err
+
+
+def test_max_atoms__said_before_anything_is_labelled(tmp_path: Path) -> None:
+    """Mantles that are made smaller, cores that no mantle makes small enough, and the seed data."""
+    mof5 = primitive(published.mof5())
+    for most, expected in (
+        (28, "there are no clusters around C6O13Zn4: 29 atoms with the smallest mantle"),
+        (50, "the cluster around C6O13Zn4 (C18H14O13Zn4, 49 atoms) lacks 4 of its neighbours"),
+    ):
+        file = campaign(tmp_path, mof5, selection={"max_atoms": most})
+        site = Campaign(file, directory=tmp_path / "out").site
+        found = examine(site)
+        assert found is not None
+        assert expected in "\n".join(found.notes)
+        assert f"max_atoms is {most}" in "\n".join(found.notes)
+    settle(site, found)
+    assert sample_seed(str(site.root), site.identity) == {"structures": 3}
+    seed = site.group("cycle-000/samples.zarr").load()
+    assert seed["n_atoms"].values.max() <= 50
+    assert seed["mantle_shortened"].values.all()
+
+
+def test_make_system__rods_are_repeated(tmp_path: Path) -> None:
+    """MIL-53 repeats at 6.8 Å; so does MOF-74, though no vector of its primitive cell does."""
+    from ase.geometry import minkowski_reduce
+
+    from mofal.campaign.config import SystemSettings
+
+    for atoms, n in ((published.mil53(), 2), (primitive(published.mof74()), 2)):
+        write_with_ase(tmp_path / "rod.extxyz", atoms)
+        settings = SystemSettings(file=tmp_path / "rod.extxyz")
+        structure, blocks = make_system("rod", settings)
+        assert structure.sizes["atom"] == n * len(atoms)
+        assert blocks["charge"].values.sum() == 0
+        reduced, _ = minkowski_reduce(structure["cell"].values[0])
+        assert np.linalg.norm(reduced, axis=1).min() >= 12
+        assert "repeat: [1, 1, 1] keeps" in structure.attrs["widened"]
+        kept, _ = make_system("rod", settings.model_copy(update={"repeat": (1, 1, 1)}))
+        assert kept.sizes["atom"] == len(atoms)
+        assert "widened" not in kept.attrs

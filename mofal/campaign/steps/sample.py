@@ -72,6 +72,7 @@ def seed_structures(site: Site, source: int = 0) -> xr.Dataset:
             blocks,
             cores,
             shells=shells,
+            max_atoms=selection.max_atoms,
             unpaired=unpaired,
         )
         reasons += [f"{name}: {r}" for r in refused["reason"].values]

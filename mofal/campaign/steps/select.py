@@ -65,6 +65,7 @@ def select_clusters(site: Site, cycle: int, system: str) -> Summary:
             along_rods=settings.shells_along_rods,
         ),
         "unpaired": settings.unpaired,
+        "max_atoms": settings.max_atoms,
     }
     ranking, note = settings.ranking, ""
     with spread():
@@ -98,6 +99,9 @@ def select_clusters(site: Site, cycle: int, system: str) -> Summary:
     summary: Summary = {"clusters": clusters.sizes["structure"], "refused": len(reasons)}
     if n_drawn:
         summary["drawn"] = int(clusters["drawn"].values.sum())
+    shortened = int(clusters["mantle_shortened"].values.sum())
+    if shortened:
+        summary["with part of their mantle"] = shortened
     return {**summary, "note": note} if note else summary
 
 
