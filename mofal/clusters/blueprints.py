@@ -227,6 +227,12 @@ def grow(
         cap_number = np.concatenate([cap_number, np.ones(len(k), np.int64)])
         cap_length = np.concatenate([cap_length, table.length[k]])
         core_like = _core_heads(graph, table, cluster, block, shift, shell, member, piece)
+        # Caps of one cluster are together, those in the place of heads last, as its atoms are.
+        by_cluster = np.argsort(cluster[near], kind="stable")
+        near, link = near[by_cluster], link[by_cluster]
+        inner, inner_shift = inner[by_cluster], inner_shift[by_cluster]
+        outer, outward = outer[by_cluster], outward[by_cluster]
+        cap_number, cap_length = cap_number[by_cluster], cap_length[by_cluster]
 
     atom_cluster = np.concatenate([cluster[piece], cluster[near]])
     order = np.argsort(atom_cluster, kind="stable")

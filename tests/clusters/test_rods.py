@@ -198,6 +198,20 @@ def test_candidates__acids_first_leave_oh_alone():
     assert on_hydroxide["shells=1, acids first"] == 0
 
 
+@pytest.mark.parametrize("make", [published.mil53, published.mof74])
+def test_cut__all_cores_at_once_as_one_by_one(make):
+    """Caps in the place of far acid heads are those of their own cluster."""
+    ds, blocks = load(make)
+    n = blocks.sizes["block"]
+    together, refused = cut(ds, {"x": blocks}, cores_of([0] * n, range(n)), unpaired={"Cr": 3})
+    assert refused["reason"].values.tolist() == []
+    for k in (0, n // 2, n - 1):
+        alone, _ = cut(ds, {"x": blocks}, cores_of([0], [k]), unpaired={"Cr": 3})
+        one, other = cluster(together, k), cluster(alone, 0)
+        for name in ("numbers", "positions", "region", "parent_atom"):
+            np.testing.assert_array_equal(one[name], other[name])
+
+
 def test_candidates__elsewhere_there_is_one_order():
     for make, core in ((published.hkust1, "C4Cu2O8"), (published.zif, "Zn")):
         _, blocks = load(make)
