@@ -181,7 +181,8 @@ def _check_clusters(
             )
         if bool(clusters["mantle_shortened"].values[k]):
             n, shells = (int(clusters[f"mantle_{v}"].values[k]) for v in ("left_out", "shells"))
-            lacks = f"lacks {n} of its neighbours" if n else f"has {shells} shells"
+            whole = f"has {shells} shell{'s' if shells > 1 else ''}"
+            lacks = f"lacks {n} of its neighbours" if n else whole
             notes[
                 f"the cluster around {around} ({kind[0]}, {len(atoms)} atoms) {lacks}: max_atoms "
                 f"is {config.selection.max_atoms}"

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from mofal.errors import StructureError
 from mofal.frameworks.bonds import structure_arrays
 from mofal.frameworks.caps import cap_positions
+from mofal.frameworks.leavings import what_stays
 from mofal.frameworks.molecule import NEVER
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def remove_blocks(
 ) -> xr.Dataset:
     """Take blocks out of a framework and cap what they leave dangling.
 
-    A linker that goes leaves its carboxylates on the bricks, as formates (paper, section 4.2).
+    A linker that goes leaves its carboxylates on the bricks, as formates (paper, section 4.2). One
+    that was cut off its metals (rods, under the rule ``auto``) leaves each of its heads with the
+    charge that it had: acids as formates, phenolates as OH.
 
     Parameters
     ----------
@@ -74,8 +77,8 @@ def remove_blocks(
     Raises
     ------
     StructureError
-        When an end that dangles has no cap under the rule (the metal side of an azolate), or the
-        blocks belong to another structure.
+        When an end that dangles has no cap under the rule (the metal side of an azolate), what
+        stays is not balanced (a metal of a rod is missing), or the blocks are of another structure.
     """
     one_structure(ds)
     numbers, positions, cell, _ = structure_arrays(ds, 0)
@@ -90,8 +93,16 @@ def remove_blocks(
     keep_atom[blocks["member_atom"].values] = np.repeat(~gone, blocks["block_n_atoms"].values)
     end_gone = gone[blocks["link_block"].values]
     cap_z, cap_x = [], []
+    off_metal = np.zeros(len(end_gone), bool)
+    if "link_head" in blocks:
+        # Ligands that were cut off their metals leave their ends there.
+        off_metal = blocks["link_head"].values >= 0
+        left = what_stays(blocks, numbers, positions, cell, gone)
+        keep_atom[left.atom] = True
+        cap_z.append(np.ones(len(left.cap), np.int64))
+        cap_x.append(left.cap)
     for end in (0, 1):
-        rows = np.flatnonzero(end_gone[:, 1 - end] & ~end_gone[:, end])
+        rows = np.flatnonzero(end_gone[:, 1 - end] & ~end_gone[:, end] & ~off_metal)
         cap = blocks["link_cap"].values[rows, end]
         if np.any(cap == NEVER):
             raise StructureError(

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from mofal.errors import StructureError
 from mofal.frameworks.blocks import blocks_from_bonds
-from mofal.frameworks.bonds import IS_METAL, Bonds, bonds_of, structure_arrays
+from mofal.frameworks.bonds import IS_METAL, Bonds, bond_lengths, bonds_of, structure_arrays
 from mofal.frameworks.components import components
 from mofal.frameworks.defects import one_structure, remove_blocks, substitute
 from mofal.frameworks.domains import BlockNet, bcu_domains, reo_domains
+from mofal.frameworks.leavings import is_bridge
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -129,7 +130,9 @@ class Sampler:
         role = blocks["role"].values
         self.nodes = np.flatnonzero(role == "node")
         # A ligand on one brick only joins nothing: it is no linker that could be missing.
-        self.linkers = np.flatnonzero((role == "linker") & (blocks["coordination"].values > 1))
+        # Nor is one that holds a rod together, such as an OH.
+        joins = (role == "linker") & (blocks["coordination"].values > 1) & ~is_bridge(blocks)
+        self.linkers = np.flatnonzero(joins)
         if not len(self.nodes) or not len(self.linkers):
             raise StructureError(
                 "this structure has no bricks joined by linkers, so none can be missing; look at "
@@ -280,7 +283,7 @@ def disorder(
     pattern: str = "independent",
     domain_size: float | None = None,
     metal: str = "Hf",
-    rule: str = "carboxylate",
+    rule: str = "auto",
     system: str | None = None,
     blocks: xr.Dataset | None = None,
 ) -> xr.Dataset:
@@ -371,7 +374,8 @@ def realised(draw: Draw) -> dict[str, float]:
 
 def _blocks(ds: xr.Dataset, rule: str) -> xr.Dataset:
     numbers, positions, cell, pbc = structure_arrays(ds, 0)
-    return blocks_from_bonds(numbers, bonds_of(numbers, positions, cell, pbc), rule=rule)
+    bonds = bonds_of(numbers, positions, cell, pbc)
+    return blocks_from_bonds(numbers, bonds, rule=rule, length=bond_lengths(bonds, positions, cell))
 
 
 def disorder_statistics(
@@ -385,7 +389,7 @@ def disorder_statistics(
     pattern: str = "independent",
     domain_size: float | None = None,
     metal: str = "Hf",
-    rule: str = "carboxylate",
+    rule: str = "auto",
     blocks: xr.Dataset | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> xr.Dataset:

@@ -238,3 +238,22 @@ def test_make_system__rods_are_repeated(tmp_path: Path) -> None:
         kept, _ = make_system("rod", settings.model_copy(update={"repeat": (1, 1, 1)}))
         assert kept.sizes["atom"] == len(atoms)
         assert "widened" not in kept.attrs
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mil53", ("144 atoms", "2 x linker CHO2: charge -1", "7 x linker C8H4O4: charge -2")),
+        ("mof74", ("104 atoms", "2 x node HMg2O: charge +3", "5 x linker C8H2O6: charge -4")),
+    ],
+)
+def test_examples__rods_with_a_missing_linker(
+    name: str, expected: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The campaign files of docs/frameworks.md: neutral, every cluster sound."""
+    file = Path(__file__).parents[2] / "examples" / f"{name}.yaml"
+    assert main(["run", str(file), "--directory", str(tmp_path / "out"), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    for words in (*expected, "note: defective: repeated 1 x 1 x 2"):
+        assert words in text
+    assert "has the charge" not in text
