@@ -50,7 +50,7 @@ def bench_supercell(
 
     Build, blocks and selection run in this process; features, scores and cutting are Dask tasks.
     There is one frame for each worker, or a single one where a frame is large enough to be
-    featurized in pieces; `atoms/s` counts the atoms of all frames where a stage does (features,
+    featurized by domains; `atoms/s` counts the atoms of all frames where a stage does (features,
     scores, selection, cutting).
 
     Parameters
@@ -178,7 +178,7 @@ def _one(atoms: int, n: int, clusters: int, model: Any, client: Any) -> Iterator
     from mofal.data import concat
     from mofal.density import fit_density, score
     from mofal.frameworks import build, disorder, find_blocks
-    from mofal.potential.pieces import LARGEST
+    from mofal.potential.domains import LARGEST
 
     repeat = supercell_of(atoms)
     meter = _Meter(client)
@@ -198,7 +198,8 @@ def _one(atoms: int, n: int, clusters: int, model: Any, client: Any) -> Iterator
     blocks, row = stage("blocks", size, lambda: find_blocks(ds))
     yield row
     by_system = {str(ds["system"].values[0]): blocks}
-    frames = concat([_rattled(ds, k) for k in range(n if size <= LARGEST else 1)])
+    many = n if size <= LARGEST["featurize_arrays"] else 1
+    frames = concat([_rattled(ds, k) for k in range(many)])
     total = frames.sizes["atom"]
     features, row = stage("features", total, lambda: _features(frames, ds, model))
     yield row
@@ -235,19 +236,8 @@ def _rattled(ds: Any, seed: int) -> Any:
 
 
 def _features(frames: Any, ds: Any, model: Any) -> Any:
-    """Features of all frames by the workers; of large ones piece by piece."""
-    from mofal.data import concat, select
-    from mofal.potential.pieces import LARGEST, gather, reach, split
-
-    if ds.sizes["atom"] <= LARGEST:
-        return model.featurize(frames.chunk(atom=ds.sizes["atom"])).compute()
-    out = []
-    for k in range(frames.sizes["structure"]):
-        frame = select(frames, k)
-        pieces = split(frame, reach=reach(model))
-        chunks = {"atom": tuple(int(c) for c in pieces["n_atoms"].values)}
-        out.append(gather(model.featurize(pieces.chunk(chunks)), pieces, frame))
-    return concat(out)
+    """Features of all frames by the workers; of large ones domain by domain."""
+    return model.featurize(frames.chunk(atom=ds.sizes["atom"]), domains="auto").compute()
 
 
 class _Meter:

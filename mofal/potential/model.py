@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from mofal.density import PerElementDensity
     from mofal.potential.compiling import CompiledNetwork
+    from mofal.potential.domains import Domains
     from mofal.potential.engine import NetworkEngine
 
 
@@ -327,7 +328,7 @@ class NequIPPotential:
         return (features,)
 
     # ------------------------------------------------------------------ Datasets
-    def evaluate(self, ds: xr.Dataset) -> xr.Dataset:
+    def evaluate(self, ds: xr.Dataset, *, domains: Domains | None = None) -> xr.Dataset:
         """Energies, forces and stresses of structures.
 
         Lazy structures give lazy results, one task per run of structures (`n_atoms` is read for
@@ -337,6 +338,13 @@ class NequIPPotential:
         ----------
         ds : xarray.Dataset
             Structures.
+        domains : str, int or (int, int, int), optional
+            Cut structures into spatial domains, one task each, that give what the whole gives:
+            ``"auto"`` those that are too large for one pass, a number those with more atoms than
+            that (a task then holds so many at most, its surroundings included), a grid all, with
+            so many domains along each vector of the cell. Structures in memory are computed by
+            the client of the session, or one domain after another where there is none. Domains
+            run the eager network.
 
         Returns
         -------
@@ -348,12 +356,14 @@ class NequIPPotential:
         ------
         PotentialError
             An element that it has no type for.
+        DataError
+            `domains` is none of these.
         """
         import xarray as xr
 
         f8 = np.dtype("float64")
         outputs = [("structure", (), f8), ("atom", (3,), f8), ("structure", (6,), f8)]
-        energy, forces, stress = self._apply("evaluate_arrays", ds, outputs)
+        energy, forces, stress = self._apply("evaluate_arrays", ds, outputs, domains)
         return xr.Dataset(
             {
                 **carry(ds, _ALONG),
@@ -368,13 +378,15 @@ class NequIPPotential:
             attrs={"model_hash": self.model_hash},
         )
 
-    def featurize(self, ds: xr.Dataset) -> xr.Dataset:
+    def featurize(self, ds: xr.Dataset, *, domains: Domains | None = None) -> xr.Dataset:
         """Features F of every atom; lazy where the structures are.
 
         Parameters
         ----------
         ds : xarray.Dataset
             Structures.
+        domains : str, int or (int, int, int), optional
+            Cut structures that are too large for one pass into spatial domains (`evaluate`).
 
         Returns
         -------
@@ -386,11 +398,13 @@ class NequIPPotential:
         ------
         PotentialError
             An element that it has no type for.
+        DataError
+            `domains` is none of what `evaluate` takes.
         """
         import xarray as xr
 
         outputs = [("atom", (self.feature_dim,), np.dtype("float32"))]
-        (features,) = self._apply("featurize_arrays", ds, outputs)
+        (features,) = self._apply("featurize_arrays", ds, outputs, domains)
         return xr.Dataset(
             {
                 **carry(ds, _ALONG),
@@ -404,11 +418,20 @@ class NequIPPotential:
         )
 
     def _apply(
-        self, method: str, ds: xr.Dataset, outputs: list[tuple[str, Any, Any]]
+        self,
+        method: str,
+        ds: xr.Dataset,
+        outputs: list[tuple[str, Any, Any]],
+        domains: Domains | None,
     ) -> Sequence[Any]:
         validate(ds, "structures")
         if ds.sizes["structure"] == 0:
             return [np.zeros((0, *shape), dtype) for _, shape, dtype in outputs]
+        if domains is not None:
+            from mofal.potential.domains import compute, map_domains
+
+            arrays = map_domains(self, method, ds, outputs=outputs, domains=domains)
+            return arrays if is_lazy(ds) else compute(arrays)
         if is_lazy(ds):
             return map_structures(
                 self, method, ds, outputs=outputs, max_atoms=RUN_BATCHES * self.batch_atoms
