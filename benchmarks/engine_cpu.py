@@ -143,7 +143,7 @@ def nequip_calculator(model: Any) -> Any:
     elements = list(model.elements)
     metadata = {"r_max": model.r_max, "type_names": elements, "per_edge_type_cutoff": None}
     transforms = basic_transforms(metadata, model.r_max, elements, {e: e for e in elements})
-    return NequIPCalculator(Module(), device="cpu", transforms=transforms)
+    return NequIPCalculator(Module(), device=model.device, transforms=transforms)
 
 
 def work(task: tuple[str, str, int, bool, int]) -> dict[str, float]:
