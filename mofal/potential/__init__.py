@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         TrainingSettings,
     )
     from mofal.potential.split import split_structures
+    from mofal.potential.torchsim import TorchSimModel
     from mofal.potential.training import train
 
 _HOME = {
@@ -33,6 +34,7 @@ _HOME = {
     "NequIPPotential": "model",
     "Potential": "base",
     "TRAININGS": "settings",
+    "TorchSimModel": "torchsim",
     "TrainingSettings": "settings",
     "create": "making",
     "export": "exporting",
@@ -50,6 +52,7 @@ __all__ = [
     "NequIPPotential",
     "Potential",
     "TRAININGS",
+    "TorchSimModel",
     "TrainingSettings",
     "create",
     "export",
