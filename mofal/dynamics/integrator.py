@@ -167,14 +167,19 @@ class Integrator:
         thermal = np.array([units.kB * m.temperature_K for m in members])
         dt = np.array([m.timestep_fs * units.fs for m in members])
         gamma = np.array([(1.0 / (m.thermostat_fs * units.fs)) * m.bath for m in members])
-        self.inverse_mass = xp.real(1.0 / masses[:, None])
+
+        def wide(column: NDArray) -> Any:
+            # A number for each atom as three: NumPy's products are quickest of equal shapes.
+            return xp.real(np.repeat(column[:, None], 3, axis=1))
+
+        self.inverse_mass = wide(1.0 / masses)
         self.dt = xp.real(dt[:, None, None])
-        self.half_dt = xp.real(0.5 * dt[system][:, None])
-        self.drift = xp.real(0.5 * dt[system][:, None] / masses[:, None])
+        self.half_dt = wide(0.5 * dt[system])
+        self.drift = wide(0.5 * dt[system] / masses)
         kept = np.exp(-gamma * dt)
-        self.kept = xp.real(kept[system][:, None])
+        self.kept = wide(kept[system])
         noise = np.sqrt(thermal * (1.0 - np.exp(-2.0 * gamma * dt)))
-        self.noise = xp.real((noise[system] * np.sqrt(masses))[:, None])
+        self.noise = wide(noise[system] * np.sqrt(masses))
         self.bath = any(m.bath for m in members)
         self.degrees = xp.real(3.0 * n_atoms)
         if self.flexible:
