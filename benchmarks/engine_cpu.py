@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parents[1]
 SEED = HERE / "mofal" / "examples" / "seeds" / "uio66-gfn1"
 SIZES = {
     "tiny": {"walkers": 2, "steps": 6, "compiled": False, "systems": 4, "integrations": 20},
-    "full": {"walkers": 16, "steps": 60, "compiled": True, "systems": 16, "integrations": 300},
+    "full": {"walkers": 16, "steps": 60, "compiled": True, "systems": 16, "integrations": 200},
 }
 
 

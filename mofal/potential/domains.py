@@ -10,6 +10,7 @@ since a domain is finite and its gradients add up to nothing.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -408,4 +409,7 @@ def compute(arrays: list[Any]) -> list[np.ndarray]:
     from dask.base import get_scheduler
 
     how = {} if get_scheduler() is not None else {"scheduler": "sync"}
-    return [np.asarray(a) for a in dask.compute(*arrays, **how)]
+    with warnings.catch_warnings():
+        # A large structure goes along with its graph, once.
+        warnings.filterwarnings("ignore", "Sending large graph")
+        return [np.asarray(a) for a in dask.compute(*arrays, **how)]
