@@ -115,7 +115,7 @@
     bold.textContent = `${own.element[row]} ${e.center} of ${own.names[e.structure]}`;
     line.append(bold);
     const facts = own.told.map((name) => `${name} ${value(name, row)}`);
-    line.append(": " + facts.join(", "));
+    if (facts.length) line.append(": " + facts.join(", "));
     line.dataset.row = row;
     get("jump").value = String(e.structure);
     const link = (text, target) => {

@@ -165,6 +165,12 @@ def test_page__draws_and_is_clicked_and_asks_nobody(
         if parent >= 0:
             browser.ask("document.querySelector('#selected button').click()")
             browser.wait(f"document.getElementById('selected').dataset.row === '{parent}'")
+        # On a phone both are large enough to be pointed at, upright and on its side.
+        for width, height, least in ((390, 844, 260), (844, 390, 340)):
+            browser.resize(width, height, mobile=True)
+            for panel in ("map", "structure"):
+                browser.wait(f"document.getElementById('{panel}').offsetHeight >= {least}")
+            assert browser.ask("document.getElementById('which').offsetHeight") >= 34
         assert [r for r in browser.requests if not r.startswith(("data:", "blob:"))] == [
             page.as_uri()
         ]
