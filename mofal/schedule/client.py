@@ -270,8 +270,9 @@ class ClientBackend:
         elif self._without is None:
             self._without = now
         elif self._without > 0 and now - self._without > DROUGHT:
-            number = len(self._futures) or "the first"
-            self._say(f"no worker of the Dask cluster is there; {number} task(s) wait for one")
+            n = len(self._futures)
+            waiting = "the first task waits" if n < 2 else f"{n} tasks wait"
+            self._say(f"no worker of the Dask cluster is there; {waiting} for one")
             self._without = -1.0  # once
 
     async def _survey(self) -> None:
