@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # Lint and the build of GPAW, of one core each, run side by side.
 MAKEFLAGS += -j2
 
-.PHONY: help install gpaw chromium core-mof demo test check lint slurm-test bench docs clean
+.PHONY: help install gpaw cp2k chromium core-mof demo test check lint slurm-test bench docs clean
 
 help:
 	@echo "make demo        the main job: a campaign on one machine, with its report (under 20 minutes)"
@@ -33,6 +33,10 @@ $(STAMP): pyproject.toml constraints.txt
 # The script returns at once when all is there.
 gpaw: $(STAMP)
 	@sh scripts/gpaw/install.sh $(BIN)/python
+
+# Debian's package; where it cannot be had its tests are skipped and say so. Never for the demo.
+cp2k:
+	@sh scripts/cp2k/install.sh
 
 # The explorer is tested in a browser; the same.
 chromium:
@@ -60,7 +64,7 @@ check: lint
 SLURM_TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/slurm
 
 # In the order of the files: the longest tests are in files of few tests, which must not come last.
-test: lint gpaw chromium core-mof
+test: lint gpaw cp2k chromium core-mof
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slurm"
 	$(SLURM_TEST)
 

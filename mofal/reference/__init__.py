@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mofal.reference.ase_calculator import AseReference, ase_reference
     from mofal.reference.base import STATUSES, Attempt, Reference, hash_level, structure_id_of
     from mofal.reference.cache import LabelCache, label_one
+    from mofal.reference.cp2k import Cp2kReference, cp2k_reference
     from mofal.reference.gpaw import GpawReference, gpaw_reference
     from mofal.reference.noise import measure_noise, noise_floor, noise_variants
     from mofal.reference.registry import available_references, get_reference
@@ -36,6 +37,7 @@ _NAMES = {
         "import_labels",
         "merge_labels",
     ),
+    "cp2k": ("Cp2kReference", "cp2k_reference"),
     "gpaw": ("GpawReference", "gpaw_reference"),
     "noise": ("measure_noise", "noise_floor", "noise_variants"),
     "registry": ("available_references", "get_reference"),
@@ -46,6 +48,7 @@ __all__ = [
     "STATUSES",
     "AseReference",
     "Attempt",
+    "Cp2kReference",
     "GpawReference",
     "LabelCache",
     "Reference",
@@ -53,6 +56,7 @@ __all__ = [
     "attempts_table",
     "available_references",
     "check_same_level",
+    "cp2k_reference",
     "gather",
     "get_reference",
     "gfn1_xtb",

@@ -38,6 +38,10 @@ def describe_code(spec: str) -> list[str]:
         launcher = options.get("launcher") or "mpirun (with more than one rank)"
         python = options.get("python") or sys.executable
         lines.append(f"command {launcher}, before: {python} -m gpaw python ...")
+    if name == "cp2k":
+        launcher = options.get("launcher") or "mpirun"
+        program = options.get("program") or "cp2k.psmp (or what of CP2K is on the path)"
+        lines.append(f"command {launcher}, before: {program} -i cp2k.inp -o cp2k.out")
     return lines
 
 

@@ -14,8 +14,12 @@ from typing import NamedTuple
 
 from mofal.errors import MofalError
 from mofal.reference.blas import is_slow
+from mofal.reference.cp2k import INSTALL as CP2K_INSTALL
+from mofal.reference.cp2k import Cp2kReference
 from mofal.reference.gpaw import INSTALL, setup_directories
-from mofal.reference.gpaw_memory import find_paw_data, machine_memory_bytes
+from mofal.reference.gpaw_memory import find_paw_data
+from mofal.reference.processes import machine_memory_bytes
+from mofal.reference.registry import get_reference
 
 
 class Check(NamedTuple):
@@ -40,14 +44,14 @@ class Check(NamedTuple):
 def checks(
     *, run: bool = True, ranks: int = 2, directory: str | os.PathLike[str] | None = None
 ) -> list[Check]:
-    """Look at xTB, GPAW on several ranks, PAW data, D3, memory and scratch space.
+    """Look at xTB, GPAW and CP2K on several ranks, PAW data, D3, memory and scratch space.
 
     Parameters
     ----------
     run : bool
         Calculate a small molecule with each reference (some seconds), not only look for it.
     ranks : int
-        MPI ranks to try GPAW on.
+        MPI ranks to try GPAW and CP2K on.
     directory : path, optional
         Where scratch space is wanted; default: the directory of temporary files.
 
@@ -64,6 +68,7 @@ def checks(
         ("PAW data", _paw_data),
         ("D3", _dispersion),
         ("GPAW", lambda: _gpaw(run, ranks, place)),
+        ("CP2K", lambda: _cp2k(run, ranks, place)),
         ("memory", _memory),
         ("scratch", lambda: _scratch(place)),
     ):
@@ -81,7 +86,7 @@ def _guarded(name: str, look: Callable[[], Check]) -> Check:
 
 
 def _mend_of(name: str) -> str:
-    return "pip install 'mofal[xtb]'" if name == "GFN1-xTB" else INSTALL
+    return {"GFN1-xTB": "pip install 'mofal[xtb]'", "CP2K": CP2K_INSTALL}.get(name, INSTALL)
 
 
 def _version(package: str) -> str:
@@ -144,11 +149,23 @@ def _gpaw(run: bool, ranks: int, place: Path) -> Check:
     return Check("GPAW", True, found, "")
 
 
+def _cp2k(run: bool, ranks: int, place: Path) -> Check:
+    reference = get_reference(f"cp2k:gfn1-xtb?ranks={ranks}&time_limit_s=120")
+    assert isinstance(reference, Cp2kReference)
+    found = f"{shutil.which(reference.program)}, data in {reference.data.directory}"
+    if run:
+        failure = _try(reference.spec, place)
+        if failure:
+            return Check(
+                "CP2K", False, f"{found} fails on {ranks} ranks: {failure}", _mend_of("CP2K")
+            )
+        found += f", water converges on {ranks} ranks"
+    return Check("CP2K", True, found, "")
+
+
 def _try(spec: str, place: Path) -> str:
     """Label water; return why it failed, or an empty string."""
     from ase.build import molecule
-
-    from mofal.reference.registry import get_reference
 
     with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as scratch:
         attempt = get_reference(spec).calculate(molecule("H2O"), directory=scratch)

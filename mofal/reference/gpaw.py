@@ -7,15 +7,11 @@ potential reaches further out; a crystal has its own cell. Everything else is th
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
-import time
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -27,24 +23,8 @@ import numpy as np
 
 from mofal.data.electrons import electronic_state
 from mofal.errors import DependencyError, ReferenceError
-from mofal.reference.base import (
-    Attempt,
-    begin,
-    fail,
-    finish,
-    hash_level,
-    package_versions,
-    tail,
-    why_not,
-)
-from mofal.reference.child import (
-    Finished,
-    beyond_pool,
-    describe_exit,
-    last_line,
-    read_tail,
-    run_process,
-)
+from mofal.reference.base import Attempt, fail, finish, package_versions, tail
+from mofal.reference.child import Finished, describe_exit, last_line, read_tail
 from mofal.reference.faults import machine_error, machine_in, refuse_full
 from mofal.reference.gpaw_memory import (
     Box,
@@ -54,11 +34,11 @@ from mofal.reference.gpaw_memory import (
     box_crystal,
     estimate_cost,
     find_paw_data,
-    machine_memory_bytes,
     read_paw_atom,
 )
-from mofal.reference.options import check_known, flag, number, whole_number
-from mofal.reference.processes import pool_memory_bytes
+from mofal.reference.options import check_known, number
+from mofal.reference.processes import machine_memory_bytes
+from mofal.reference.program import PROGRAM_OPTIONS, ProgramReference
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -124,77 +104,28 @@ ROUTES: tuple[dict[str, Any], ...] = (
 )
 
 
-class GpawReference:
+class GpawReference(ProgramReference):
     """Label structures with GPAW in its own process, on several ranks.
 
     Parameters
     ----------
     preset : Preset
         The level.
-    name, spec : str
-        How to ask for it again.
-    ranks, threads : int
-        MPI ranks, and threads of each.
-    time_limit_s : float, optional
-        Wall time of one attempt, retries included; its whole process group is ended there.
-    memory_limit_GB : float, optional
-        A job whose estimate is above is refused; one that grows beyond is ended. Default: the
-        machine's memory, for the refusal only.
-    max_iterations : int
-        Of the density, for each way of reaching it.
-    max_retries : int
-        How many other ways are tried when the density does not converge.
-    launcher : str
-        Command line before the Python of GPAW, with ``{ranks}``.
+    name : str
+        How it is asked for.
     python : str, optional
         The Python that has GPAW, where it is not this one.
-    keep : bool
-        Keep the directory of each calculation.
+    **options
+        See `mofal.reference.program.ProgramReference`.
     """
 
     def __init__(
-        self,
-        preset: Preset,
-        *,
-        name: str,
-        spec: str,
-        ranks: int = 1,
-        threads: int = 1,
-        time_limit_s: float | None = None,
-        memory_limit_GB: float | None = None,
-        max_iterations: int = 200,
-        max_retries: int = 2,
-        launcher: str | None = None,
-        python: str | None = None,
-        keep: bool = False,
+        self, preset: Preset, *, name: str, python: str | None = None, **options: Any
     ) -> None:
         _check_preset(preset, name)
-        if time_limit_s is not None:
-            time_limit_s = number(name, "time_limit_s", time_limit_s)
-        if memory_limit_GB is not None:
-            memory_limit_GB = number(name, "memory_limit_GB", memory_limit_GB)
-        if launcher is not None:
-            _check_launcher(launcher, name)
+        super().__init__(name=name, **options)
         self.preset = preset
-        self.name = name
-        self.spec = spec
-        self.ranks = whole_number(name, "ranks", ranks)
-        self.threads = whole_number(name, "threads", threads)
-        self.time_limit_s = time_limit_s
-        self.memory_limit_GB = memory_limit_GB
-        self.max_iterations = whole_number(name, "max_iterations", max_iterations)
-        self.max_retries = whole_number(name, "max_retries", max_retries, least=0)
-        self.launcher = launcher
         self.python = python or sys.executable
-        self.keep = flag(name, "keep", keep)
-
-    def __repr__(self) -> str:
-        return f"GpawReference({self.spec!r}, ranks={self.ranks})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        from mofal.reference.registry import get_reference
-
-        return get_reference, (self.spec,)
 
     @cached_property
     def paw_data(self) -> PawData:
@@ -242,11 +173,6 @@ class GpawReference:
         return self.preset.noise_rmse if self.preset in PRESETS.values() else None
 
     @cached_property
-    def level_hash(self) -> str:
-        """Hash of the level of theory."""
-        return hash_level(self.level_of_theory)
-
-    @cached_property
     def versions(self) -> dict[str, str]:
         """Versions of the codes, as far as they are known before a calculation."""
         return package_versions("gpaw", "gpaw-data", "dftd3", "scipy")
@@ -287,9 +213,9 @@ class GpawReference:
         ReferenceError
             There is no PAW data for an element.
         """
-        missing = self._missing_elements(atoms)
+        missing = self.lacks(atoms)
         if missing:
-            raise ReferenceError(f"no PAW data for {', '.join(missing)}")
+            raise ReferenceError(missing)
         files = self.paw_data.files
         charge, n_unpaired = electronic_state(atoms)
         return estimate_cost(
@@ -302,114 +228,30 @@ class GpawReference:
             spins=2 if n_unpaired else 1,
         )
 
-    def _missing_elements(self, atoms: Atoms) -> list[str]:
+    def lacks(self, atoms: Atoms) -> str:
+        """Say for which elements there is no PAW data (or basis set); "" where there is all."""
         known = set(self.paw_data.files)
         if self.preset.basis is not None:
             known &= set(self.paw_data.bases)
-        return sorted(set(atoms.get_chemical_symbols()) - known)
-
-    def calculate(self, atoms: Atoms, *, directory: str | os.PathLike[str]) -> Attempt:
-        """Label one structure; a failure of any kind is a status with its reason.
-
-        Parameters
-        ----------
-        atoms : ase.Atoms
-            A cluster (periodic nowhere) or a crystal (periodic everywhere). One that states
-            unpaired electrons is calculated spin-polarised, with its moment fixed; an odd number of
-            electrons must state them.
-        directory : path
-            Where the calculation makes its own directory, removed afterwards unless `keep`.
-
-        Raises
-        ------
-        OSError
-            The machine failed (`mofal.reference.faults`): that is no result.
-        """
-        attempt = begin(self, atoms)
-        reason = self._why_not(atoms)
-        if reason:
-            return fail(attempt, "inconsistent", reason)
-        missing = self._missing_elements(atoms)
-        if missing:
-            return fail(attempt, "crashed", f"no PAW data for {', '.join(missing)}")
-        cost = self.cost(atoms)
-        attempt = replace(attempt, memory_estimate=cost.memory_GB)
-        there = machine_memory_bytes() / 1e9
-        for limit in (self.memory_limit_GB, _in_GB(pool_memory_bytes())):
-            there = there if limit is None else min(there, limit)
-        if cost.memory_GB > there:
-            why = (
-                f"refused: it needs about {cost.memory_GB:.1f} GB, {there:.1f} GB are there "
-                f"(grid {'x'.join(map(str, cost.grid_points))}, {cost.bands} bands)"
-            )
-            return fail(attempt, "out_of_memory", why)
-        start = time.perf_counter()
-        done = self._calculate(attempt, atoms, Path(directory), start)
-        return replace(done, wall_time_s=time.perf_counter() - start)
-
-    def refusal(self, atoms: Atoms) -> str:
-        """Return why a structure would be refused before a calculation; "" where it would not."""
-        missing = self._missing_elements(atoms)
-        return self._why_not(atoms) or (f"no PAW data for {', '.join(missing)}" if missing else "")
-
-    @staticmethod
-    def _why_not(atoms: Atoms) -> str:
-        reason = why_not(atoms, partly_periodic=False, electrons=True)
-        if reason:
-            return reason
-        charge, n_unpaired = electronic_state(atoms)
-        electrons = int(atoms.numbers.sum()) - charge
-        if electrons % 2 and not n_unpaired:
-            return (
-                f"it has {electrons} electrons; an odd number needs spin polarisation: state its "
-                "unpaired electrons, for example n_unpaired=1"
-            )
-        return ""
-
-    def _calculate(self, attempt: Attempt, atoms: Atoms, directory: Path, start: float) -> Attempt:
-        place = (directory / f"{attempt.structure_id[:12]}-{uuid.uuid4().hex[:8]}").absolute()
-        place.mkdir(parents=True)
-        box = self.box(atoms)
-        retries: list[Mapping[str, Any]] = []
-        try:
-            routes = self._routes()
-            for number, route in enumerate(routes):
-                here = place / f"try-{number}"
-                here.mkdir()
-                left = None
-                if self.time_limit_s is not None:
-                    left = self.time_limit_s - (time.perf_counter() - start)
-                done = self._run(attempt, atoms, box, route, here, left)
-                attempt = replace(attempt, memory_peak=done.memory_peak, versions=done.versions)
-                if done.status != "not_converged":
-                    break
-                if route is not routes[-1]:
-                    retries.append(
-                        {"failed": route["name"], "status": done.status, "reason": done.reason}
-                    )
-            return replace(done, retries=tuple(retries))
-        finally:
-            if not self.keep:
-                shutil.rmtree(place, ignore_errors=True)
+        missing = sorted(set(atoms.get_chemical_symbols()) - known)
+        return f"no PAW data for {', '.join(missing)}" if missing else ""
 
     def _routes(self) -> list[dict[str, Any]]:
         """Ways to the same answer, in the order in which they are tried."""
         routes = list(ROUTES)
         if self.preset.mode == "lcao":  # its eigensolver is a direct one
             routes = [r for r in routes if "eigensolver" not in r]
-        return routes[: 1 + self.max_retries]
+        return routes
 
     def _run(
         self,
         attempt: Attempt,
         atoms: Atoms,
-        box: Box,
         route: Mapping[str, Any],
         place: Path,
         time_limit_s: float | None,
     ) -> Attempt:
-        if time_limit_s is not None and time_limit_s <= 0:
-            return fail(attempt, "timed_out", f"not done after {self.time_limit_s:g} s")
+        box = self.box(atoms)
         given = {
             "ranks": self.ranks,
             "parameters": {**self._parameters(box, route), **electrons_of(attempt)},
@@ -424,40 +266,18 @@ class GpawReference:
                 cell=box.cell,
                 pbc=attempt.pbc,
             )
-        limits = (self.memory_limit_GB, _in_GB(pool_memory_bytes()))
-        limit = min((1e9 * x for x in limits if x is not None), default=None)
-        ended = run_process(
-            [*self._launcher(), self.python, "-m", "gpaw", "python", str(SCRIPT), str(place)],
-            directory=place,
-            time_limit_s=time_limit_s,
-            memory_limit_bytes=limit,
-            environment={
-                "OMP_NUM_THREADS": str(self.threads),
-                "OPENBLAS_NUM_THREADS": str(self.threads),
-            },
-            watch_memory=True,
+        ended = self._launch(
+            [self.python, "-m", "gpaw", "python", str(SCRIPT), str(place)], place, time_limit_s
         )
-        return self._judge(attempt, box, ended, place, limit)
+        return self._judge(attempt, box, ended, place)
 
-    def _judge(
-        self, attempt: Attempt, box: Box, ended: Finished, place: Path, limit: float | None
-    ) -> Attempt:
+    def _judge(self, attempt: Attempt, box: Box, ended: Finished, place: Path) -> Attempt:
         """Turn what a process left behind into an attempt."""
         log = tail("\n".join(t for t in (read_tail(place / "gpaw.txt"), ended.log) if t))
         more: dict[str, Any] = {"log_tail": log}
-        if ended.peak_memory_bytes:
-            more["memory_peak"] = ended.peak_memory_bytes / 1e9
-        if ended.timed_out:
-            return fail(attempt, "timed_out", f"not done after {self.time_limit_s:g} s", **more)
-        if ended.out_of_memory:
-            assert limit is not None
-            own = self.memory_limit_GB
-            grown = (
-                f"it grew beyond {own:g} GB and was ended"
-                if own is not None and limit == 1e9 * own
-                else beyond_pool(limit)
-            )
-            return fail(attempt, "out_of_memory", grown, **more)
+        stopped = self._ended(attempt, ended, more)
+        if stopped is not None:
+            return stopped
         failures = sorted(place.glob("failure-*.json"))
         outcome = _read_json(place / "outcome.json")
         if outcome is None:
@@ -520,15 +340,6 @@ class GpawReference:
             parameters["poissonsolver"] = {"name": "fast"}
         return parameters
 
-    def _launcher(self) -> list[str]:
-        if self.launcher is not None:
-            return shlex.split(self.launcher.format(ranks=self.ranks))
-        # Without binding: several jobs of one machine would else all sit on its first cores.
-        command = ["mpirun", "--oversubscribe", "--bind-to", "none"]
-        if hasattr(os, "geteuid") and os.geteuid() == 0:
-            command.append("--allow-run-as-root")
-        return [*command, "-np", str(self.ranks)]
-
 
 def electrons_of(attempt: Attempt) -> dict[str, Any]:
     """Parameters of GPAW for the charge and spin of a structure; none for a neutral closed shell.
@@ -576,7 +387,7 @@ def gpaw_reference(
     if variant not in PRESETS:
         raise ReferenceError(f"gpaw:{variant} is no preset; there are {', '.join(PRESETS)}")
     name = f"gpaw:{variant}"
-    known = [p for p in inspect.signature(GpawReference).parameters if p not in _SET_BY_NAME]
+    known = ["python", *PROGRAM_OPTIONS]
     check_known(name, options, [*_OF_THE_LEVEL, *known])
     changed = {
         key: number(name, key, options.pop(key), zero=key == "poisson_extension")
@@ -597,8 +408,6 @@ def gpaw_reference(
     )
 
 
-# What the specification itself gives.
-_SET_BY_NAME = frozenset({"preset", "name", "spec"})
 _OF_THE_LEVEL = ("h", "vacuum", "poisson_extension")
 
 
@@ -614,18 +423,6 @@ def _check_preset(preset: Preset, name: str) -> None:
             f"{name}: vacuum = {preset.vacuum} Å, "
             f"poisson_extension = {preset.poisson_extension} Å; expected above zero, and zero or "
             "more"
-        )
-
-
-def _check_launcher(launcher: Any, name: str) -> None:
-    try:
-        one, two = (shlex.split(launcher.format(ranks=ranks)) for ranks in (1, 2))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        one = two = []  # no text, another placeholder, or a quotation mark that is not closed
-    if one == two:
-        raise ReferenceError(
-            f"{name}: launcher = {launcher!r}; expected a command line with {{ranks}} in it and no "
-            "other placeholder, e.g. 'srun -n {ranks}'"
         )
 
 
@@ -645,10 +442,6 @@ def setup_directories(python: str) -> tuple[Path, ...]:
         if done.returncode == 0:
             places.append(Path(done.stdout.strip()))
     return tuple(places)
-
-
-def _in_GB(amount: float | None) -> float | None:
-    return None if amount is None else amount / 1e9
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:

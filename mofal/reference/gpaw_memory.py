@@ -6,7 +6,6 @@ import functools
 import gzip
 import hashlib
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -234,6 +233,10 @@ class Cost:
         """Upper estimate over all ranks, 1e9 bytes."""
         return self.memory_bytes / 1e9
 
+    def describe(self) -> str:
+        """What makes it large, in a few words."""
+        return f"grid {'x'.join(map(str, self.grid_points))}, {self.bands} bands"
+
 
 def count_bands(atoms: Sequence[PawAtom], charge: int = 0) -> int:
     """Bands that GPAW takes by default: a fifth more than occupied, and four, if so many exist."""
@@ -312,17 +315,3 @@ def estimate_cost(
         memory_bytes=total,
         work=work,
     )
-
-
-def machine_memory_bytes() -> float:
-    """Memory that this process may ever have: the machine's, or its control group's if less."""
-    try:
-        total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (ValueError, OSError):
-        total = math.inf
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, float(Path(file).read_text()))
-        except (OSError, ValueError):
-            continue
-    return total

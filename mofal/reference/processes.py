@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil
 
@@ -60,3 +62,17 @@ def pool_memory_bytes() -> float | None:
     except ValueError:
         return None
     return max(limit - psutil.Process().memory_info().rss, 0.1 * limit)
+
+
+def machine_memory_bytes() -> float:
+    """Memory that this process may ever have: the machine's, or its control group's if less."""
+    try:
+        total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (ValueError, OSError):
+        total = math.inf
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, float(Path(file).read_text()))
+        except (OSError, ValueError):
+            continue
+    return total

@@ -27,6 +27,7 @@ _BUILT_IN = {
     "gfn2-xtb": "mofal.reference.xtb:gfn2_xtb",
     "ase": "mofal.reference.ase_calculator:ase_reference",
     "gpaw": "mofal.reference.gpaw:gpaw_reference",
+    "cp2k": "mofal.reference.cp2k:cp2k_reference",
 }
 
 

@@ -11,7 +11,7 @@ def by_name(found):
 
 def test_checks__look_only(tmp_path):
     found = by_name(doctor.checks(run=False, directory=tmp_path))
-    assert set(found) == {"GFN1-xTB", "MPI", "PAW data", "D3", "GPAW", "memory", "scratch"}
+    assert set(found) == {"GFN1-xTB", "MPI", "PAW data", "D3", "GPAW", "CP2K", "memory", "scratch"}
     assert found["GFN1-xTB"].ok
     assert str(tmp_path) in found["scratch"].detail
     for check in found.values():

@@ -14,9 +14,9 @@ from mofal.reference.gpaw_memory import (
     count_bands,
     estimate_cost,
     find_paw_data,
-    machine_memory_bytes,
     read_paw_atom,
 )
+from mofal.reference.processes import machine_memory_bytes
 
 HEAD = """<?xml version="1.0"?>
 <paw_setup version="0.6">

@@ -30,7 +30,7 @@ from mofal.files import is_being_written, remove_leftovers
 from mofal.reference import LabelCache, gather, get_reference, label_one
 from mofal.reference.base import begin, fail
 from mofal.reference.cache import record_key
-from mofal.reference.gpaw_memory import machine_memory_bytes
+from mofal.reference.processes import machine_memory_bytes
 from mofal.schedule import CampaignLock, Pools
 from mofal.schedule.settings import ScheduleSettings, cpu_count
 from mofal.schedule.task import Outcome, Task
