@@ -48,7 +48,7 @@ LEVELS = {
     "gfn1-xtb": Level(
         "gfn1-xtb", True, "GFN1-xTB, whose crystals and clusters are not one level on Zr"
     ),
-    "gpaw:lcao": Level("gpaw:lcao", False, "GPAW, PBE-D3(BJ), LCAO dzp, h = 0.2 Å"),
+    "gpaw:lcao": Level("gpaw:lcao", False, "GPAW, PBE-D3(BJ), LCAO dzp, h = 0.18 Å"),
     "gpaw:paper": Level("gpaw:paper", False, "the paper's own level, PBE-D3(BJ), h = 0.175 Å"),
     "seed": Level(
         "ase:paper.teacher:seed_potential?electrons=ignore",

@@ -135,6 +135,8 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
         known = site.facts
         if known.get("identity") != config.identity():
             refuse_another(site, known)
+        if run_code or not is_foreign(config.reference.name):
+            refuse_another_level(site, str(known["level_hash"]))
         return None
     try:
         check_new(config.systems)
@@ -190,7 +192,7 @@ def refuse_another(site: Site, facts: dict[str, Any]) -> None:
         changed = differences(site.config.deciding(), old)
         if not changed or (
             [c.partition(":")[0] for c in changed] == ["reference.name"]
-            and _same_labels(site.reference(), str(old["reference"]["name"]))
+            and _same_labels(site.reference(), str(old["reference"]["name"]), facts)
         ):
             return
         what = " (" + "; ".join(changed[:4]) + ("; ..." if len(changed) > 4 else "") + ")"
@@ -201,14 +203,40 @@ def refuse_another(site: Site, facts: dict[str, Any]) -> None:
     )
 
 
-def _same_labels(reference: Reference, before: str) -> bool:
-    """Whether a reference gives the labels of another specification: only ranks or limits differ"""
+def refuse_another_level(site: Site, level_hash: str) -> None:
+    """Refuse to go on where the reference of the file means another level than at the beginning.
+
+    A preset of a newer mofal may have other parameters, and data of a program may be replaced.
+
+    Raises
+    ------
+    CampaignError
+    """
+    try:
+        now = site.reference().level_hash
+    except MofalError:
+        return  # its first label will say what is wrong; what is done needs none
+    if now == level_hash:
+        return
+    name = site.config.reference.name
+    hint = "; gpaw:lcao was gpaw:lcao?h=0.2 before" if name.startswith("gpaw:lcao") else ""
+    raise CampaignError(
+        f"{site.root} began at level of theory {level_hash}, and {name} is {now} here: one "
+        "potential cannot learn two levels. Name the level that it began with (its parameters are "
+        f"in the attributes of cycle-000's labels){hint}, or begin another campaign: "
+        "mofal run campaign.yaml --directory NEW"
+    )
+
+
+def _same_labels(reference: Reference, before: str, facts: dict[str, Any]) -> bool:
+    """Whether a reference gives the labels of another specification: only ranks or limits differ,
+    or the other one has come to mean another level since the campaign began."""
     try:
         other = get_reference(before)
     except MofalError:
         return False
     stated = [getattr(r, "stated_atoms", None) for r in (reference, other)]
-    return reference.level_hash == other.level_hash and stated[0] == stated[1]
+    return reference.level_hash == facts["level_hash"] and stated[0] == stated[1]
 
 
 def settle(site: Site, findings: Findings) -> None:

@@ -88,7 +88,7 @@ PRESETS: dict[str, Preset] = {
     "paper": Preset(mode="fd", h=0.175, noise_rmse=0.02, noise_max=0.1),
     # First looks and tests; the noise is a bound, held by a test, and far above the paper's level.
     "coarse": Preset(mode="fd", h=0.25, noise_rmse=0.8, noise_max=2.5),
-    "lcao": Preset(mode="lcao", h=0.2, basis="dzp", noise_rmse=0.1, noise_max=0.3),
+    "lcao": Preset(mode="lcao", h=0.18, basis="dzp", noise_rmse=0.05, noise_max=0.2),
 }
 
 # How the same answer is reached when the first way fails. None of these is part of the level.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from typing import Any
 import pytest
 import yaml
 
+from mofal.campaign.directory import FACTS
 from mofal.campaign.driver import Campaign
+from mofal.campaign.prepare import examine, settle
 from mofal.cli import main
 from mofal.commands.run import describe_run
 from mofal.data.documents import dump_yaml, parse_json, parse_yaml
-from mofal.errors import ConfigError, MofalError, StructureError
+from mofal.errors import CampaignError, ConfigError, MofalError, StructureError
+from mofal.reference import get_reference
 from tests.campaign.conftest import BASE, in_time
 
 
@@ -280,3 +284,28 @@ def test_dry_run__imports_no_code_and_names_all_of_it(
     with pytest.raises(MofalError):  # the same file in earnest: then it is imported
         Campaign(content, directory=tmp_path / "c").site.reference().isolated_atom_energies(["H"])
     assert trace.exists()
+
+
+def test_examine__level_that_a_name_meant_before(tmp_path: Path) -> None:
+    """A preset has other parameters in a newer mofal: nothing is mixed, and the old level can be
+    named and goes on."""
+    content = {
+        "name": "old",
+        "seed": 1,
+        "systems": {"defective": {"build": "S_ld", "cell": "primitive"}},
+        "seed_data": {"perturbed": {"system": "defective", "frames": 2}},
+        "cycles": 1,
+        "reference": {"name": "gfn1-xtb"},
+    }
+    site = Campaign(content, directory=tmp_path / "c").site
+    settle(site, examine(site))
+    facts = json.loads((site.root / FACTS).read_text())
+    facts["level_hash"] = get_reference("gfn1-xtb?accuracy=2").level_hash
+    (site.root / FACTS).write_text(json.dumps(facts))
+    with pytest.raises(CampaignError, match="began at level of theory"):
+        examine(Campaign(content, directory=tmp_path / "c").site)
+    content["reference"] = {"name": "gfn1-xtb?accuracy=2"}
+    assert examine(Campaign(content, directory=tmp_path / "c").site) is None
+    content["reference"] = {"name": "gfn1-xtb?accuracy=3"}
+    with pytest.raises(CampaignError, match="holds another campaign"):
+        examine(Campaign(content, directory=tmp_path / "c").site)

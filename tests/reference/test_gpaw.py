@@ -78,6 +78,10 @@ def test_level_hash__resources_are_no_part_of_it():
     same = get_reference("gpaw:paper?ranks=4&time_limit_s=10&max_iterations=5&memory_limit_GB=3")
     assert same.level_hash == base.level_hash
     assert get_reference("gpaw:paper?h=0.18").level_hash != base.level_hash
+    # Labels of the preset's former spacing are those of a level that can still be named.
+    new, old = get_reference("gpaw:lcao"), get_reference("gpaw:lcao?h=0.2")
+    assert new.level_hash != old.level_hash
+    assert {**new.level_of_theory, "h": 0.2} == old.level_of_theory
     assert pickle.loads(pickle.dumps(same)).ranks == 4
 
 
@@ -122,8 +126,9 @@ def test_gpaw_reference__launcher_is_told_the_ranks():
     ("spec", "stated"),
     [
         ("gpaw:paper", 0.02),
-        ("gpaw:lcao?ranks=2&time_limit_s=9&max_iterations=3", 0.1),
-        ("gpaw:lcao?h=0.2", 0.1),  # the preset's own
+        ("gpaw:lcao?ranks=2&time_limit_s=9&max_iterations=3", 0.05),
+        ("gpaw:lcao?h=0.18", 0.05),  # the preset's own
+        ("gpaw:lcao?h=0.2", None),
         ("gpaw:lcao?h=0.3", None),
         ("gpaw:paper?vacuum=5", None),
         ("gpaw:coarse?poisson_extension=0", None),
