@@ -154,7 +154,13 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
 
     p = _command(commands, "demo", run_demo, "a whole campaign on this machine, with its report")
-    p.add_argument("--directory", default="demo", help="where it lives (default: demo)")
+    p.add_argument(
+        "--dft",
+        action="store_true",
+        help="on labels of density functional theory (GPAW), some hours; see also --dry-run",
+    )
+    p.add_argument("--dry-run", action="store_true", help="show what would run, and what it costs")
+    p.add_argument("--directory", help="where it lives (default: demo; with --dft: demo-dft)")
     p.add_argument("--seed", type=int, default=None, help="another seed (default: the file's)")
     p.add_argument("--workers", type=int, default=None, help="processes (default: one per core)")
 
@@ -163,7 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--example",
         default="minimal",
-        help="minimal, realistic, slurm or demo (default: minimal)",
+        help="minimal, realistic, slurm, demo or dft (default: minimal)",
     )
 
     p = _command(commands, "run", run_run, "run a campaign, or go on with it")
@@ -441,7 +447,14 @@ def run_demo(args: argparse.Namespace) -> int:
     """`mofal demo`."""
     from mofal.commands.demo import demo
 
-    return demo(args.directory, seed=args.seed, workers=args.workers, say=say)
+    return demo(
+        args.directory or ("demo-dft" if args.dft else "demo"),
+        dft=args.dft,
+        dry_run=args.dry_run,
+        seed=args.seed,
+        workers=args.workers,
+        say=say,
+    )
 
 
 def run_init(args: argparse.Namespace) -> int:

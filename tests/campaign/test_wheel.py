@@ -125,7 +125,7 @@ def test_wheel__readme_commands_run_from_another_directory(
     assert (installed.work / "reo.cif").is_file()
     assert (installed.work / "my-first" / "report" / "report.html").is_file()
     assert (installed.work / "uio66.nequip.zip").is_file()
-    for example in ("realistic", "slurm", "demo"):
+    for example in ("realistic", "slurm", "demo", "dft"):
         run("init", f"{example}.yaml", "--example", example)
     run("run", "demo.yaml", "--dry-run")
     assert "mofal init" in run("--help")
