@@ -11,7 +11,9 @@ atoms). Each larger frame is cut into domains, one Dask task each, on workers of
 - processor time per atom of the frame, and that over the reference's: what domains cost;
 - the largest memory that any one process held (VmHWM, libraries included).
 
-Where a frame of the same kind fits in one pass, both are compared (`difference`).
+Where a frame of the same kind fits in one pass, both are compared (`difference`). With `--sample K`
+no frame is computed whole: K of its domains are, one after another in one process that holds all of
+the frame, as a worker would.
 """
 
 from __future__ import annotations
@@ -145,6 +147,51 @@ def by_domains(potential: str, repeat: int, what: str, workers: int, largest: An
     }
 
 
+def sampled(task: tuple[str, int, str, int, int]) -> dict[str, Any]:
+    """Some domains of a frame, in a process of its own."""
+    from mofal.potential import load
+    from mofal.potential.domains import (
+        LARGEST,
+        cut_domain,
+        evaluate_domain,
+        featurize_domain,
+        grid_of,
+        halo_factor,
+        make_box,
+        reach,
+    )
+
+    potential, repeat, what, largest, n = task
+    model, ds = load(potential), frame(repeat)
+    one_thread()
+    box = make_box(*(ds[k].values for k in ("numbers", "positions")), ds["cell"][0], ds["pbc"][0])
+    most = largest or LARGEST[METHODS[what]]
+    grid = grid_of(box.widths, ds.sizes["atom"], reach=reach(model), largest=most)
+    places = list(product(*map(range, grid)))
+    rng = np.random.default_rng(0)
+    places = [places[k] for k in rng.choice(len(places), min(n, len(places)), replace=False)]
+    run = featurize_domain if what == "features" else evaluate_domain
+    run(model, make_box(np.full(2, 1), np.eye(3)[:2], np.eye(3), np.zeros(3)), (1, 1, 1), (0, 0, 0))
+    how = {"r_max": model.r_max, "n_layers": model.architecture.n_layers}
+    before, wall = time.process_time(), time.perf_counter()
+    for place in places:
+        run(model, box, grid, place)
+    seconds, wall = time.process_time() - before, time.perf_counter() - wall
+    peak = peak_GB()
+    cut = [cut_domain(box, grid, place, **how) for place in places]
+    own = sum(d.own for d in cut)
+    return {
+        "atoms": ds.sizes["atom"],
+        "grid": grid,
+        "halo": halo_factor(box.widths, grid, reach(model)),
+        "processed": sum(len(d.atom) for d in cut) / own,
+        "seconds": seconds * ds.sizes["atom"] / own,
+        "wall": wall,
+        "GB": peak,
+        "sampled": len(places),
+    }
+
+
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Print the table; its rows."""
     parser = argparse.ArgumentParser()
@@ -153,6 +200,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--repeat", type=int, nargs="+", help="conventional cells along each axis")
     parser.add_argument("--what", choices=METHODS, nargs="+", default=list(METHODS))
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--sample", type=int, help="compute so many domains of a frame only")
     given = parser.parse_args(arguments)
     size = SIZES[given.size]
     repeats = given.repeat or size["repeats"]
@@ -169,7 +217,12 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         )
         for repeat in repeats:
             largest = size["largest"].get(what)
-            row = by_domains(given.potential, repeat, what, given.workers, largest)
+            if given.sample:
+                with context.Pool(1) as pool:
+                    task = (given.potential, repeat, what, largest or 0, given.sample)
+                    (row,) = pool.map(sampled, [task])
+            else:
+                row = by_domains(given.potential, repeat, what, given.workers, largest)
             spent = 1e6 * row["seconds"] / row["atoms"]
             line = (
                 f"{what}: {row['atoms']:,} atoms in {'x'.join(map(str, row['grid']))} domains: "
@@ -179,7 +232,9 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
                 f"{spent:.0f} µs an atom ({spent / each:.2f} of one pass), "
                 f"{row['wall']:.0f} s wall, {row['GB']:.2f} GB"
             )
-            if repeat <= 2 or repeat == size["reference"]:
+            if given.sample:
+                line += f", {row['sampled']} domains computed"
+            elif repeat <= 2 or repeat == size["reference"]:
                 with context.Pool(1) as pool:
                     (same,) = pool.map(one_pass, [(given.potential, repeat, what)])
                 row["difference"] = float(np.abs(row["values"] - same["values"]).max())
