@@ -22,8 +22,8 @@ from mofal.errors import ReferenceError
 # matrices of basis functions.
 LIBRARIES = 150e6
 PER_RANK = 100e6
-ARRAYS_CLUSTER = 26.0
-ARRAYS_CRYSTAL = 20.0
+ARRAYS_CLUSTER = 45.0
+ARRAYS_CRYSTAL = 35.0
 ARRAYS_MESH = 25.0  # of the Ewald sum of GFN1-xTB
 MATRICES = 14.0
 MARGIN = 1.2
