@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from mofal.errors import PotentialError
+from mofal.errors import DependencyError
 from mofal.potential.base import Networked
 from mofal.potential.engine import make_engine
 
 try:
     from torch_sim.models.interface import ModelInterface
 except ModuleNotFoundError as error:
-    raise PotentialError(
+    raise DependencyError(
         f"a model of torch-sim wants the package {error.name}, which is not installed; type: "
         "pip install 'mofal[torch-sim]'"
     ) from None
@@ -59,9 +59,10 @@ class TorchSimModel(ModelInterface):  # type: ignore[misc]
 
     Raises
     ------
+    DependencyError
+        torch-sim is not installed (on import).
     PotentialError
-        torch-sim is not installed (on import), an engine that cannot be had, or a density of
-        another potential.
+        An engine that cannot be had, or a density of another potential.
     """
 
     def __init__(
