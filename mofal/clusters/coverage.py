@@ -19,6 +19,8 @@ QUERIES, HAYSTACK = 1000, 4000
 """Atoms of each element whose most similar atom is looked for, and among how many."""
 TRIMMED = 0.9
 """Share of those pairs that counts: the rest are atoms that nothing is similar to."""
+ROWS = 32_768
+"""Atoms whose distances from those of a pick are in memory at one time."""
 
 
 def sample_stride(n_atoms: int) -> int:
@@ -118,10 +120,13 @@ class FeatureCoverage:
             rows, minus_twice, norm = self._of[z]
             matrix, top = self.kernel.of(z)
             picked = np.asarray(features[numbers == z], dtype=np.float64) @ matrix
-            squared = picked @ minus_twice
-            squared += (picked**2).sum(axis=1)[:, None]
-            density = top - 0.5 * np.maximum(squared.min(axis=0) + norm, 0.0)
-            self.raised[rows] = np.logaddexp(self.raised[rows], density)
+            own = (picked**2).sum(axis=1)[:, None]
+            for begin in range(0, len(rows), ROWS):
+                part = slice(begin, begin + ROWS)
+                squared = picked @ minus_twice[:, part]
+                squared += own
+                density = top - 0.5 * np.maximum(squared.min(axis=0) + norm[part], 0.0)
+                self.raised[rows[part]] = np.logaddexp(self.raised[rows[part]], density)
 
     @property
     def effective(self) -> FloatArray:

@@ -72,6 +72,16 @@ class Pool:
             out[begin - low : end - low] = block[local] + self.block_start[k]
         return out
 
+    def n_atoms_of(self, candidate: IntArray) -> IntArray:
+        """Number of atoms of each candidate."""
+        structure = self.structure_of(candidate)
+        block, system = candidate - self.block_start[structure], self.system_of[structure]
+        out = np.empty(len(candidate), dtype=np.int64)
+        for k, graph in enumerate(self.graphs):
+            here = system == k
+            out[here] = graph.block_n_atoms[block[here]]
+        return out
+
     def atoms_of(self, candidate: IntArray) -> tuple[IntArray, IntArray]:
         """Flat atom indices of candidates, and for each its position in `candidate`."""
         structure = self.structure_of(candidate)

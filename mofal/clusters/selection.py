@@ -8,51 +8,27 @@ import numpy as np
 import xarray as xr
 
 from mofal.clusters.blueprints import Shells, shells_of
-from mofal.clusters.coverage import FeatureCoverage, Kernel, block_classes, sample_stride
-from mofal.clusters.graph import BoolArray, FloatArray, IntArray
+from mofal.clusters.coverage import block_classes
+from mofal.clusters.graph import FloatArray, IntArray
+from mofal.clusters.greedy import Batch, Order, weigh
 from mofal.clusters.pool import (
     UNSEEN,
     CostModel,
     allowed,
-    gather,
     make_pool,
     pool_costs,
     reduce_scores,
-    score_arrays,
 )
-from mofal.clusters.rankings import Ranking, get_ranking, reduce_blocks
+from mofal.clusters.rankings import Ranking, get_ranking
 from mofal.data.ragged import TEXT
 from mofal.errors import ConfigError, DataError
 
 COVERAGES = ("features", "blocks", "none")
 FADE = 0.5
 """What is left of the excess of a block over the typical one with every pick of its class."""
-FRONT_FACTOR, FRONT_LEAST = 10, 1000
-"""How many of the first candidates are held in memory per core wanted, and at least."""
 
 
 # ---------------------------------------------------------------------------------- arrays
-def weigh(
-    wanted: FloatArray, unseen: FloatArray, cost: FloatArray | None, typical: float
-) -> tuple[FloatArray, FloatArray]:
-    """Values of candidates per cost.
-
-    What counts is how far a block is more wanted than the typical one; that excess is divided by
-    the cost. A block less wanted than the typical one is punished by its cost instead, so that
-    the order stays monotonic in both.
-
-    Parameters
-    ----------
-    wanted, unseen : (candidate,) value of the ranking; atoms at minus infinity
-    cost : (candidate,) relative to the median, or None
-    typical : value of the median candidate of the pool
-    """
-    if cost is None:
-        return wanted, unseen
-    excess = wanted - typical
-    return np.where(excess > 0, excess / cost, excess * cost), unseen / cost
-
-
 def order_of(value: FloatArray, unseen: FloatArray, tie: IntArray) -> IntArray:
     """Most wanted first; ties by the number of unseen atoms, then by the seeded order."""
     return np.lexsort([tie, -unseen, -value])
@@ -229,7 +205,18 @@ def select(
     )
     n = min(n, len(ranked.ordered))
     if features is not None:
-        chosen, score = _greedy(ranked, features, n, bandwidth, progress)
+        chosen = ranked.ordered
+        order = Order(
+            candidate=chosen,
+            value=ranked.value[chosen],
+            unseen=ranked.unseen_value[chosen],
+            cost=None if ranked.cost is None else ranked.cost[chosen],
+            typical=ranked.typical,
+        )
+        held = {"n": n, "bandwidth": bandwidth}
+        batch = Batch(ranked.pool, ranked.ranking, ranked.scores, order, features, **held)
+        places, score = batch.choose(n, progress)
+        chosen = chosen[places]
     else:
         chosen = ranked.ordered
         score = ranked.value[chosen]
@@ -271,93 +258,6 @@ def _turns(group: IntArray) -> IntArray:
     turn = np.empty(len(group), dtype=np.int64)
     turn[by_group] = np.arange(len(group)) - begin[group[by_group]]
     return turn
-
-
-def _best(value: FloatArray, unseen: FloatArray, among: IntArray) -> int:
-    """Most wanted of some candidates; ties by unseen atoms, then by place. -1 if there is none."""
-    if not len(among):
-        return -1
-    among = among[value[among] == value[among].max()]
-    return int(among[unseen[among].argmax()])
-
-
-def _greedy(
-    ranked: _Ranked,
-    features: xr.Dataset,
-    n: int,
-    bandwidth: float,
-    progress: Callable[[str], None] | None,
-) -> tuple[IntArray, FloatArray]:
-    """Pick, cover, pick again; what is tied, because all of it is covered, goes by first order.
-
-    Exact: only the front of the order is held in memory, and a block behind it is looked at as soon
-    as its value before any pick exceeds the best in front.
-    """
-    pool, ranking = ranked.pool, ranked.ranking
-    if "features" not in features.variables or features["features"].shape[0] != pool.atom_start[-1]:
-        raise DataError(
-            "features do not belong to these structures: expected a variable features "
-            f"(atom, feature) with {pool.atom_start[-1]} rows"
-        )
-    matrix = features["features"].data
-    score, numbers = score_arrays(pool, ranking, ranked.scores)
-    if "log_likelihood" not in ranked.scores.variables:
-        raise DataError(
-            f"coverage by features needs log_likelihood beside {ranking.variable} in the scores; "
-            "or use coverage='blocks'"
-        )
-    density = ranked.scores["log_likelihood"].data
-    stride = sample_stride(int(pool.atom_start[-1]))
-    some = np.arange(0, int(pool.atom_start[-1]), stride)
-    kernel = Kernel(gather(matrix, some), gather(numbers, some), stride=stride, bandwidth=bandwidth)
-    picked: list[int] = []
-    at_pick: list[float] = []
-    size = min(len(ranked.ordered), max(FRONT_FACTOR * n, FRONT_LEAST))
-    front = ranked.ordered[:size]
-    atoms, owner = pool.atoms_of(front)
-
-    def load() -> tuple[FeatureCoverage, FloatArray, FloatArray]:
-        x = gather(matrix, atoms)
-        held = FeatureCoverage(kernel, x, gather(numbers, atoms), gather(density, atoms))
-        return held, gather(score, atoms), x
-
-    held, own, x = load()
-    done = np.zeros(len(front), dtype=np.bool_)
-    while len(picked) < n:
-        counts = held.counts
-        effective = held.effective if ranking.variable == "log_likelihood" else own
-        mask: BoolArray | None = None if ranking.variable == "log_likelihood" else counts
-        terms = reduce_blocks(ranking, effective, held.numbers, owner, len(front), counts=mask)
-        lost = np.isneginf(effective)
-        unseen = np.bincount(owner, weights=lost, minlength=len(front)).astype(float)
-        raw = np.asarray(ranking.wanted(terms), dtype=float)
-        cost = None if ranked.cost is None else ranked.cost[front]
-        value, unseen_value = weigh(raw, unseen, cost, ranked.typical)
-        best = _best(value, unseen_value, np.flatnonzero(~done))
-        behind = ranked.ordered[len(front)] if len(front) < len(ranked.ordered) else None
-        if behind is not None and (
-            best < 0
-            or (ranked.value[behind], ranked.unseen_value[behind])
-            > (value[best], unseen_value[best])
-        ):
-            front = ranked.ordered[: 2 * len(front)]
-            atoms, owner = pool.atoms_of(front)
-            # A front that ties have made long is most of what this task holds: never two of them.
-            del held, own, x, effective
-            held, own, x = load()
-            for block in picked:
-                rows = owner == np.flatnonzero(front == block)[0]
-                held.pick(x[rows], held.numbers[rows])
-            done = np.isin(front, picked)
-            continue
-        done[best] = True
-        picked.append(int(front[best]))
-        at_pick.append(float(value[best]))
-        rows = owner == best
-        held.pick(x[rows], held.numbers[rows])
-        if progress is not None and len(picked) % 100 == 0:
-            progress(f"chose {len(picked)} of {n} cores")
-    return np.array(picked, dtype=np.int64), np.array(at_pick)
 
 
 def random_cores(

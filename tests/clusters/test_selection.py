@@ -19,8 +19,9 @@ from mofal.clusters import (
     ranking_names,
     select,
 )
+from mofal.clusters import greedy as greedy_module
 from mofal.clusters import rankings as rankings_module
-from mofal.clusters import selection as selection_module
+from mofal.clusters.coverage import Kernel
 from mofal.clusters.graph import block_graph
 from mofal.clusters.pool import cluster_sizes
 from mofal.data import concat, make_structures
@@ -483,9 +484,78 @@ def test_select__features_front_grows_as_needed(monkeypatch):
     scores = scores_of(frames, -5.0 + 3.0 * _noise(frames))
     options = {"n": 12, "features": features_of(frames, x)}
     expected = select(frames, scores, by_system, **options)
-    monkeypatch.setattr(selection_module, "FRONT_FACTOR", 0)
-    monkeypatch.setattr(selection_module, "FRONT_LEAST", 2)
+    monkeypatch.setattr(greedy_module, "FRONT_FACTOR", 0)
+    monkeypatch.setattr(greedy_module, "FRONT_LEAST", 2)
     assert_same_bits(select(frames, scores, by_system, **options), expected)
+
+
+def _plain(frames, by_system, scores, x, n, ranking, seed):
+    """The rule on ties: everything in memory, everything looked at again after every pick."""
+    numbers = frames["numbers"].values
+    likely = scores["log_likelihood"].values
+    members = _block_values(frames, by_system, likely, lambda atoms, v: atoms)
+    order = _pairs(rank(frames, scores, by_system, ranking=ranking, seed=seed))
+    kernel = Kernel(x, numbers)
+    raised = np.full(len(numbers), -np.inf)
+    chosen = []
+    while len(chosen) < min(n, len(order)):
+        if ranking == "lowest_quantile":
+            counted = np.where(raised < likely, scores["quantile"].values, 1.0)
+            lost = np.zeros(len(numbers))
+        else:
+            counted = np.logaddexp(likely, raised)
+            lost = np.isneginf(counted)
+        best = min(
+            (p for p in order if p not in chosen),
+            key=lambda p: (counted[members[p]].min(), -lost[members[p]].sum(), order.index(p)),
+        )
+        chosen.append(best)
+        for z in np.unique(numbers[members[best]]):
+            white, top = kernel.of(z)
+            same = np.flatnonzero(numbers == z)
+            own = [a for a in members[best] if numbers[a] == z]
+            away = np.linalg.norm((x[same][:, None] - x[own][None]) @ white, axis=2).min(axis=1)
+            raised[same] = np.logaddexp(raised[same], top - 0.5 * away**2)
+    return chosen
+
+
+@pytest.mark.parametrize("ranking", ["lowest_quantile", "least_likely_atom"])
+@pytest.mark.parametrize("seed", range(2))
+def test_select__ties_in_little_memory_as_plainly(monkeypatch, ranking, seed):
+    """Few values that many blocks share: pieces that are read, looked at and put away again."""
+    frames, by_system = _frames(n=12)
+    rng = np.random.default_rng(seed)
+    n_atoms = frames.sizes["atom"]
+    # Environments far apart, so that what a pick covers hangs on no rounding.
+    clump = rng.integers(40, size=n_atoms)
+    x = rng.normal(size=(40, 3))[clump] + 0.01 * rng.normal(size=(n_atoms, 3))
+    likely = rng.choice([-60.0, -5.0, 5.0], p=[0.05, 0.2, 0.75], size=n_atoms)
+    likely[rng.choice(n_atoms, 5, replace=False)] = -np.inf
+    scores = scores_of(frames, likely).assign(
+        quantile=("atom", rng.choice([0.0, 0.01, 0.5], p=[0.3, 0.3, 0.4], size=n_atoms))
+    )
+    expected = _plain(frames, by_system, scores, x, 30, ranking, seed)
+    options = {"n": 30, "ranking": ranking, "seed": seed, "features": features_of(frames, x)}
+    whole = select(frames, scores, by_system, **options)
+    assert _pairs(whole) == expected
+    monkeypatch.setattr(greedy_module, "FRONT_FACTOR", 0)
+    monkeypatch.setattr(greedy_module, "FRONT_LEAST", 3)
+    monkeypatch.setattr(greedy_module, "HELD", 200)
+    monkeypatch.setattr(greedy_module, "PASSING", 150)
+    looked = []
+    plainly = greedy_module.Batch._load
+
+    def load(batch, piece):
+        looked.append(len(piece.place))
+        return plainly(batch, piece)
+
+    monkeypatch.setattr(greedy_module.Batch, "_load", load)
+    options["features"] = chunked(options["features"], 100)
+    for chunks in (None, 100):
+        lazy = scores if chunks is None else chunked(scores, chunks)
+        assert _pairs(select(frames, lazy, by_system, **options)) == expected
+    assert len(looked) > 20
+    assert max(looked) < 40
 
 
 def test_select__features_do_not_repeat_an_environment():
