@@ -661,13 +661,13 @@ def run_label(args: argparse.Namespace) -> int:
 def run_match(args: argparse.Namespace) -> int:
     """`mofal match`."""
     from mofal.commands.match import match
+    from mofal.commands.match_settings import MatchSettings
 
-    return match(
-        args.system,
-        cell=args.cell,
-        rule=args.rule,
+    settings = MatchSettings(
         references=args.reference or ([] if args.potential else ["gfn1-xtb"]),
         potentials=args.potential or [],
+        cell=args.cell,
+        rule=args.rule,
         frames=args.frames,
         shells=args.shells,
         core=args.core,
@@ -681,8 +681,8 @@ def run_match(args: argparse.Namespace) -> int:
         retry_failed=args.retry_failed,
         caches=args.cache,
         device=args.device,
-        say=say,
     )
+    return match(args.system, settings, say=say)
 
 
 def unpaired_of(given: Sequence[str]) -> dict[str, int]:

@@ -6,8 +6,7 @@ levels (references, potentials), a table per level, and a verdict.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,10 +20,9 @@ from mofal.campaign.prepare import make_system
 from mofal.campaign.steps.label import label_structures, local_schedule
 from mofal.clusters.blueprints import on_rods
 from mofal.clusters.graph import block_graph
-from mofal.clusters.matched import MOST_SHELLS, write_blueprints
-from mofal.commands.label import check_seed
+from mofal.clusters.matched import write_blueprints
 from mofal.commands.match_plots import plot_by_distance, plot_on_structure, write_structures
-from mofal.commands.noise import read_noise_floor
+from mofal.commands.match_settings import MatchSettings, examine
 from mofal.data import concat, from_atoms, select, write_json
 from mofal.data.text import read_atoms
 from mofal.data.variables import STRING
@@ -32,8 +30,6 @@ from mofal.errors import ConfigError, StructureError
 from mofal.frameworks.bonds import IS_METAL
 from mofal.frameworks.cells import LEAST_IMAGE, nearest_image
 from mofal.frameworks.defects import defect_atoms, defect_name
-from mofal.potential.devices import resolve_device
-from mofal.reference import get_reference
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -43,28 +39,7 @@ Forces: TypeAlias = "tuple[xr.Dataset | None, np.ndarray, tuple[np.ndarray, str]
 """Labelled parents (None where that failed), forces in clusters, their cost and its unit."""
 
 
-def match(
-    system: str,
-    *,
-    cell: str = "conventional",
-    rule: str = "auto",
-    references: Sequence[str],
-    potentials: Sequence[str] = (),
-    frames: int = 3,
-    shells: Sequence[int] | None = None,
-    core: str | None = None,
-    max_atoms: int | None = None,
-    tolerance_meV: float = 100.0,
-    noise: str | os.PathLike[str] | None = None,
-    directory: str | os.PathLike[str] = "match",
-    workers: int | None = None,
-    seed: int = 0,
-    unpaired: Mapping[str, int] | None = None,
-    retry_failed: bool = False,
-    caches: Sequence[str] = (),
-    device: str = "cpu",
-    say: Say = print,
-) -> int:
+def match(system: str, settings: MatchSettings, *, say: Say = print) -> int:
     """Compare forces in clusters with those in their parent; say which cluster is good.
 
     Parameters
@@ -72,42 +47,10 @@ def match(
     system : str
         Name of a framework, or a structure file. Where the file holds several structures, they are
         the frames.
-    cell : str
-        Of a framework by name.
-    rule : str
-        Rule that cuts the framework into blocks.
-    references, potentials : sequence of str
-        Levels: specifications of references, directories of models.
-    frames : int
-        Frames to average over: perturbed ones (600 K), or so many of the file's, evenly chosen.
-        0: the structure alone, as it is.
-    shells : sequence of int, optional
-        Whole shells of blocks around the core to try, half of the first shell too; default: 0 and
-        1, along rods 2 as well. Along rods two orders of protons are tried for each.
-    core : str, optional
-        Formula of the core block; default: a node that lacks a neighbour, else the first node.
-    max_atoms : int, optional
-        Largest candidate; where whole shells make more, the part of the mantle that fits is tried.
-    tolerance_meV : float
-        Largest RMSE on core atoms, meV/Å.
-    noise : path, optional
-        Table of `mofal noise` (`noise.json`), for the noise floor beside the verdict on references;
-        default: what a GPAW preset states.
-    directory : path
-        Labels, tables (JSON), plots, clusters with their RMSE per atom (extxyz), and
-        `blueprints.json` for `selection.blueprints`; kinds of core matched there before stay in it.
-    workers : int, optional
-        Processes; default: one per core.
-    seed : int
-        Of the frames.
-    unpaired : mapping, optional
-        Unpaired electrons per atom of open-shell elements.
-    retry_failed : bool
-        Try labels that failed before once more.
-    caches : sequence of str
-        Shared label caches, see `label_structures`.
-    device : str
-        Where potentials compute: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
+    settings : MatchSettings
+        Levels to compare at, candidates, where results go.
+    say : callable
+        Takes the tables, line by line.
 
     Returns
     -------
@@ -116,32 +59,21 @@ def match(
     """
     from mofal.clusters import candidates, cut_candidates
 
-    place = Path(directory)
-    if potentials:
-        resolve_device(device)
-    floors = _examine(
-        references,
-        potentials,
-        frames,
-        (0, 1) if shells is None else shells,
-        tolerance_meV,
-        noise,
-        place,
-        say,
-    )
-    check_seed(seed)
-    local_schedule(workers)
-    structure, blocks = _system(system, cell, rule)
+    place = settings.place
+    floors = examine(settings, say)
+    local_schedule(settings.workers)
+    structure, blocks = _system(system, settings.cell, settings.rule)
     if structure.attrs.get("widened"):
         say(f"{structure['system'].values[0]}: {structure.attrs['widened']}")
-    _check_elements(structure, potentials)
-    chosen = _core(blocks, core)
+    _check_elements(structure, settings.potentials)
+    chosen = _core(blocks, settings.core)
+    shells = settings.shells
     if shells is None:
         shells = (0, 1, 2) if on_rods(block_graph(blocks))[chosen] else (0, 1)
     name = str(structure["system"].values[0])
-    parents = _frames(system, structure, blocks, frames, seed, say)
-    if references and set(unpaired or {}) & set(_elements(structure)):
-        parents = with_spin(parents, blocks, unpaired or {}, place=name)
+    parents = _frames(system, structure, blocks, settings.frames, settings.seed, say)
+    if settings.references and set(settings.unpaired) & set(_elements(structure)):
+        parents = with_spin(parents, blocks, settings.unpaired, place=name)
     n_frames = parents.sizes["structure"]
     focus = np.intersect1d(defect_atoms(blocks), _atoms_of(blocks, chosen))
     plans = candidates(
@@ -150,9 +82,9 @@ def match(
         shells=shells,
         partial=1 in shells,
         focus=focus if len(focus) else None,
-        max_atoms=max_atoms,
+        max_atoms=settings.max_atoms,
     )
-    clusters, refused = cut_candidates(parents, plans, blocks, unpaired=unpaired)
+    clusters, refused = cut_candidates(parents, plans, blocks, unpaired=settings.unpaired or None)
     for why in sorted({str(r) for r in refused["reason"].values}):
         say(f"refused: {why}")
     if not clusters.sizes["structure"]:
@@ -162,15 +94,15 @@ def match(
         f"{plans.sizes['blueprint']} candidates, "
         f"{n_frames} frame{'s' if n_frames > 1 else ''} of {int(structure.n_atoms[0])} atoms"
     )
-    asked = _Comparison(clusters, focus, defect_name(blocks), tolerance_meV, place, say)
+    asked = _Comparison(clusters, focus, defect_name(blocks), settings.tolerance_meV, place, say)
     ok = True
     results: dict[str, Any] = {}
-    levels = [*references, *potentials]
+    levels = [*settings.references, *settings.potentials]
     for level, short in zip(levels, short_names(levels)):
         forces = (
-            _reference_forces(level, parents, clusters, place, workers, retry_failed, caches, say)
-            if level in references
-            else _potential_forces(level, parents, clusters, device)
+            _reference_forces(level, parents, clusters, settings, say)
+            if level in settings.references
+            else _potential_forces(level, parents, clusters, settings.device)
         )
         result = _compare(asked, level, short, forces, floors.get(level))
         results[level] = result
@@ -179,55 +111,6 @@ def match(
     write_blueprints(place / "blueprints.json", blocks, chosen, plans, results)
     say(f"for the campaign file: selection: {{blueprints: {place / 'blueprints.json'}}}")
     return 0 if ok else 1
-
-
-def _examine(
-    references: Sequence[str],
-    potentials: Sequence[str],
-    frames: int,
-    shells: Sequence[int],
-    tolerance_meV: float,
-    noise: str | os.PathLike[str] | None,
-    place: Path,
-    say: Say,
-) -> dict[str, float]:
-    """Refuse what cannot work before anything is paid for; noise floors (meV/Å) by level."""
-    if not references and not potentials:
-        raise ConfigError("no level to compare at; give --reference or --potential")
-    if frames < 0:
-        raise ConfigError(
-            f"--frames is {frames}, expected at least 1 (or 0: the structure as it is)"
-        )
-    if not shells or min(shells) < 0 or max(shells) > MOST_SHELLS:
-        given = " ".join(map(str, shells))
-        raise ConfigError(f"--shells is {given}, expected numbers from 0 to {MOST_SHELLS}")
-    if not 0 < tolerance_meV < float("inf"):
-        raise ConfigError(f"--tolerance is {tolerance_meV}, expected meV/Å above zero")
-    if place.exists() and not place.is_dir():
-        raise ConfigError(f"--directory {place} is a file; labels and tables need a directory")
-    if potentials:
-        from mofal.potential import load
-
-        for level in potentials:
-            load(level)
-    if tolerance_meV < 1:
-        say(f"--tolerance is {tolerance_meV:g} meV/Å; 0.1 eV/Å would be --tolerance 100")
-    floors: dict[str, float] = {}
-    measured = None if noise is None else read_noise_floor(noise)
-    methods = {level: get_reference(level) for level in references}
-    for level, method in methods.items():
-        stated = getattr(method, "stated_noise", None)
-        if measured is not None and method.level_hash == measured[1]:
-            floors[level] = measured[0]
-        elif stated is not None:
-            # A preset states the RMSE between two labels; each has its part of it.
-            floors[level] = 1000 * stated / 2**0.5
-    if measured is not None and measured[1] not in {m.level_hash for m in methods.values()}:
-        raise ConfigError(
-            f"--noise {noise} was measured with {measured[2]}, another level than "
-            f"{', '.join(references) or 'that of a potential'}; measure it with: mofal noise"
-        )
-    return floors
 
 
 def _elements(structure: xr.Dataset) -> list[str]:
@@ -360,10 +243,7 @@ def _reference_forces(
     level: str,
     parents: xr.Dataset,
     clusters: xr.Dataset,
-    place: Path,
-    workers: int | None,
-    retry_failed: bool,
-    caches: Sequence[str],
+    settings: MatchSettings,
     say: Say,
 ) -> Forces:
     """Forces in parents and clusters, and wall times; parents None where all of them failed."""
@@ -380,10 +260,10 @@ def _reference_forces(
     attempts = label_structures(
         structures,
         level,
-        directory=place / "labels",
-        schedule=local_schedule(workers, [level], structures),
-        retry_failed=retry_failed,
-        caches=caches,
+        directory=settings.place / "labels",
+        schedule=local_schedule(settings.workers, [level], structures),
+        retry_failed=settings.retry_failed,
+        caches=settings.caches,
         say=say,
     )
     bad = [a for a in attempts[:n] if not a.converged]
