@@ -213,8 +213,15 @@ def select(
             cost=None if ranked.cost is None else ranked.cost[chosen],
             typical=ranked.typical,
         )
-        held = {"n": n, "bandwidth": bandwidth}
-        batch = Batch(ranked.pool, ranked.ranking, ranked.scores, order, features, **held)
+        batch = Batch(
+            ranked.pool,
+            ranked.ranking,
+            ranked.scores,
+            order,
+            features,
+            n=n,
+            bandwidth=bandwidth,
+        )
         places, score = batch.choose(n, progress)
         chosen = chosen[places]
     else:
