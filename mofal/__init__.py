@@ -29,6 +29,7 @@ _ROOMS = frozenset(
         "reference",
         "schedule",
         "testing",
+        "trajectories",
     }
 )
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "reference",
     "schedule",
     "testing",
+    "trajectories",
 ]
 
 if TYPE_CHECKING:

@@ -264,6 +264,37 @@ VARIABLES: dict[str, Variable] = {
     "curve_volume": Variable(("pv_grid",), "float64", "Å³", "volume"),
     "curve_pressure": Variable(("pv_grid",), "float64", "GPa", "mean of the Gaussian process"),
     "curve_deviation": Variable(("pv_grid",), "float64", "GPa", "its standard deviation"),
+    # trajectories that are watched: along frames, elements, blocks, and the atoms of one frame
+    "frame_number": Variable(
+        ("structure",), "int64", "1", "number of the frame in its trajectory, from 0"
+    ),
+    "md_step": Variable(
+        ("structure",), "int64", "1", "step of the simulation as its file states it, -1 if not",
+        missing=-1,
+    ),
+    "md_time": Variable(("structure",), "float64", "ps", "time of the simulation"),
+    "least_quantile": Variable(
+        ("structure",), "float64", "1",
+        "smallest quantile of an atom of the frame, or of the core of a cluster in its frame",
+    ),
+    "unfamiliar_atoms": Variable(
+        ("structure", "element"), "int64", "1", "atoms below the threshold of familiarity"
+    ),
+    "unfamiliar_in_block": Variable(
+        ("structure", "block"), "int32", "1", "atoms of the block below the threshold"
+    ),
+    "element_number": Variable(("element",), "int32", "1", "atomic number"),
+    "element_atoms": Variable(("element",), "int64", "1", "atoms of the element in a frame"),
+    "block_centre": Variable(
+        ("block", "xyz"), "float64", "1", "centre in fractional coordinates, in the first frame"
+    ),
+    "site_number": Variable(("site",), "int32", "1", "atomic number of an atom of a frame"),
+    "site_position": Variable(
+        ("site", "xyz"), "float64", "1", "fractional coordinates in the first frame, wrapped"
+    ),
+    "unfamiliar_frames": Variable(
+        ("site",), "int64", "1", "frames in which the atom was below the threshold"
+    ),
     # cores
     "core_structure": Variable(("core",), "int64", "1", "structure that holds the core"),
     "core_block": Variable(("core",), "int64", "1", "block that is the core"),

@@ -126,6 +126,11 @@ def threads(n: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def single_thread() -> None:
+    """Have the thread that calls compute on one CPU thread from now on."""
+    torch.set_num_threads(1)
+
+
 # ---------------------------------------------------------------------------------- network
 def builder_config(
     architecture: Architecture,

@@ -165,7 +165,7 @@ def label_structures(
 
 @contextlib.contextmanager
 def only_one(place: Path) -> Iterator[None]:
-    """Be the one command that labels into a directory.
+    """Be the one command that works in a directory.
 
     Raises
     ------
@@ -179,7 +179,7 @@ def only_one(place: Path) -> Iterator[None]:
         holder = lock.holder()
         raise CampaignError(
             f"{place} is in use: another command (pid {holder.get('pid')} on {holder.get('host')}) "
-            "labels into it; wait for it, end it there, or give another directory"
+            "works in it; wait for it, end it there, or give another directory"
         ) from None
     try:
         yield

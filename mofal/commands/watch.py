@@ -1,0 +1,125 @@
+"""`mofal watch`: what did a trajectory from elsewhere meet that its potential does not know?"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mofal.campaign.directory import CONFIG
+from mofal.campaign.familiar import campaign_known, campaign_settings, same_system
+from mofal.campaign.steps.label import only_one
+from mofal.campaign.view import CampaignView, open_campaign
+from mofal.errors import ConfigError
+from mofal.trajectories import WatchSettings, open_known, open_trajectory, watch
+from mofal.trajectories.frames import Trajectory, read_frame
+from mofal.trajectories.known import Known
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+Say = Callable[[str], None]
+
+
+def watch_file(
+    trajectory: str | os.PathLike[str],
+    *,
+    potential: str,
+    density: str | None = None,
+    types: Sequence[str] | None = None,
+    structure: str | None = None,
+    directory: str | os.PathLike[str] | None = None,
+    follow: bool = False,
+    until_idle_s: float | None = None,
+    workers: int | None = None,
+    device: str = "cpu",
+    say: Say = print,
+    **settings: Any,
+) -> xr.Dataset:
+    """`mofal watch`: score a trajectory, draw what was unfamiliar, cut it out.
+
+    Parameters
+    ----------
+    trajectory : path
+        See `mofal.trajectories.open_trajectory`.
+    potential : path
+        A campaign, an export with its density, or a model directory with `density`.
+    density : path, optional
+    types : sequence of str, optional
+        Elements of the types of a LAMMPS dump.
+    structure : path, optional
+        The same atoms at rest, in whose bonds blocks are found.
+    directory : path, optional
+        Default: ``<trajectory>.watch``.
+    follow, until_idle_s, workers
+        See `mofal.trajectories.watch`.
+    device : str
+    **settings
+        Of `WatchSettings`; None: what the campaign has, else the default.
+
+    Returns
+    -------
+    xarray.Dataset
+        See `mofal.trajectories.watch`.
+    """
+    if until_idle_s is not None and not follow:
+        raise ConfigError("--until-idle is for --follow: without it all that is there is read once")
+    if until_idle_s is not None and not until_idle_s >= 0:
+        raise ConfigError(f"--until-idle is {until_idle_s:g}, expected seconds from 0 on")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"--workers is {workers}, expected at least 1")
+    source = open_trajectory(trajectory, types=types)
+    place = Path(directory) if directory is not None else Path(f"{source.path}.watch")
+    if not place.absolute().parent.is_dir():
+        raise ConfigError(f"--directory {place}: there is no directory {place.absolute().parent}")
+    view: CampaignView | None = None
+    chosen: dict[str, Any] = {}
+    if (Path(potential) / CONFIG).is_file():
+        if density is not None:
+            raise ConfigError(f"{potential} is a campaign, which has its own: leave out --density")
+        view = open_campaign(potential)
+        chosen = campaign_settings(view.config)
+    chosen |= {name: value for name, value in settings.items() if value is not None}
+    wanted = WatchSettings(**chosen)
+    blocks, system = _from_structure(structure, wanted) if structure else (None, "")
+    place.mkdir(exist_ok=True)
+    with only_one(place):
+        known: Known
+        if view is not None:
+            known = campaign_known(view, place, device=device, say=say)
+            if blocks is None:
+                blocks, system = _of_campaign(view, source, say)
+        else:
+            known = open_known(potential, density, device=device)
+        return watch(
+            source,
+            known,
+            directory=place,
+            settings=wanted,
+            blocks=blocks,
+            system=system,
+            follow=follow,
+            until_idle_s=until_idle_s,
+            workers=workers,
+            say=say,
+        )
+
+
+def _from_structure(path: str, settings: WatchSettings) -> tuple[xr.Dataset, str]:
+    """Blocks of a structure at rest."""
+    from mofal.frameworks import find_blocks, read_framework
+
+    ds = read_framework(path, rule=settings.rule, charge=None)
+    return find_blocks(ds, rule=settings.rule), str(ds["system"].values[0])
+
+
+def _of_campaign(view: CampaignView, source: Trajectory, say: Say) -> tuple[xr.Dataset | None, str]:
+    """Blocks of the campaign's system that the trajectory is of, if there is one."""
+    if not source.look():
+        return None, ""
+    name = same_system(view, read_frame(source, 0).numbers)
+    if name is None:
+        return None, ""
+    say(f"the trajectory has the atoms of the campaign's {name}: its blocks are used")
+    return view.blocks(name), name
