@@ -285,6 +285,10 @@ VARIABLES: dict[str, Variable] = {
     ),
     "element_number": Variable(("element",), "int32", "1", "atomic number"),
     "element_atoms": Variable(("element",), "int64", "1", "atoms of the element in a frame"),
+    "block_formula": Variable(("block",), "str", "", "formula of the block"),
+    "block_role": Variable(("block",), "str", "", "node, linker, guest, ..."),
+    "block_coordination": Variable(("block",), "int64", "1", "links of the block to others"),
+    "block_size": Variable(("block",), "int64", "1", "atoms of the block"),
     "block_centre": Variable(
         ("block", "xyz"), "float64", "1", "centre in fractional coordinates, in the first frame"
     ),

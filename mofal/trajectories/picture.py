@@ -111,7 +111,7 @@ def _bars(ax: Axes, names: list[str], share: NDArray, threshold: float) -> None:
     ax.barh(place, 100.0 * share, color=BLUE, height=0.65)
     ax.axvline(100.0 * threshold, color=GREY, linestyle="--", linewidth=1.0)
     ax.set_yticks(place, names, fontsize=7.5)
-    ax.invert_yaxis()
+    ax.set_ylim(max(len(names), 5) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("unfamiliar atoms, %")
 

@@ -166,11 +166,11 @@ def lines(summary: xr.Dataset) -> list[str]:
         )
     )
     if "unfamiliar_in_block" in summary:
-        kinds, values, number = by_kind(summary)
+        kinds, values, number = by_kind(summary, most=4)
         some = ", ".join(
             f"{kind} {100 * v:.2f} % ({n} of them)" for kind, v, n in zip(kinds, values, number)
         )
-        said.append(f"by kind of block: {some}")
+        said.append(f"least familiar kinds of blocks: {some}")
     return said
 
 

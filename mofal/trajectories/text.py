@@ -103,19 +103,19 @@ class LammpsDump(_TextTrajectory):
             self._read_head(stream, marks[0] if marks else size)
         for begin, end in zip(marks, [*marks[1:], size]):
             is_last = end == size
-            state, needed = self._state(stream, begin, end)
-            if state == "whole":
-                self.spans.append((begin, end))
-            elif not is_last:
+            stop, needed = self._stop(stream, begin, end)
+            if stop is not None:
+                self.spans.append((begin, stop))
+                self._next = stop
+            elif is_last:
+                self._next = begin
+            else:
                 # A run that was ended while it wrote and went on in the same file.
                 self.notes.append(
                     f"{self.path}: a frame that was never finished is left out "
                     f"(after frame {len(self.spans) - 1}; expected {needed} atoms)"
                 )
-            if not is_last or state == "whole":
                 self._next = end
-            else:
-                self._next = begin
 
     def _read_head(self, stream: BinaryIO, first: int) -> None:
         """Read what stands before the first frame."""
@@ -129,28 +129,32 @@ class LammpsDump(_TextTrajectory):
                     f"expected one of {', '.join(_UNITS)}"
                 )
 
-    def _state(self, stream: BinaryIO, begin: int, end: int) -> tuple[str, int]:
-        """Whether a frame has all lines that its head promises, and how many atoms that are."""
+    def _stop(self, stream: BinaryIO, begin: int, end: int) -> tuple[int | None, int]:
+        """Where the last row of a frame ends, None if it is not there yet; atoms it should have.
+
+        A row counts once its line has ended: a number of fewer digits is a number too.
+        """
         stream.seek(begin)
         content = stream.read(end - begin)
         at = content.find(b"ITEM: NUMBER OF ATOMS")
         body = content.find(b"ITEM: ATOMS")
         start = content.find(b"\n", body) + 1 if body >= 0 else 0
         if at < 0 or not start:
-            return "begun", 0
+            return None, 0
         line = content[at:].split(b"\n", 2)[1].strip()
         if not line.isdigit():
-            return "begun", 0
+            return None, 0
         needed = int(line)
-        # Lines of the head of the next frame (ITEM: TIME) may follow; the last line counts only
-        # once its end is there, since a number of fewer digits is a number too.
-        after = content.find(b"\nITEM:", start - 1)
-        lines = content.count(b"\n", start, len(content) if after < 0 else after + 1)
-        if lines > needed and after >= 0:
+        after = content.find(b"\nITEM:", start - 1)  # of the head of the next frame
+        rows = np.frombuffer(content, np.uint8, offset=start)
+        ends = np.flatnonzero(rows[: len(rows) if after < 0 else after + 1 - start] == 10)
+        if len(ends) > needed:
             raise StructureError(
-                f"{self.path}, frame {len(self.spans)} says {needed} atoms and has {lines}"
+                f"{self.path}, frame {len(self.spans)} says {needed} atoms and has {len(ends)}"
             )
-        return ("whole" if lines >= needed else "begun"), needed
+        if len(ends) < needed or not needed:
+            return None, needed
+        return begin + start + int(ends[-1]) + 1, needed
 
     def frame(self, k: int) -> Frame:
         """Read one frame; atoms in the order of their ``id``."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 LOOK_SECONDS = 2.0
 """Between two looks at a trajectory that grows."""
+SHOW_SECONDS = 30.0
+"""Between two pictures of one that grows."""
 SUMMARY, PICTURE = "watched.zarr", "watch.png"
 
 
@@ -288,11 +290,13 @@ class _Run:
 
     def follow(self, until_idle_s: float | None) -> None:
         """Score frames as they come, until none comes any more or somebody ends it."""
-        last = time.monotonic()
+        last = shown = time.monotonic()
         waiting = False
         while True:
             if self.catch_up():
-                self._show()
+                if time.monotonic() - shown > SHOW_SECONDS:
+                    self._show()
+                    shown = time.monotonic()
                 last, waiting = time.monotonic(), False
                 continue
             idle = time.monotonic() - last
