@@ -417,6 +417,9 @@ def add_watch(commands: Any) -> None:
         type=float,
         help="atoms below it count as unfamiliar (default: 0.005, or the campaign's)",
     )
+    p.add_argument(
+        "--next-cycle", action="store_true", help="make them those of the campaign's next cycle"
+    )
     p.add_argument("--every", type=int, default=1, help="look at every so many-th frame")
     p.add_argument("--timestep", type=float, metavar="FS", help="of the simulation, for times")
     p.add_argument("--follow", action="store_true", help="wait for frames that are still written")
@@ -447,6 +450,7 @@ def run_watch(args: argparse.Namespace) -> int:
         until_idle_s=args.until_idle,
         workers=args.workers,
         device=args.device,
+        next_cycle=args.next_cycle,
         say=say,
         rule=args.rule,
         clusters=args.clusters,

@@ -44,7 +44,7 @@ def test_import__light_and_lazy(what: str) -> None:
 def test_rooms__import_no_heavy_package_by_themselves() -> None:
     rooms = (
         "analysis campaign clusters data density dynamics frameworks mechanics potential reference "
-        "schedule"
+        "schedule trajectories"
     )
     body = "\n".join(f"import mofal.{room}" for room in rooms.split())
     code = PROBE.format(body=body, heavy=("torch", "nequip", "distributed", "gpaw", "tblite"))

@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from mofal.campaign.directory import CONFIG
 from mofal.campaign.familiar import campaign_known, campaign_settings, same_system
+from mofal.campaign.joining import join_cycle
 from mofal.campaign.steps.label import only_one
 from mofal.campaign.view import CampaignView, open_campaign
-from mofal.errors import ConfigError
-from mofal.trajectories import WatchSettings, open_known, open_trajectory, watch
+from mofal.data import open_group, read_json
+from mofal.errors import CampaignError, ConfigError
+from mofal.trajectories import FittedKnown, WatchSettings, open_known, open_trajectory, watch
+from mofal.trajectories.cutting import GROUP, REFUSED, TEXT_FILE, parents_of
 from mofal.trajectories.frames import Trajectory, read_frame
 from mofal.trajectories.known import Known
+from mofal.trajectories.scores import Scores
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,6 +38,7 @@ def watch_file(
     until_idle_s: float | None = None,
     workers: int | None = None,
     device: str = "cpu",
+    next_cycle: bool = False,
     say: Say = print,
     **settings: Any,
 ) -> xr.Dataset:
@@ -55,6 +60,8 @@ def watch_file(
     follow, until_idle_s, workers
         See `mofal.trajectories.watch`.
     device : str
+    next_cycle : bool
+        Make the clusters those of the campaign's next cycle.
     **settings
         Of `WatchSettings`; None: what the campaign has, else the default.
 
@@ -69,6 +76,8 @@ def watch_file(
         raise ConfigError(f"--until-idle is {until_idle_s:g}, expected seconds from 0 on")
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers is {workers}, expected at least 1")
+    if next_cycle and not (Path(potential) / CONFIG).is_file():
+        raise ConfigError("--next-cycle is for a campaign: --potential CAMPAIGN")
     source = open_trajectory(trajectory, types=types)
     place = Path(directory) if directory is not None else Path(f"{source.path}.watch")
     if not place.absolute().parent.is_dir():
@@ -92,7 +101,7 @@ def watch_file(
                 blocks, system = _of_campaign(view, source, say)
         else:
             known = open_known(potential, density, device=device)
-        return watch(
+        summary = watch(
             source,
             known,
             directory=place,
@@ -104,6 +113,48 @@ def watch_file(
             workers=workers,
             say=say,
         )
+        if next_cycle and view is not None:
+            assert isinstance(known, FittedKnown)  # of a campaign
+            _join(view, source, known, place, wanted, say)
+        return summary
+
+
+def _join(
+    view: CampaignView,
+    source: Trajectory,
+    known: FittedKnown,
+    place: Path,
+    settings: WatchSettings,
+    say: Say,
+) -> None:
+    """Give the clusters to the campaign.
+
+    Raises
+    ------
+    CampaignError
+        The trajectory is of none of its explored systems.
+    """
+    numbers = read_frame(source, 0).numbers
+    system = same_system(view, numbers)
+    if system not in view.config.explored or not (place / GROUP).exists():
+        why = "no cluster was cut" if system else "the trajectory has the atoms of none of them"
+        raise CampaignError(
+            f"{view.path} explores {', '.join(view.config.explored)}, and {why}; label the "
+            f"clusters (mofal label {place / TEXT_FILE}) and give them to a campaign as seed data"
+        )
+    scores = Scores(place, known, source, numbers, every=settings.every, system=system)
+    clusters = open_group(place / GROUP).load()
+    structures, scored = parents_of(scores, clusters)
+    join_cycle(
+        view.site,
+        system,
+        structures=structures,
+        scores=scored,
+        clusters=clusters,
+        refused=read_json(place / REFUSED),
+        density=known.density,
+        say=say,
+    )
 
 
 def _from_structure(path: str, settings: WatchSettings) -> tuple[xr.Dataset, str]:

@@ -73,6 +73,16 @@ def cut_unfamiliar(
     say(f"label them: mofal label {text} --reference ...")
 
 
+def parents_of(scores: Scores, clusters: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    """Frames that clusters were cut from, and their scores with features, in memory."""
+    from mofal.data import select
+
+    joined = scores.joined()
+    cut = np.isin(joined["frame_number"].values, clusters["frame_number"].values)
+    mine = select(joined, np.flatnonzero(cut)).load()
+    return lazy_structures(mine, scores.trajectory, scores.numbers).load(), mine
+
+
 def _asked(scores: Scores, blocks: xr.Dataset, settings: WatchSettings) -> str:
     """Hash of all that decides which clusters are cut."""
     s = settings

@@ -13,6 +13,7 @@ from mofal import data
 from mofal.density import ErrorBound, PerElementDensity
 from mofal.errors import PotentialError, StoreError
 from mofal.potential import export
+from mofal.potential.exported import ExportedPotential
 from mofal.potential.onboard import density_arrays
 from mofal.potential.standalone import Mixtures
 
@@ -126,8 +127,14 @@ def test_export__tells_what_it_knows_without_mofal(single, mixed, tmp_path):
     labels = features["numbers"].values
     values = density.score_samples(features["features"].values, labels)
     quantile = density.quantile(values, labels)
+    opened = ExportedPotential(tmp_path / "m.nequip.zip")
+    assert (opened.model_hash, opened.density_hash) == (single.model_hash, density.density_hash)
     for i, frame in enumerate(frames):
         own = data.atom_slice(chosen, i)
+        score = opened.score(frame.numbers, frame.positions, frame.cell.array, frame.pbc)
+        np.testing.assert_allclose(score["features"], features["features"][own], atol=2e-5)
+        np.testing.assert_allclose(score["quantile"], quantile[own], rtol=1e-3, atol=1e-6)
+        assert np.isfinite(score["error_bound"]).all()
         np.testing.assert_allclose(found[f"forces {i}"], out["forces"].values[own], atol=2e-5)
         np.testing.assert_allclose(found[f"log_likelihood {i}"], values[own], rtol=2e-4, atol=2e-4)
         np.testing.assert_allclose(found[f"quantile {i}"], quantile[own], rtol=2e-3, atol=2e-4)
