@@ -77,7 +77,7 @@ def join_cycle(
         if begun or site.work(paths.place(cycle), system).exists():
             raise CampaignError(
                 f"cycle {cycle} of {site.root} has walked with {system} already; let it come "
-                f"to its end (mofal run {site.root}), then type this command again: it will be the next"
+                f"to its end (mofal run {site.root}), then type this command again"
             )
         if not site.exists(paths.place(cycle, "density.zarr")):
             density.save(site.path(paths.place(cycle, "density.zarr")))

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from mofal.trajectories.opening import open_trajectory
     from mofal.trajectories.picture import plot_watched
     from mofal.trajectories.scores import lazy_structures
-    from mofal.trajectories.watching import WatchSettings, watch
+    from mofal.trajectories.settings import WatchSettings
+    from mofal.trajectories.watching import watch
 
 _NAMES = {
     "frames": ("Frame", "Trajectory", "read_frame"),
@@ -22,7 +23,8 @@ _NAMES = {
     "opening": ("open_trajectory",),
     "picture": ("plot_watched",),
     "scores": ("lazy_structures",),
-    "watching": ("WatchSettings", "watch"),
+    "settings": ("WatchSettings",),
+    "watching": ("watch",),
 }
 _HOME = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [

@@ -16,7 +16,7 @@ from mofal.trajectories.scores import Scores, lazy_structures
 if TYPE_CHECKING:
     import xarray as xr
 
-    from mofal.trajectories.watching import WatchSettings
+    from mofal.trajectories.settings import WatchSettings
 
 IN_MEMORY = 2_000_000
 """Atoms whose scores and features are held in memory at most when cores are chosen."""

@@ -17,6 +17,7 @@ from tests.helpers import assert_same_bits, chunked, raise_if_dask_computes
 def test_registry__is_consistent():
     known = {"structure", "atom", "core", "feature", *DIM_SIZES}
     known |= {"volume_point", "equation", "block", "voigt_strain", "elastic_mode", "average"}
+    known |= {"element", "site"}
     known |= {"pv_point", "pv_grid"}
     for name, spec in VARIABLES.items():
         assert set(spec.dims) <= known, name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,20 @@ from mofal.data import atom_slice, from_atoms, open_group, read, select
 from mofal.data.variables import VARIABLES
 from mofal.density import PerElementDensity, fit_density, score
 from mofal.errors import MofalError
+from mofal.frameworks import find_blocks
 from mofal.potential import Architecture, create
 from mofal.potential.model import NequIPPotential
-from mofal.trajectories import FittedKnown, WatchSettings, open_trajectory, watch
+from mofal.trajectories import (
+    FittedKnown,
+    Trajectory,
+    WatchSettings,
+    cutting,
+    open_trajectory,
+    read_frame,
+    watch,
+)
+from mofal.trajectories.cutting import cut_unfamiliar
+from mofal.trajectories.scores import Scores
 from tests.helpers import assert_same_bits
 from tests.trajectories.material import dump_text, frames_of, write_dump
 
@@ -54,11 +66,11 @@ def command(file: Path, known: tuple[Path, NequIPPotential, Path], place: Path) 
     ]
 
 
-def scores_in(place: Path) -> xr.Dataset:
+def scores_in(place: Path) -> dict[int, xr.Dataset]:
     """All scores of a directory, by frame."""
     parts = [open_group(p).load() for p in sorted((place / "scores").iterdir())]
     singles = [select(p, k) for p in parts for k in range(p.sizes["structure"])]
-    return {int(s["frame_number"].values[0]): s for s in singles}  # type: ignore[return-value]
+    return {int(s["frame_number"].values[0]): s for s in singles}
 
 
 def test_watch__scores_summary_and_clusters_are_those_of_the_rooms(
@@ -149,7 +161,44 @@ def test_watch__killed_while_the_file_grows_goes_on_with_the_same_result(
         assert_same_bits(
             open_group(place / name).load(), open_group(tmp_path / "once" / name).load()
         )
-    assert main(command(grows, known, place)) == 0  # once more: nothing is left to do
+
+
+def test_watch__on_workers_and_from_the_disk_it_is_the_same(
+    known: tuple[Path, NequIPPotential, Path], frames: list[Atoms], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Scores by a Dask client; clusters chosen from scores that stay on the disk."""
+    from distributed import Client
+
+    fitted = FittedKnown(known[1], PerElementDensity.load(known[2]))
+    file = write_dump(tmp_path / "a.dump", frames[:3])
+    chosen = WatchSettings(clusters=3)
+    client = Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0")
+    with client:
+        watch(
+            open_trajectory(file), fitted, directory=tmp_path / "out", settings=chosen,
+            workers=2, say=lambda line: None,
+        )  # fmt: skip
+    found = scores_in(tmp_path / "out")
+    alone = fitted.score(
+        frames[1].numbers, *(read_frame(seen(file), 1).__dict__[n] for n in ("positions", "cell")),
+        np.ones(3, bool),
+    )  # fmt: skip
+    np.testing.assert_array_equal(found[1]["log_likelihood"].values, alone["log_likelihood"])
+    before = open_group(tmp_path / "out" / "clusters.zarr").load()
+    shutil.rmtree(tmp_path / "out" / "clusters.zarr")
+    monkeypatch.setattr(cutting, "IN_MEMORY", 0)
+    scores = Scores(tmp_path / "out", fitted, seen(file), frames[0].numbers, every=1, system="a")
+    assert scores.joined()["features"].chunks is not None
+    structure = from_atoms(frames[:1], system="a")
+    cut_unfamiliar(scores, find_blocks(structure), chosen, say=lambda line: None)
+    assert_same_bits(open_group(tmp_path / "out" / "clusters.zarr").load(), before)
+
+
+def seen(file: Path) -> Trajectory:
+    trajectory = open_trajectory(file)
+    trajectory.look()
+    return trajectory
 
 
 def follow(
