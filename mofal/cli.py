@@ -397,71 +397,19 @@ def run_hold(args: argparse.Namespace) -> int:
 
 
 def add_watch(commands: Any) -> None:
+    from mofal.commands.watch_options import add_options
+
     p = _command(commands, "watch", run_watch, "what did a trajectory meet that is unknown?")
-    p.add_argument("trajectory", help="LAMMPS text dump, extxyz, .traj of ASE, or a group (.zarr)")
-    p.add_argument(
-        "--potential",
-        required=True,
-        metavar="WHAT",
-        help="a campaign, an export with its density (*.nequip.zip, *.nequip.pt2), or a model",
-    )
-    p.add_argument("--density", metavar="GROUP", help="of a model: density.zarr of its campaign")
-    p.add_argument("--types", nargs="+", metavar="Zr", help="of a dump: element of type 1, 2, ...")
-    p.add_argument("--structure", metavar="FILE", help="the same atoms at rest, to find blocks in")
-    p.add_argument("--rule", help="how blocks are cut (default: auto, or as the campaign does)")
-    p.add_argument("--clusters", type=int, help="to cut; 0: none (default: 150, or the campaign's)")
-    p.add_argument("--ranking", help="of cores (default: least_likely_atom, or the campaign's)")
-    p.add_argument("--shells", type=int, help="of the mantle (default: 1, or the campaign's)")
-    p.add_argument(
-        "--unfamiliar-quantile",
-        type=float,
-        help="atoms below it count as unfamiliar (default: 0.005, or the campaign's)",
-    )
-    p.add_argument(
-        "--next-cycle", action="store_true", help="make them those of the campaign's next cycle"
-    )
-    p.add_argument("--every", type=int, default=1, help="look at every so many-th frame")
-    p.add_argument("--timestep", type=float, metavar="FS", help="of the simulation, for times")
-    p.add_argument("--follow", action="store_true", help="wait for frames that are still written")
-    p.add_argument(
-        "--until-idle", type=float, metavar="SECONDS", help="end when none came for so long"
-    )
-    p.add_argument(
-        "--unpaired", nargs="+", default=[], metavar="Cu=1", help="unpaired electrons per atom"
-    )
-    p.add_argument("--directory", help="of scores, picture and clusters; default: TRAJECTORY.watch")
-    p.add_argument("--workers", type=int, help="frames side by side (default: one per core)")
-    p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 or auto (default: cpu)")
-    p.add_argument("--seed", type=int, default=0)
+    add_options(p)
 
 
 def run_watch(args: argparse.Namespace) -> int:
     """`mofal watch`."""
     from mofal.commands.watch import watch_file
+    from mofal.commands.watch_options import options_of
 
-    watch_file(
-        args.trajectory,
-        potential=args.potential,
-        density=args.density,
-        types=args.types,
-        structure=args.structure,
-        directory=args.directory,
-        follow=args.follow,
-        until_idle_s=args.until_idle,
-        workers=args.workers,
-        device=args.device,
-        next_cycle=args.next_cycle,
-        say=say,
-        rule=args.rule,
-        clusters=args.clusters,
-        ranking=args.ranking,
-        shells=args.shells,
-        unfamiliar_quantile=args.unfamiliar_quantile,
-        unpaired=unpaired_of(args.unpaired) or None,
-        every=args.every,
-        timestep_fs=args.timestep,
-        seed=args.seed,
-    )
+    given = options_of(args)
+    watch_file(args.trajectory, unpaired=unpaired_of(args.unpaired) or None, say=say, **given)
     return 0
 
 

@@ -103,7 +103,8 @@ def campaign_settings(config: CampaignConfig) -> dict[str, Any]:
 
 def same_system(view: CampaignView, numbers: np.ndarray) -> str | None:
     """System of a campaign that consists of these atoms in this order, if there is one."""
-    for name in view.config.systems:
+    explored = view.config.explored
+    for name in (*explored, *(s for s in view.config.systems if s not in explored)):
         place = paths.system_place(name, "structure.zarr")
         if view.site.exists(place) and np.array_equal(
             view.site.structure(name)["numbers"].values, numbers

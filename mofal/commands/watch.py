@@ -136,8 +136,14 @@ def _join(
     """
     numbers = read_frame(source, 0).numbers
     system = same_system(view, numbers)
-    if system not in view.config.explored or not (place / GROUP).exists():
-        why = "no cluster was cut" if system else "the trajectory has the atoms of none of them"
+    why = ""
+    if system not in view.config.explored:
+        why = "the trajectory has the atoms of none of them"
+    elif not (place / GROUP).exists():
+        why = "no cluster was cut"
+    elif str(open_group(place / GROUP)["system"].values[0]) != system:
+        why = f"these clusters were not cut with its blocks of {system} (leave out --structure)"
+    if why or system is None:
         raise CampaignError(
             f"{view.path} explores {', '.join(view.config.explored)}, and {why}; label the "
             f"clusters (mofal label {place / TEXT_FILE}) and give them to a campaign as seed data"
