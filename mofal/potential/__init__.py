@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mofal.potential.base import Potential
     from mofal.potential.compiling import Choice, choose
     from mofal.potential.engine import NetworkEngine
+    from mofal.potential.exported import ExportedPotential
     from mofal.potential.exporting import export
     from mofal.potential.making import create, grow
     from mofal.potential.model import NequIPPotential, load
@@ -29,6 +30,7 @@ _HOME = {
     "ARCHITECTURES": "settings",
     "Architecture": "settings",
     "Choice": "compiling",
+    "ExportedPotential": "exported",
     "NetworkEngine": "engine",
     "choose": "compiling",
     "NequIPPotential": "model",
@@ -47,6 +49,7 @@ __all__ = [
     "ARCHITECTURES",
     "Architecture",
     "Choice",
+    "ExportedPotential",
     "NetworkEngine",
     "choose",
     "NequIPPotential",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mofal.errors import ConfigError, StructureError
-from mofal.trajectories.frames import Frame, Trajectory
+from mofal.trajectories.frames import NO_STEP, Frame, Trajectory
 from mofal.trajectories.text import ExtendedXyz, LammpsDump, of_atoms
 
 _ASE, _XYZ, _DUMPS = (".traj",), (".xyz", ".extxyz"), (".lammpstrj", ".dump", ".lammpsdump")
@@ -93,7 +93,7 @@ class GroupTrajectory:
         from mofal.data import select
 
         ds = select(self._group, k).compute()
-        step = int(ds["md_step"].values[0]) if "md_step" in ds else k
+        step = int(ds["md_step"].values[0]) if "md_step" in ds else NO_STEP
         return Frame(
             ds["numbers"].values, ds["positions"].values, ds["cell"].values[0], ds["pbc"].values[0],
             step,

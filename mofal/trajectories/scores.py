@@ -29,6 +29,8 @@ GROUP_ATOMS = 250_000
 """Atoms of a group of scores."""
 GROUP_SECONDS = 20.0
 """A group is written after so long, however few frames it has: what a kill costs at most."""
+SAY_SECONDS = 5.0
+"""Between two lines of progress."""
 FORMAT = 1
 _NAME = re.compile(r"frames-(\d+)-(\d+)\.zarr")
 
@@ -143,7 +145,7 @@ class Scores:
         shared = dask.delayed(self.known, name=f"known-{self.known.density_hash}", traverse=False)
         source = dask.delayed(self.trajectory, pure=False, traverse=False)
         held: list[tuple[int, Any]] = []
-        begin = written = time.monotonic()
+        begin = written = said = time.monotonic()
         most = max(1, GROUP_ATOMS // len(self.numbers))
         try:
             for first in range(0, len(frames), workers):
@@ -156,6 +158,9 @@ class Scores:
                     group, held, written = self._write(held), [], now
                     yield group
                 count = first + len(some)
+                if now - said < SAY_SECONDS and count < len(frames):
+                    continue
+                said = now
                 left = (len(frames) - count) * (now - begin) / count
                 say(
                     f"scored {count} of {len(frames)} frames, {len(self.numbers):,} atoms each"

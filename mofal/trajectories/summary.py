@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mofal.data import describe
 from mofal.data.ragged import TEXT
-from mofal.trajectories.frames import Frame
+from mofal.trajectories.frames import NO_STEP, Frame
 
 
 class Tally:
@@ -75,7 +75,7 @@ class Tally:
         Parameters
         ----------
         timestep_fs : float, optional
-            Of the simulation: gives each frame its time.
+            Of the simulation: gives each frame its time, where its file states steps.
 
         Returns
         -------
@@ -108,7 +108,7 @@ class Tally:
             "site_position": (("site", "xyz"), inside),
             "unfamiliar_frames": ("site", self.site.copy()),
         }
-        if timestep_fs is not None:
+        if timestep_fs is not None and (step != NO_STEP).all():
             out["md_time"] = ("structure", step * timestep_fs / 1000.0)
         if self.blocks is not None and self.owner is not None:
             size = self.blocks["block_n_atoms"].values
