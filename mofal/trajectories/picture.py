@@ -45,7 +45,8 @@ def plot_watched(summary: xr.Dataset) -> Figure:
     matplotlib.figure.Figure
     """
     figure = new_figure(9.6, 6.6)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.0, 1.05))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.0, 1.05))
+    upper, lower = halves
     left, right = upper.subplots(1, 2, width_ratios=(1.25, 1.0))
     _over_time(left, summary)
     if "unfamiliar_in_block" in summary:

@@ -2,9 +2,9 @@
 
 ASE reads the text of a frame. What it has not is a way to one frame: `ase.io.read` with an index
 goes through the file line by line from its start (processor time for the tenth of 20 frames of
-23,700 atoms: 0.35 s, against 0.04 s where its place is known), so that all frames one by one cost the
-square of their number; and it takes a half-written last frame for an error. So only the places of
-frames are found here, by looking for marks and counting lines, and found once.
+23,700 atoms: 0.35 s, against 0.04 s where its place is known), so that all frames one by one cost
+the square of their number; and it takes a half-written last frame for an error. So only the places
+of frames are found here, by looking for marks and counting lines, and found once.
 """
 
 from __future__ import annotations
