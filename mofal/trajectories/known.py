@@ -78,9 +78,9 @@ class FittedKnown:
     def _features(
         self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
     ) -> np.ndarray:
-        from mofal.potential.pieces import LARGEST, gather, reach, split
+        from mofal.potential.domains import LARGEST
 
-        if len(numbers) <= LARGEST or not np.all(pbc):
+        if len(numbers) <= LARGEST["featurize_arrays"]:
             count = np.array([len(numbers)])
             (found,) = self.potential.featurize_arrays(
                 numbers, positions, cell[None], np.asarray(pbc)[None], count
@@ -91,13 +91,9 @@ class FittedKnown:
         whole = make_structures(
             numbers, positions, n_atoms=[len(numbers)], cell=cell[None], pbc=np.asarray(pbc)[None]
         )
-        pieces = split(whole, reach=reach(self.potential))
-        chunks = {"atom": tuple(int(c) for c in pieces["n_atoms"].values)}
-        lazy = self.potential.featurize(pieces.chunk(chunks))
-        import dask
-
-        with dask.config.set(scheduler="synchronous"):
-            return np.asarray(gather(lazy, pieces, whole)["features"].values)
+        # One domain after the other: frames are what is computed side by side.
+        lazy = self.potential.featurize(whole.chunk({"atom": -1}), domains="auto")
+        return np.asarray(lazy["features"].data.compute(scheduler="synchronous"))
 
 
 def open_known(

@@ -21,7 +21,7 @@ from mofal.data.variables import VARIABLES
 from mofal.density import PerElementDensity, fit_density, score
 from mofal.errors import MofalError
 from mofal.frameworks import find_blocks
-from mofal.potential import Architecture, create
+from mofal.potential import Architecture, create, domains
 from mofal.potential.model import NequIPPotential
 from mofal.trajectories import (
     FittedKnown,
@@ -193,6 +193,19 @@ def test_watch__on_workers_and_from_the_disk_it_is_the_same(
     structure = from_atoms(frames[:1], system="a")
     cut_unfamiliar(scores, find_blocks(structure), chosen, say=lambda line: None)
     assert_same_bits(open_group(tmp_path / "out" / "clusters.zarr").load(), before)
+
+
+def test_known__large_frames_in_domains(
+    known: tuple[Path, NequIPPotential, Path], frames: list[Atoms], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = FittedKnown(known[1], PerElementDensity.load(known[2]))
+    large = frames[0].repeat((2, 2, 1))
+    arrays = large.numbers, large.positions, large.cell.array, np.ones(3, bool)
+    whole = fitted.score(*arrays)
+    monkeypatch.setattr(domains, "LARGEST", {"featurize_arrays": 300})
+    parts = fitted.score(*arrays)
+    np.testing.assert_allclose(parts["features"], whole["features"], atol=1e-5)
+    np.testing.assert_allclose(parts["quantile"], whole["quantile"], rtol=1e-2, atol=1e-6)
 
 
 def seen(file: Path) -> Trajectory:
