@@ -397,7 +397,7 @@ def run_hold(args: argparse.Namespace) -> int:
 
 
 def add_watch(commands: Any) -> None:
-    from mofal.commands.watch_options import add_options
+    from mofal.commands.options import add_options
 
     p = _command(commands, "watch", run_watch, "what did a trajectory meet that is unknown?")
     add_options(p)
@@ -405,8 +405,8 @@ def add_watch(commands: Any) -> None:
 
 def run_watch(args: argparse.Namespace) -> int:
     """`mofal watch`."""
+    from mofal.commands.options import options_of, unpaired_of
     from mofal.commands.watch import watch_file
-    from mofal.commands.watch_options import options_of
 
     given = options_of(args)
     watch_file(args.trajectory, unpaired=unpaired_of(args.unpaired) or None, say=say, **given)
@@ -689,6 +689,7 @@ def run_match(args: argparse.Namespace) -> int:
     """`mofal match`."""
     from mofal.commands.match import match
     from mofal.commands.match_settings import MatchSettings
+    from mofal.commands.options import unpaired_of
 
     settings = MatchSettings(
         references=args.reference or ([] if args.potential else ["gfn1-xtb"]),
@@ -710,19 +711,6 @@ def run_match(args: argparse.Namespace) -> int:
         device=args.device,
     )
     return match(args.system, settings, say=say)
-
-
-def unpaired_of(given: Sequence[str]) -> dict[str, int]:
-    """``Cu=1`` as a mapping."""
-    from ase.data import chemical_symbols
-
-    out = {}
-    for text in given:
-        symbol, _, number = text.partition("=")
-        if symbol not in chemical_symbols[1:] or not number.isdigit():
-            raise ConfigError(f"--unpaired is {text}, expected e.g. Cu=1")
-        out[symbol] = int(number)
-    return out
 
 
 def run_noise(args: argparse.Namespace) -> int:

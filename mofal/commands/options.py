@@ -1,9 +1,12 @@
-"""Options of `mofal watch`; nothing heavy is imported for them."""
+"""Options of `mofal watch`, and what several commands read alike; nothing heavy is imported."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
+
+from mofal.errors import ConfigError
 
 _NAMES = (
     "potential", "density", "types", "structure", "directory", "follow", "workers", "device",
@@ -57,3 +60,16 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
     """Options as `watch_file` takes them."""
     given = {name: getattr(args, name) for name in _NAMES}
     return {**given, "until_idle_s": args.until_idle, "timestep_fs": args.timestep}
+
+
+def unpaired_of(given: Sequence[str]) -> dict[str, int]:
+    """``Cu=1`` as a mapping."""
+    from ase.data import chemical_symbols
+
+    out = {}
+    for text in given:
+        symbol, _, number = text.partition("=")
+        if symbol not in chemical_symbols[1:] or not number.isdigit():
+            raise ConfigError(f"--unpaired is {text}, expected e.g. Cu=1")
+        out[symbol] = int(number)
+    return out
