@@ -10,7 +10,7 @@ import pytest
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 
 
-def execute(name: str, *, limit_s: int = 300, **parameters: Any) -> Any:
+def execute(name: str, *, limit_s: int = 300, folder: Path = NOTEBOOKS, **parameters: Any) -> Any:
     """Run a notebook and return it with its outputs.
 
     Parameters
@@ -19,6 +19,8 @@ def execute(name: str, *, limit_s: int = 300, **parameters: Any) -> Any:
         Without its ending.
     limit_s : int
         For one cell.
+    folder : Path
+        Where it runs.
     **parameters
         Assigned after the cell that is tagged as parameters; each must be assigned there.
     """
@@ -36,7 +38,7 @@ def execute(name: str, *, limit_s: int = 300, **parameters: Any) -> Any:
         book,
         timeout=limit_s,
         kernel_name="python3",
-        resources={"metadata": {"path": str(NOTEBOOKS)}},
+        resources={"metadata": {"path": str(folder)}},
     ).execute()
     book.cells[k].source = stored
     return book

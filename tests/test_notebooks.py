@@ -16,8 +16,9 @@ PICTURES = {
     "lazy_rows": 3,
     "cif_to_clusters": 2,
     "reading_a_campaign": 3,
+    "slurm_session": 4,
 }
-STORED = ("cif_to_clusters", "lazy_rows", "reading_a_campaign")
+STORED = ("cif_to_clusters", "lazy_rows", "reading_a_campaign", "slurm_session")
 """Notebooks whose stored pictures are those of the sizes that they state."""
 MOST_MB = 1.0
 
