@@ -259,6 +259,11 @@ class Clock(lightning.Callback):
                 "validation_loss": loss,
                 "validation_force_mae": values["forces_mae"],
                 "validation_energy_mae_per_atom": values["per_atom_energy_mae"],
+                **(
+                    {"validation_stress_mae": values["stress_mae"]}
+                    if "stress_mae" in values
+                    else {}
+                ),
             }
         )
         if not math.isfinite(loss):

@@ -76,6 +76,38 @@ class PerAtomEnergyMSE(Metric):
         return "per_atom_energy_mse"
 
 
+class StressError(Metric):
+    """Mean squared (or, with `power` 1, absolute) error of the components of stresses.
+
+    Structures without a stress are left out, zero where none has one: NequIP's own metrics give NaN
+    for a batch of clusters alone.
+    """
+
+    full_state_update = False
+    sum: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self, power: int = 2, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.power = power
+        self.add_state("sum", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, preds: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> None:
+        """Add one batch."""
+        there = ~torch.isnan(target["stress"])
+        error = preds["stress"].view(-1, 3, 3)[there] - target["stress"][there]
+        self.sum = self.sum + error.abs().pow(self.power).sum()
+        self.count = self.count + there.sum()
+
+    def compute(self) -> torch.Tensor:
+        """Return the mean."""
+        return self.sum / self.count.clamp(min=1)
+
+    def __str__(self) -> str:
+        return f"stress_error_{self.power}"
+
+
 def _entry(name: str, field: Any, metric: str, coeff: float | None) -> dict[str, Any]:
     return {
         "name": name,
@@ -84,6 +116,11 @@ def _entry(name: str, field: Any, metric: str, coeff: float | None) -> dict[str,
         "metric": {"_target_": f"nequip.train.{metric}"},
         "ignore_nan": True,
     }
+
+
+def _stress(name: str, power: int, coeff: float | None) -> dict[str, Any]:
+    metric = {"_target_": "mofal.potential.metrics.StressError", "power": power}
+    return {"name": name, "coeff": coeff, "metric": metric}
 
 
 def loss_config(
@@ -111,7 +148,11 @@ def loss_config(
         entries.append(
             _entry("per_atom_energy_mse", per_atom, "MeanSquaredError", settings.energy_weight)
         )
+    if settings.stress_weight > 0:
+        entries.append(_stress("stress_mse", 2, settings.stress_weight))
     if with_mae:
+        if settings.stress_weight > 0:
+            entries.append(_stress("stress_mae", 1, None))
         entries.append(_entry("forces_mae", "forces", "MeanAbsoluteError", None))
         entries.append(_entry("per_atom_energy_mae", per_atom, "MeanAbsoluteError", None))
     return {"_target_": "nequip.train.MetricsManager", "metrics": entries}

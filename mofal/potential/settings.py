@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 DEVICE = r"cpu|cuda(:[0-9]{1,3})?|auto"
 """Words for where a potential computes."""
@@ -66,6 +74,10 @@ class TrainingSettings(BaseModel):
         Of Adam; structures per step; of the moving average of the weights, which is what is kept.
     force_weight, energy_weight : float
         Of the mean squared errors of forces ((eV/Å)²) and of energies per atom ((eV/atom)²).
+    stress_weight : float
+        Of the mean squared error of the components of stresses ((eV/Å³)²), where a crystal's label
+        has one; 0 (the paper's, whose labels have none): not learnt. 1000 makes an error of
+        0.1 GPa weigh as much as one of 20 meV/Å.
     energy_shift : str
         Energy of an atom that the network starts from, the same for every type and fixed for good:
         ``"mean"`` of the energies per atom of the first training set, or ``"isolated"``: zero, an
@@ -117,6 +129,7 @@ class TrainingSettings(BaseModel):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     force_weight: float = Field(default=1.0, gt=0)
     energy_weight: float = Field(default=100.0, ge=0)
+    stress_weight: float = Field(default=0.0, ge=0)
     energy_shift: Literal["mean", "isolated"] = "mean"
     plateau_factor: float = Field(default=0.75, gt=0, lt=1)
     plateau_patience: int = Field(default=25, ge=1)
@@ -169,7 +182,15 @@ class TrainingSettings(BaseModel):
     @property
     def loss_weight(self) -> float:
         """Sum of the loss weights: what NequIP 0.19 divides the loss by (101 in the paper)."""
-        return self.force_weight + self.energy_weight
+        return self.force_weight + self.energy_weight + self.stress_weight
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Trainings and campaigns begun before there was this weight stay what they are.
+        out: dict[str, Any] = serialize(self)
+        if out.get("stress_weight") == 0.0:
+            del out["stress_weight"]
+        return out
 
 
 TRAININGS: dict[str, TrainingSettings] = {

@@ -76,6 +76,18 @@ def energy_targets(ds: xr.Dataset) -> np.ndarray:
     return np.where(charged_clusters(ds), np.nan, energy)
 
 
+def stress_targets(ds: xr.Dataset) -> np.ndarray:
+    """Stresses of crystals, eV/Å³, ASE's sign; NaN without one: (structure, 3, 3)."""
+    from ase.stress import voigt_6_to_full_3x3_stress
+
+    n = ds.sizes["structure"]
+    if "stress" not in ds:
+        return np.full((n, 3, 3), np.nan)
+    periodic = np.all(ds["pbc"].values, axis=1)
+    voigt = np.where(periodic[:, None], np.asarray(ds["stress"].values, float), np.nan)
+    return np.array([voigt_6_to_full_3x3_stress(v) for v in voigt]).reshape(n, 3, 3)
+
+
 def usable(ds: xr.Dataset, progress: Progress = None) -> xr.Dataset:
     """Labelled structures that can be trained on: converged ones.
 
@@ -119,6 +131,7 @@ def prepare_graphs(
 
     types = type_table(elements)
     energy = energy_targets(ds)
+    stress = stress_targets(ds)
     forces = np.array(ds["forces"].values, float)
     weight = force_weights(ds, settings)
     forces[weight == 0] = np.nan
@@ -141,6 +154,8 @@ def prepare_graphs(
         )
         graph["total_energy"] = torch.tensor([[energy[i]]], dtype=torch.float64)
         graph["forces"] = torch.from_numpy(forces[a:b].copy())
+        if settings.stress_weight > 0:
+            graph["stress"] = torch.from_numpy(stress[i : i + 1].copy())
         if settings.regions == "weighted":
             graph[FORCE_WEIGHT_KEY] = torch.from_numpy(weight[a:b].copy())
         graphs.append(graph)
@@ -187,8 +202,10 @@ def align_shifts(origin: NequIPPotential, ds: xr.Dataset, elements: Sequence[str
 
 def data_hash(ds: xr.Dataset, settings: TrainingSettings) -> str:
     """Identity of a training set: structures, labels, weights and split."""
+    stress = hash_arrays(np.nan_to_num(stress_targets(ds), nan=1e30))
     return hash_json(
         {
+            **({"stress": stress} if settings.stress_weight > 0 else {}),
             "ids": [str(v) for v in ds["structure_id"].values],
             "split": [str(v) for v in ds["split"].values],
             "labels": hash_arrays(
@@ -228,8 +245,8 @@ def train(
     ----------
     dataset : xarray.Dataset
         Labelled structures, crystals and clusters, with `isolated_atom_energies` in its attributes.
-        Only converged labels are used, NaN forces are left out, stress is not trained on. `split`
-        says which structures train; without it, or where it is empty, they are divided by `seed`.
+        Only converged labels are used, NaN forces are left out; stress counts where
+        `settings.stress_weight` says so. `split` says which structures train; without it, or where it is empty, they are divided by `seed`.
     settings : TrainingSettings, optional
         Default: the paper's.
     out : path
@@ -338,6 +355,11 @@ def _fit(
 
     register_fields(node_fields=[FORCE_WEIGHT_KEY])
     architecture = origin.architecture if origin else settings.architecture
+    if settings.stress_weight > 0 and not np.isfinite(stress_targets(data)).any():
+        raise DataError(
+            f"stress_weight {settings.stress_weight:g}, and no crystal of this data has a stress; "
+            "take a level that gives one (gfn1-xtb, gpaw:pw), or stress_weight 0"
+        )
     graphs = prepare_graphs(data, settings, elements=elements, r_max=architecture.r_max)
     part = np.array([str(v) for v in data["split"].values])
     training = [g for g, p in zip(graphs, part) if p == TRAIN]

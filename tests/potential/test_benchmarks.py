@@ -29,3 +29,11 @@ def test_potential_regions__runs(tmp_path, capsys):
     assert set(table) == {"seed", "control", "all", "core", "weighted", "matched"}
     assert np.isfinite([v for values in table.values() for v in values]).all()
     assert "formate MAE" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_potential_stress__runs(tmp_path, capsys):
+    rows = module("potential_stress").main(["--size", "tiny", "--directory", str(tmp_path)])
+    assert [row["weight"] for row in rows] == [0.0, 1000.0]
+    assert all(np.isfinite([row["forces"], row["stress"]]).all() for row in rows)
+    assert "GFN1-xTB itself" in capsys.readouterr().out

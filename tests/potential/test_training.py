@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.stress import voigt_6_to_full_3x3_stress
 
 from mofal import data
+from mofal.data import select
 from mofal.errors import DataError, PotentialError, StoreError
-from mofal.potential import TrainingSettings, load, split_structures, train
-from mofal.potential.network import energy_part, weights_of
-from mofal.potential.training import align_shifts, energy_targets, force_weights
+from mofal.potential import TrainingSettings, create, load, split_structures, train
+from mofal.potential.metrics import StressError
+from mofal.potential.network import collate, energy_part, weights_of
+from mofal.potential.training import align_shifts, energy_targets, force_weights, prepare_graphs
 
 from .conftest import SMALL, emt_atoms, emt_frames
 
@@ -591,3 +594,60 @@ def test_per_atom_energy_mse__is_nequips_where_all_energies_are_known():
     nothing = PerAtomEnergyMSE()
     nothing.update(found, {**target, "total_energy": torch.full((2, 1), torch.nan)})
     assert float(nothing.compute()) == 0.0
+
+
+def test_train__stress_is_learnt_where_it_counts(labelled, settings, tmp_path):
+    """One structure a batch, so that some hold clusters alone, whose stress is no number."""
+    plan = vary(settings, max_steps=60, batch_size=1, keep="last")
+    crystal = select(labelled, np.flatnonzero(labelled["pbc"].values.all(axis=1)))
+    error = {}
+    for weight in (0.0, 3e4):
+        model = train(
+            labelled, vary(plan, stress_weight=weight), out=tmp_path / f"{weight:g}", seed=1
+        )
+        said = model.evaluate(crystal)["stress"].values
+        error[weight] = np.abs(said - crystal["stress"].values).mean()
+        if weight:
+            assert model.history[-1]["validation_stress_mae"] > 0
+        else:
+            assert "validation_stress_mae" not in model.history[0]
+    assert error[3e4] < 0.2 * error[0.0]
+
+
+def test_stress_error__is_numpys(labelled, settings):
+    plan = vary(settings, stress_weight=1.0)
+    network = create(plan.architecture, ["Cu", "Ni"], seed=3, avg_num_neighbors=8.0)
+    graphs = prepare_graphs(
+        labelled, plan, elements=network.elements, r_max=plan.architecture.r_max
+    )
+    batch = collate(graphs)
+    there = np.isfinite(labelled["stress"].values).all(axis=1)
+    truth = np.array([voigt_6_to_full_3x3_stress(v) for v in labelled["stress"].values[there]])
+    np.testing.assert_array_equal(batch["stress"][torch.from_numpy(there)], truth)
+    said = network.evaluate(labelled)["stress"].values[there]
+    said = np.array([voigt_6_to_full_3x3_stress(v) for v in said])
+    given = torch.full((len(graphs), 3, 3), torch.nan, dtype=torch.float64)
+    given[torch.from_numpy(there)] = torch.from_numpy(said)
+    for power in (1, 2):
+        metric = StressError(power=power)
+        metric.update({"stress": given}, batch)
+        expected = (np.abs(said - truth) ** power).mean()
+        assert float(metric.compute()) == pytest.approx(expected, rel=1e-12)
+    clusters = collate([g for g, here in zip(graphs, there) if not here])
+    metric = StressError()
+    metric.update({"stress": given[~torch.from_numpy(there)]}, clusters)
+    assert float(metric.compute()) == 0.0
+
+
+def test_training_settings__without_stress_are_those_of_before():
+    """Hashes of trainings and campaigns begun before there was the weight."""
+    assert "stress_weight" not in TrainingSettings().model_dump()
+    assert TrainingSettings(stress_weight=10).model_dump()["stress_weight"] == 10
+    assert TrainingSettings(stress_weight=10).loss_weight == 111
+
+
+def test_train__stress_of_a_level_without(labelled, settings, tmp_path):
+    without = labelled.assign(stress=labelled["stress"] * np.nan)
+    with pytest.raises(DataError, match="no crystal of this data has a stress"):
+        train(without, vary(settings, stress_weight=10.0), out=tmp_path / "m", seed=1)
+    assert not (tmp_path / "m").exists()
