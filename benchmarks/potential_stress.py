@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, float]]:
     size = SIZES[options.size]
     labels = open_group(seed_place("uio66-gfn1") / "labels.zarr").load()
     split = labels["split"].values.astype(str)
-    # Frames divided by walk when they were made: those that are tried belong to no walk learnt from.
+    # Divided by walk when they were made: frames that are tried are of no walk learnt from.
     known, new = np.flatnonzero(split == "train"), np.flatnonzero(split == "validation")
 
     def spread(members: np.ndarray, n: int) -> np.ndarray:

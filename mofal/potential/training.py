@@ -246,7 +246,8 @@ def train(
     dataset : xarray.Dataset
         Labelled structures, crystals and clusters, with `isolated_atom_energies` in its attributes.
         Only converged labels are used, NaN forces are left out; stress counts where
-        `settings.stress_weight` says so. `split` says which structures train; without it, or where it is empty, they are divided by `seed`.
+        `settings.stress_weight` says so. `split` says which structures train; without it, or
+        where it is empty, they are divided by `seed`.
     settings : TrainingSettings, optional
         Default: the paper's.
     out : path
