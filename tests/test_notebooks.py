@@ -17,8 +17,9 @@ PICTURES = {
     "cif_to_clusters": 2,
     "reading_a_campaign": 3,
     "slurm_session": 4,
+    "supercell": 4,
 }
-STORED = ("cif_to_clusters", "lazy_rows", "reading_a_campaign", "slurm_session")
+STORED = ("cif_to_clusters", "lazy_rows", "reading_a_campaign", "slurm_session", "supercell")
 """Notebooks whose stored pictures are those of the sizes that they state."""
 MOST_MB = 1.0
 
@@ -40,6 +41,16 @@ def test_cif_to_clusters() -> None:
     assert "C72H46O32Zr6" in text
     assert re.search(r"^[1-9] clusters, 0 refused", text, re.M)
     assert len(pictures(book)) == PICTURES["cif_to_clusters"]
+
+
+def test_supercell() -> None:
+    book = execute("supercell", ATOMS=[1_000], CLUSTERS=4, WORKERS=1)
+    text = printed(book)
+    (off, size) = re.search(r"difference from the whole: ([\d.e+-]+) of ([\d.]+)", text).groups()
+    assert float(off) < 1e-4 * float(size)
+    assert re.search(r"^[1-4] clusters of \d+ to \d+ atoms, 0 refused", text, re.M)
+    assert "from nothing to 4 clusters" in text
+    assert len(pictures(book)) == PICTURES["supercell"]
 
 
 @pytest.mark.parametrize("name", STORED)
