@@ -4,6 +4,7 @@
         [--level sevennet0|gfn1-xtb|gpaw:lcao|gpaw:paper] [--workers 1 | --scheduler ADDRESS]
         [--results DIR]
     python benchmarks/paper.py --table DIR          the table of docs/paper.md, of findings in DIR
+    python benchmarks/paper.py --table DIR --figure FILE.png        and the figure of the README
 
 Without --claim: all of them. Each prints the paper's numbers, ours, the verdict and the cost. What
 a claim needs (structures, labels, models, predictions) is made as Dask tasks and kept in DIR under
@@ -26,15 +27,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-CLAIMS = tuple(range(1, 13))
+CLAIMS = tuple(range(1, 16))
+"""The paper's twelve, and three questions beyond it."""
 HERE = Path(__file__).resolve().parent
 
 
 def claim_function(number: int) -> Callable[..., Any]:
     """The function of a claim."""
-    from paper import cutting, elastic, forces
+    from paper import beyond, cutting, elastic, forces
 
-    module = {5: cutting, 10: cutting, 11: elastic, 12: elastic}.get(number, forces)
+    others = {5: cutting, 10: cutting, 11: elastic, 12: elastic, 13: beyond, 14: beyond, 15: beyond}
+    module = others.get(number, forces)
     return getattr(module, f"claim_{number}")  # type: ignore[no-any-return]
 
 
@@ -130,6 +133,7 @@ def main(argv: list[str] | None = None) -> list[Any]:
     parser.add_argument("--workers", type=int, default=1, help="processes of this machine")
     parser.add_argument("--scheduler", help="address of a Dask scheduler of yours")
     parser.add_argument("--table", help="print the table of the findings in a directory, and end")
+    parser.add_argument("--figure", help="with --table: a picture of claims 2, 3, 11 and 12")
     options = parser.parse_args(argv)
     # Workers import the package beside this file, and have one thread each.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -143,6 +147,10 @@ def main(argv: list[str] | None = None) -> list[Any]:
         if not Path(options.table).is_dir():
             parser.error(f"--table {options.table}: there is no such directory")
         print(table(Path(options.table)))
+        if options.figure:
+            from paper.figure import first_screen
+
+            first_screen(Path(options.table)).savefig(options.figure, dpi=130)
         return []
     from paper.lab import Lab
     from paper.settings import LEVELS, SIZES

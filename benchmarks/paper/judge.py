@@ -204,3 +204,41 @@ def judge_fall(modulus: Mapping[str, float]) -> Verdict:
     if np.isfinite(modulus.get("S_sup*", np.nan)):
         good.append(modulus["S_sup"] < modulus["S_sup*"] < modulus["S_pr"])
     return graded(good, "K of S_pr is 2 to 4.5 times that of S_sup, S_sup* lies between")
+
+
+def judge_selection(
+    chosen: Mapping[str, Mapping[str, float]], drawn: Mapping[str, Mapping[int, Sequence[float]]]
+) -> Verdict:
+    """Half the labels: what coverage chooses is no worse than twice as many, drawn, and no other
+    rule is better. `chosen`: by system and rule; `drawn`: curves of defective bricks at random."""
+    good = []
+    for name, row in chosen.items():
+        most = drawn[name][max(drawn[name])]
+        good += [row["covering"] <= min(row["random"], row["paper"]), row["covering"] <= max(most)]
+    return graded(
+        good,
+        "coverage is below both other rules at the same N, and below the largest N of defective "
+        "bricks at random",
+    )
+
+
+def judge_cutters(values: Mapping[str, Mapping[str, float]], error: Mapping[str, float]) -> Verdict:
+    """Blocks can be labelled where others cannot, and teach no less."""
+    others = [c for c in values if c != "blocks"]
+    key = "labelled by GFN1-xTB"
+    good = [values["blocks"][key] == 1.0]
+    good += [values["blocks"][key] > values[c][key] for c in others if c != "centre alone"]
+    good += [error["blocks"] <= error[c] for c in others]
+    return graded(
+        good,
+        "GFN1-xTB labels all blocks, and fewer of the others; models of blocks are no worse on "
+        "held-out frames",
+    )
+
+
+def judge_tenth(shares: Mapping[str, float | None]) -> Verdict:
+    """A tenth of the cost of the periodic labels at equal accuracy."""
+    return graded(
+        [v is not None and v < 0.1 for v in shares.values()],
+        "labels of bare bricks that equal the periodic model cost under a tenth of its own",
+    )

@@ -182,11 +182,13 @@ class Lab:
         warm: bool = True,
         factor: int = 1,
         larger: bool = False,
+        **training: Any,
     ) -> Node:
-        """A model trained on labelled sets; `warm`: from mlp_pr."""
+        """A model trained on labelled sets; `warm`: from mlp_pr; `training` over the settings."""
         settings = base_settings(self.size, more=warm, factor=factor, larger=larger)
         start = self.pristine() if warm else self.relaxed()
         plan = {k: v for k, v in settings.model_dump().items() if k not in ("threads", "device")}
+        plan |= training
         return self.store.node(
             f"model.{name}",
             models.make_model,
@@ -228,10 +230,13 @@ class Lab:
         return self.model("mlp_mix-c", (self.training_set("S_pr"), None), *sets)
 
     def super_model(self, *, larger: bool = False) -> Node:
-        """mlp_sup^c* (the architecture of the others), or mlp_sup^c (`larger`)."""
+        """mlp_sup^c* (the architecture of the others), or mlp_sup^c (`larger`), which is larger
+        where the size has a larger one, and learns for longer where it says so."""
         sets = ((self.training_set("S_pr"), None), (self.pool("S_sup"), None))
         if larger and self.size.larger != self.size.architecture:
             return self.model("mlp_sup-c", *sets, warm=False, larger=True)
+        if larger and self.size.longer > 1:
+            return self.model("mlp_sup-c", *sets, factor=self.size.longer)
         return self.model("mlp_sup-c-star", *sets)
 
     # -- what they say

@@ -84,6 +84,9 @@ class Size:
         Seeds of the periodic marks.
     atoms_seen, more_atoms_seen : int
         Of mlp_pr, and of each training that goes on from it.
+    longer : int
+        Factor by which mlp_sup^c, which relaxes crystals, learns for longer than the others, where
+        it is no larger than they are.
     check : int
         Factor by which one training is longer, as a check.
     match_frames : int
@@ -124,6 +127,7 @@ class Size:
     mechanics_cell: tuple[int, int, int]
     architecture: str = "tiny"
     larger: str = "tiny"
+    longer: int = 1
     training: dict[str, Any] = field(default_factory=dict)
 
 
@@ -159,30 +163,31 @@ SIZES: dict[str, Size] = {
         mechanics_cell=(1, 1, 1),
         training=_SHORT,
     ),
-    # An hour and a half of one core that others use too.
+    # About an hour of one core.
     "small": Size(
         cells=_MIXED,
         train=40,
         periodic=16,
         test=8,
         counts=(10, 30),
-        subsets=(1, 1),
-        cross=10,
-        pool=30,
-        super_clusters=30,
+        subsets=(2, 2),
+        cross=30,
+        pool=60,
+        super_clusters=90,
         super_test=10,
         super_frames=3,
         super_cell=(2, 2, 1),
         super_frame=(2, 1, 1),
         seeds=1,
-        atoms_seen=500_000,
-        more_atoms_seen=60_000,
+        atoms_seen=1_500_000,
+        more_atoms_seen=100_000,
         check=3,
         match_frames=3,
         curve={"volumes": 5, "spacing": 0.01, "max_force": 0.02, "max_steps": 400},
         curve_systems=_TOPOLOGIES,
-        realisations=1,
-        mechanics_cell=(1, 1, 1),
+        realisations=3,
+        mechanics_cell=(2, 2, 2),
+        longer=8,
         training=_SHORT,
     ),
     # Two idle cores, about five hours.

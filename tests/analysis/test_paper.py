@@ -41,11 +41,11 @@ def test_paper__every_claim(paper, tmp_path, capsys):
     work, results = tmp_path / "work", tmp_path / "results"
     found = paper.main(["--size", "tiny", "--work", str(work), "--results", str(results)])
     printed = capsys.readouterr().out
-    assert [f.claim for f in found] == list(range(1, 13))
+    assert [f.claim for f in found] == list(range(1, 16))
     words = ("holds", "holds in part", "does not hold here", "not run")
     assert all(f.verdict in words and f.why and f.paper and f.ours for f in found)
-    assert printed.count("verdict: ") == 12
-    for claim in range(1, 13):
+    assert printed.count("verdict: ") == 15
+    for claim in range(1, 16):
         kept = json.loads((results / f"claim-{claim:02d}.json").read_text())
         assert kept["verdict"] == found[claim - 1].verdict
         assert kept["cost"]["model"] > 0
@@ -80,7 +80,7 @@ def test_paper__the_docs_say_what_was_found(monkeypatch):
     text = (BENCHMARKS.parent / "docs" / "paper.md").read_text()
     table = report.table(RESULTS / "small-sevennet0")
     assert table in text
-    assert table.count("\n") == 13
+    assert table.count("\n") == 16
     assert sum(f.stat().st_size for f in RESULTS.rglob("*") if f.is_file()) < 2e6
 
 
@@ -269,3 +269,19 @@ def test_store__made_once_and_found_again(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="no"):
         store.make(bad)
     assert not bad.path.exists()
+
+
+def test_claims_beyond__can_fail(judge):
+    drawn = {"S_ld": {10: [300.0], 30: [220.0, 240.0]}}
+    chosen = {"S_ld": {"random": 320.0, "paper": 250.0, "covering": 230.0}}
+    assert judge.judge_selection(chosen, drawn)[0] == judge.HOLDS
+    swapped = {"S_ld": {"random": 230.0, "paper": 250.0, "covering": 320.0}}
+    assert judge.judge_selection(swapped, drawn)[0] == judge.NOT
+    key = "labelled by GFN1-xTB"
+    shares = {"sphere": 0.0, "whole blocks": 0.5, "blocks": 1.0, "centre alone": 0.0}
+    values = {c: {key: v} for c, v in shares.items()}
+    error = {"sphere": 300.0, "whole blocks": 290.0, "blocks": 250.0, "centre alone": 400.0}
+    assert judge.judge_cutters(values, error)[0] == judge.HOLDS
+    assert judge.judge_cutters(values, {**error, "blocks": 350.0})[0] == judge.PART
+    assert judge.judge_tenth({"S_ld": 0.05, "S_hf": 0.09})[0] == judge.HOLDS
+    assert judge.judge_tenth({"S_ld": 0.05, "S_hf": None})[0] == judge.PART
