@@ -13,7 +13,7 @@ from mofal.campaign.joining import join_cycle
 from mofal.campaign.steps.label import only_one
 from mofal.campaign.view import CampaignView, open_campaign
 from mofal.data import open_group, read_json
-from mofal.errors import CampaignError, ConfigError
+from mofal.errors import CampaignError, ConfigError, StructureError
 from mofal.trajectories import FittedKnown, WatchSettings, open_known, open_trajectory, watch
 from mofal.trajectories.cutting import GROUP, REFUSED, TEXT_FILE, parents_of
 from mofal.trajectories.frames import Trajectory, read_frame
@@ -79,6 +79,8 @@ def watch_file(
     if next_cycle and not (Path(potential) / CONFIG).is_file():
         raise ConfigError("--next-cycle is for a campaign: --potential CAMPAIGN")
     source = open_trajectory(trajectory, types=types)
+    if not follow and not Path(source.path).exists():
+        raise StructureError(f"{source.path} does not exist")  # before a density is fitted
     place = Path(directory) if directory is not None else Path(f"{source.path}.watch")
     if not place.absolute().parent.is_dir():
         raise ConfigError(f"--directory {place}: there is no directory {place.absolute().parent}")

@@ -113,6 +113,7 @@ def test_wheel__readme_commands_run_from_another_directory(
         "status my-first --watch": ["status", "my-first", "--watch"],  # ends with the campaign
         "label x.extxyz --reference gpaw:lcao": ["label", "x.extxyz", "--workers", "1"],
         "match S_ld --frames 3": ["match", "--help"],
+        "watch run.lammpstrj --potential my-first": ["watch", "--help"],
         "hold S_ld --potential my-first": ["hold", "--help"],
         "mechanics S_ld --cell primitive --potential my-first": ["mechanics", "--help"],
         "mechanics my.cif --reference gfn1-xtb": ["mechanics", "--help"],

@@ -108,7 +108,8 @@ def test_run__priority_then_the_longest(client, tmp_path):
     assert set(order[:2]) == {"h0", "h1"}
     # A worker that is at work may hold one more already: the two that came first.
     rest = [key for key in order[2:] if key not in ("1", "5")]
-    assert rest[0] == "2"
+    # Two workers begin at nearly the same time, whoever was sent its task first.
+    assert "2" in rest[:2], order
     places = [rest.index(key) for key in ("700", "40", "9")]
     assert all(b >= a - 1 for a, b in itertools.pairwise(places)), order
 
