@@ -49,9 +49,12 @@ def content(options: argparse.Namespace) -> dict[str, Any]:
             "walks": 2,
             "length_fs": 0.5 * options.steps,
             "ramp_cycles": 1,
-            "barostat_fs": 2.0,
+            "ensemble": "nvt",
             "max_force": 1e4,
             "unfamiliar_quantile": 0.0,
+            # Three epochs on twenty frames make no potential that holds a bond or a cell.
+            "bond_z": None,
+            "bond_mean_z": None,
         },
         "selection": {"clusters": options.clusters, "ranking": "lowest_quantile"},
         "schedule": {"backend": "local", "workers": options.workers},
