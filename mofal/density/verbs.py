@@ -30,6 +30,11 @@ def fit_density(ds: xr.Dataset, *, progress: Any = None, **settings: Any) -> Per
     ------
     DataError
         A variable is missing, or the features are NaN or infinite.
+
+    Notes
+    -----
+    Lazy features are computed again in every pass over them, of which a fit makes tens: of features
+    that a potential computes, write a group first (`mofal.data.write_group`), or ``ds.persist()``.
     """
     features, numbers = _columns(ds, "features", "numbers")
     return PerElementDensity(**settings).fit(
