@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +167,7 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
         elif source.seed_data.example is not None:
             seed.append(example_labels(source, reference))
     check_ranking(config, seed_size(config, seed))
+    check_stress(config, seed, reference)
     for name, (structure, _) in made.items():
         notes += [f"{name}: {said}" for said in [structure.attrs.get("widened", "")] if said]
     notes += check_electrons(site, made, reference)
@@ -174,6 +176,42 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     if config.potential.start is not None:
         check_start(config, elements, level)
     return Findings(made, elements, level, tuple(notes))
+
+
+def check_stress(
+    config: CampaignConfig, seed: Sequence[xr.Dataset], reference: Reference | None
+) -> None:
+    """Refuse stresses in the loss where no crystal that is learnt from will have one.
+
+    Parameters
+    ----------
+    config : CampaignConfig
+    seed : sequence of Dataset
+        Seed data that is there.
+    reference : Reference, optional
+        What labels the rest; unknown code is believed to give stresses.
+
+    Raises
+    ------
+    ConfigError
+    """
+    from mofal.potential.training import stress_targets
+
+    stages = [] if config.potential.start is not None else ["seed"]
+    stages += ["cycle", "final"] if config.cycles else []
+    asked = [s for s in stages if getattr(config.potential, s).stress_weight > 0]
+    if not asked or any(np.isfinite(stress_targets(ds)).any() for ds in seed):
+        return
+    gives = getattr(reference, "gives_stress", True)
+    if gives and any(source.seed_data.perturbed is not None for source in config.seed_sources):
+        return
+    weight = getattr(config.potential, asked[0]).stress_weight
+    why = "clusters have none" if gives else f"{config.reference.name} gives none"
+    raise ConfigError(
+        f"potential.{asked[0]}.stress_weight is {weight:g}, and no crystal that is learnt from "
+        f"will have a stress ({why}): write 0, or give seed data with stresses (seed_data: a "
+        "file, an example, or perturbed frames of a crystal and a level that has stresses)"
+    )
 
 
 def refuse_another(site: Site, facts: dict[str, Any]) -> None:

@@ -13,15 +13,19 @@ from mofal.campaign.joining import join_cycle
 from mofal.campaign.steps.label import only_one
 from mofal.campaign.view import CampaignView, open_campaign
 from mofal.data import open_group, read_json
-from mofal.errors import CampaignError, ConfigError, StructureError
+from mofal.errors import CampaignError, ConfigError
+from mofal.potential.base import require_elements, symbols_of
 from mofal.trajectories import FittedKnown, WatchSettings, open_known, open_trajectory, watch
 from mofal.trajectories.cutting import GROUP, REFUSED, TEXT_FILE, parents_of
 from mofal.trajectories.frames import Trajectory, read_frame
 from mofal.trajectories.known import Known
 from mofal.trajectories.scores import Scores
+from mofal.trajectories.watching import without_frames
 
 if TYPE_CHECKING:
+    import numpy as np
     import xarray as xr
+    from numpy.typing import NDArray
 
 Say = Callable[[str], None]
 
@@ -79,8 +83,8 @@ def watch_file(
     if next_cycle and not (Path(potential) / CONFIG).is_file():
         raise ConfigError("--next-cycle is for a campaign: --potential CAMPAIGN")
     source = open_trajectory(trajectory, types=types)
-    if not follow and not Path(source.path).exists():
-        raise StructureError(f"{source.path} does not exist")  # before a density is fitted
+    if not follow and not source.look():
+        raise without_frames(source)
     place = Path(directory) if directory is not None else Path(f"{source.path}.watch")
     if not place.absolute().parent.is_dir():
         raise ConfigError(f"--directory {place}: there is no directory {place.absolute().parent}")
@@ -94,6 +98,12 @@ def watch_file(
     chosen |= {name: value for name, value in settings.items() if value is not None}
     wanted = WatchSettings(**chosen)
     blocks, system = _from_structure(structure, wanted) if structure else (None, "")
+    # What is refused is refused before a density is fitted and anything is written.
+    if view is not None and source.look():
+        numbers = read_frame(source, 0).numbers
+        require_elements(symbols_of(numbers), view.site.elements, what="this campaign")
+        if next_cycle:
+            _explored(view, numbers)
     place.mkdir(exist_ok=True)
     with only_one(place):
         known: Known
@@ -137,18 +147,16 @@ def _join(
         The trajectory is of none of its explored systems.
     """
     numbers = read_frame(source, 0).numbers
-    system = same_system(view, numbers)
+    system = _explored(view, numbers)
     why = ""
-    if system not in view.config.explored:
-        why = "the trajectory has the atoms of none of them"
-    elif not (place / GROUP).exists():
+    if not (place / GROUP).exists():
         why = "no cluster was cut"
     elif str(open_group(place / GROUP)["system"].values[0]) != system:
         why = f"these clusters were not cut with its blocks of {system} (leave out --structure)"
-    if why or system is None:
+    if why:
         raise CampaignError(
-            f"{view.path} explores {', '.join(view.config.explored)}, and {why}; label the "
-            f"clusters (mofal label {place / TEXT_FILE}) and give them to a campaign as seed data"
+            f"{why}; the next cycle of {view.path} gets none. Clusters that are there: mofal label "
+            f"{place / TEXT_FILE}, and give them to a campaign as seed data"
         )
     scores = Scores(place, known, source, numbers, every=settings.every, system=system)
     clusters = open_group(place / GROUP).load()
@@ -163,6 +171,24 @@ def _join(
         density=known.density,
         say=say,
     )
+
+
+def _explored(view: CampaignView, numbers: NDArray[np.int64]) -> str:
+    """The explored system of a campaign that consists of these atoms.
+
+    Raises
+    ------
+    CampaignError
+        There is none.
+    """
+    system = same_system(view, numbers)
+    if system is None or system not in view.config.explored:
+        raise CampaignError(
+            f"{view.path} explores {', '.join(view.config.explored)}, and the trajectory has the "
+            "atoms of none of them; leave out --next-cycle, label the clusters (mofal label), and "
+            "give them to a campaign as seed data"
+        )
+    return system
 
 
 def _from_structure(path: str, settings: WatchSettings) -> tuple[xr.Dataset, str]:

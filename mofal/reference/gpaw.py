@@ -119,6 +119,9 @@ class GpawReference(ProgramReference):
         See `mofal.reference.program.ProgramReference`.
     """
 
+    gives_stress = False
+    """Neither finite differences nor LCAO have one."""
+
     def __init__(
         self, preset: Preset, *, name: str, python: str | None = None, **options: Any
     ) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,7 +27,7 @@ _UNITS = ("metal", "real", "si", "cgs", "electron", "micro", "nano")
 _POSITIONS = (("x", "y", "z"), ("xs", "ys", "zs"), ("xu", "yu", "zu"), ("xsu", "ysu", "zsu"))
 
 
-class _TextTrajectory:
+class _TextTrajectory(ABC):
     """A file, and the spans of its whole frames."""
 
     grows = True
@@ -60,8 +61,9 @@ class _TextTrajectory:
             pass
         return len(self.spans)
 
+    @abstractmethod
     def _find(self, stream: BinaryIO, size: int) -> None:
-        raise NotImplementedError
+        """Note the whole frames from where the last look ended."""
 
     def _text(self, k: int) -> str:
         begin, end = self.spans[k]

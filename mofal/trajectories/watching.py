@@ -112,6 +112,17 @@ def watch(
         return run.finish()
 
 
+def without_frames(trajectory: Trajectory) -> StructureError:
+    """What is wrong with a trajectory that has no whole frame."""
+    path = trajectory.path
+    if not path.exists():
+        return StructureError(f"{path} does not exist")
+    half = "only a half-written frame" if trajectory.unfinished else "no frame"
+    return StructureError(
+        f"{path} holds {half}; expected at least one whole frame (--follow waits for it)"
+    )
+
+
 def _make_directory(place: Path) -> None:
     if place.exists() and not place.is_dir():
         raise ConfigError(f"{place} is a file; expected a directory, or a name for a new one")
@@ -262,14 +273,8 @@ class _Run:
 
     def finish(self) -> xr.Dataset:
         """Sum up, and cut the clusters."""
-        path = self.trajectory.path
         if self.seen is None:
-            if not path.exists():
-                raise StructureError(f"{path} does not exist")
-            half = "only a half-written frame" if self.trajectory.unfinished else "no frame"
-            raise StructureError(
-                f"{path} holds {half}; expected at least one whole frame (--follow waits for it)"
-            )
+            raise without_frames(self.trajectory)
         scores, tally = self.seen.scores, self.seen.tally
         if len(tally) < len(scores.done):  # some were written while somebody pressed Ctrl-C
             for part in scores.parts():

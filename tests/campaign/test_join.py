@@ -17,12 +17,16 @@ import pytest
 import mofal
 from mofal.campaign.config import CampaignConfig
 from mofal.campaign.directory import Site
+from mofal.campaign.examples import seed_place
 from mofal.campaign.loading import parse_config
 from mofal.campaign.plan import Step
+from mofal.campaign.prepare import check_stress
 from mofal.campaign.steps import density as density_step
 from mofal.campaign.steps.select import check_ranking
+from mofal.data import open_group
 from mofal.density import PerElementDensity
 from mofal.errors import ConfigError
+from mofal.reference import get_reference
 from mofal.schedule import Outcome, Task, read_events
 
 from .conftest import SMALL
@@ -119,6 +123,23 @@ def test_check_ranking__what_the_campaign_will_not_have_is_refused() -> None:
         check_ranking(wanted, 4)
     check_ranking(wanted, 90)
     check_ranking(_config(selection={"ranking": "calibrated_score"}, density={"coverage": 0.5}), 10)
+
+
+def test_check_stress__what_no_crystal_will_have_is_refused() -> None:
+    potential = {**SMALL["potential"], "final": {"max_epochs": 1, "stress_weight": 1000}}
+    perturbed = {"perturbed": {"system": "defective", "frames": 4}}
+    xtb, gpaw = get_reference("gfn1-xtb"), get_reference("gpaw:lcao")
+    check_stress(_config(potential=potential, seed_data=perturbed), [], xtb)
+    with pytest.raises(ConfigError, match=r"final.stress_weight is 1000.*gives none"):
+        check_stress(_config(potential=potential, seed_data=perturbed), [], gpaw)
+    clusters = _config(potential=potential, seed_data={"clusters": {"per_system": 2}})
+    with pytest.raises(ConfigError, match="clusters have none"):
+        check_stress(clusters, [], xtb)
+    labels = open_group(seed_place("uio66-gfn1") / "labels.zarr").load()
+    check_stress(clusters, [labels], gpaw)
+    with pytest.raises(ConfigError, match="no crystal"):
+        check_stress(clusters, [labels.assign(stress=labels["stress"] * np.nan)], xtb)
+    check_stress(_config(seed_data={"clusters": {"per_system": 2}}), [], gpaw)
 
 
 # ------------------------------------------------------------------ one density on every backend

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import bulk
+from ase.io import write
 
 import mofal
 from mofal.campaign import plan
@@ -14,6 +16,7 @@ from mofal.campaign.steps.density import density as fit_step
 from mofal.cli import main
 from mofal.data import open_group, select, write_group
 from mofal.density import PerElementDensity
+from mofal.frameworks import build
 from mofal.trajectories import FittedKnown, WatchSettings, open_trajectory, watch
 
 pytestmark = pytest.mark.slow
@@ -34,6 +37,27 @@ def test_watch__scores_are_those_of_the_campaign(finished: Path, tmp_path: Path)
     for name in ("log_likelihood", "quantile"):
         np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-7)
     assert found.attrs["density_hash"] == wanted.attrs["density_hash"]
+
+
+def test_watch__what_is_refused_leaves_nothing(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No file, no frame, a foreign element, another system: said before a density is fitted."""
+    (tmp_path / "empty.dump").touch()
+    write(tmp_path / "salt.extxyz", bulk("NaCl", "rocksalt", a=5.6) * (3, 3, 3))
+    write_group(build("S_reo"), tmp_path / "reo.zarr")
+    before = sorted(tmp_path.iterdir())
+    for name, more, says in (
+        ("none.dump", [], "does not exist"),
+        ("empty.dump", [], "holds no frame"),
+        ("salt.extxyz", [], "no type for Na, Cl"),
+        ("reo.zarr", ["--next-cycle"], "the atoms of none of them"),
+    ):
+        assert main(["watch", str(tmp_path / name), "--potential", str(finished), *more]) == 1
+        printed = capsys.readouterr()
+        assert says in printed.err
+        assert "fitting" not in printed.out
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_watch__next_cycle(copied: Path, tmp_path: Path) -> None:

@@ -182,3 +182,28 @@ def count_tasks(work):
     with dask.config.set(scheduler=scheduler):
         work()
     return sum(sizes)
+
+
+def rattled_frames(n=4, seed=0, name="S_ld", cell="primitive"):
+    ds, blocks = system(name, cell)
+    return shaken(ds, seed, n=n), {name: blocks}
+
+
+def noise_of(ds, seed=0):
+    return np.random.default_rng(seed).normal(size=ds.sizes["atom"])
+
+
+def core_pairs(cores):
+    return list(zip(cores["core_structure"].values.tolist(), cores["core_block"].values.tolist()))
+
+
+def block_values(frames, by_system, values, reduce):
+    """Reduction over the atoms of every block, written without any of the code under test."""
+    out = {}
+    begin = 0
+    for k, n in enumerate(frames["n_atoms"].values.tolist()):
+        blocks = by_system[str(frames["system"].values[k])]
+        for b in range(blocks.sizes["block"]):
+            out[k, b] = reduce(begin + atoms_of(blocks, b), values)
+        begin += n
+    return out

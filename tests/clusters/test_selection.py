@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import multivariate_normal
 
 from mofal.clusters import (
     check_ranking,
@@ -19,20 +18,22 @@ from mofal.clusters import (
     ranking_names,
     select,
 )
-from mofal.clusters import greedy as greedy_module
 from mofal.clusters import rankings as rankings_module
-from mofal.clusters.coverage import Kernel
 from mofal.clusters.graph import block_graph
 from mofal.clusters.pool import cluster_sizes
 from mofal.data import concat, make_structures
 from mofal.errors import ConfigError, DataError
 from tests.clusters.common import (
     atoms_of,
+    block_values,
     blocks_dataset,
+    core_pairs,
     cores_of,
     count_tasks,
     features_of,
     first_of,
+    noise_of,
+    rattled_frames,
     scores_of,
     shaken,
     system,
@@ -40,39 +41,14 @@ from tests.clusters.common import (
 from tests.helpers import assert_same_bits, chunked
 
 
-def _frames(n=4, seed=0, name="S_ld", cell="primitive"):
-    ds, blocks = system(name, cell)
-    return shaken(ds, seed, n=n), {name: blocks}
-
-
-def _noise(ds, seed=0):
-    return np.random.default_rng(seed).normal(size=ds.sizes["atom"])
-
-
-def _pairs(cores):
-    return list(zip(cores["core_structure"].values.tolist(), cores["core_block"].values.tolist()))
-
-
-def _block_values(frames, by_system, values, reduce):
-    """Reduction over the atoms of every block, written without any of the code under test."""
-    out = {}
-    begin = 0
-    for k, n in enumerate(frames["n_atoms"].values.tolist()):
-        blocks = by_system[str(frames["system"].values[k])]
-        for b in range(blocks.sizes["block"]):
-            out[k, b] = reduce(begin + atoms_of(blocks, b), values)
-        begin += n
-    return out
-
-
 # ------------------------------------------------------------------------- rankings
 def test_rank__least_likely_atom_is_the_rule_of_the_paper():
-    frames, by_system = _frames()
-    value = _noise(frames)
-    lowest = _block_values(frames, by_system, value, lambda atoms, v: v[atoms].min())
+    frames, by_system = rattled_frames()
+    value = noise_of(frames)
+    lowest = block_values(frames, by_system, value, lambda atoms, v: v[atoms].min())
     expected = sorted(lowest, key=lowest.__getitem__)
     ranked = rank(frames, scores_of(frames, value), by_system)
-    assert _pairs(ranked) == expected
+    assert core_pairs(ranked) == expected
     np.testing.assert_allclose(ranked["score"].values, [-lowest[p] for p in expected])
     # The first one holds the least likely atom of all.
     structure, block = expected[0]
@@ -80,91 +56,92 @@ def test_rank__least_likely_atom_is_the_rule_of_the_paper():
 
 
 def test_rank__unseen_ties_by_their_number_then_by_seed():
-    frames, by_system = _frames(n=2)
+    frames, by_system = rattled_frames(n=2)
     blocks = by_system["S_ld"]
-    value = _noise(frames)
+    value = noise_of(frames)
     for structure, block, n_unseen in [(0, 1, 2), (0, 2, 3), (1, 3, 2), (1, 4, 2)]:
         value[structure * 106 + atoms_of(blocks, block)[:n_unseen]] = -np.inf
     orders = set()
     for seed in range(20):
         ranked = rank(frames, scores_of(frames, value), by_system, seed=seed)
-        top = _pairs(ranked)[:4]
+        top = core_pairs(ranked)[:4]
         assert top[0] == (0, 2)
         assert set(top[1:]) == {(0, 1), (1, 3), (1, 4)}
         assert ranked["n_unseen"].values[:5].tolist() == [3, 2, 2, 2, 0]
         orders.add(tuple(top))
     assert len(orders) > 1
     again = rank(frames, scores_of(frames, value), by_system, seed=3)
-    assert _pairs(again) == _pairs(rank(frames, scores_of(frames, value), by_system, seed=3))
+    once_more = rank(frames, scores_of(frames, value), by_system, seed=3)
+    assert core_pairs(again) == core_pairs(once_more)
 
 
 def test_rank__sum_below_threshold():
-    frames, by_system = _frames()
-    value = _noise(frames)
+    frames, by_system = rattled_frames()
+    value = noise_of(frames)
     ranking = get_ranking("sum_below_threshold", threshold=-1.0)
     ranked = rank(frames, scores_of(frames, value), by_system, ranking=ranking)
-    total = _block_values(
+    total = block_values(
         frames, by_system, value, lambda atoms, v: np.clip(-1.0 - v[atoms], 0, None).sum()
     )
-    np.testing.assert_allclose(ranked["score"].values, [total[p] for p in _pairs(ranked)])
+    np.testing.assert_allclose(ranked["score"].values, [total[p] for p in core_pairs(ranked)])
     assert (np.diff(ranked["score"].values) <= 1e-12).all()
     by_quantile = rank(frames, scores_of(frames, value), by_system, ranking="sum_below_threshold")
     low = np.quantile(value, 0.05)
-    total = _block_values(
+    total = block_values(
         frames, by_system, value, lambda atoms, v: np.clip(low - v[atoms], 0, None).sum()
     )
     np.testing.assert_allclose(
-        by_quantile["score"].values, [total[p] for p in _pairs(by_quantile)], atol=1e-12
+        by_quantile["score"].values, [total[p] for p in core_pairs(by_quantile)], atol=1e-12
     )
 
 
 def test_rank__mean_without_hydrogen():
-    frames, by_system = _frames()
-    value = _noise(frames)
+    frames, by_system = rattled_frames()
+    value = noise_of(frames)
     numbers = frames["numbers"].values
     ranked = rank(frames, scores_of(frames, value), by_system, ranking="mean_without_hydrogen")
-    mean = _block_values(
+    mean = block_values(
         frames, by_system, value, lambda atoms, v: v[atoms][numbers[atoms] != 1].mean()
     )
-    expected = np.array([np.median(value) - mean[p] for p in _pairs(ranked)])
+    expected = np.array([np.median(value) - mean[p] for p in core_pairs(ranked)])
     np.testing.assert_allclose(ranked["score"].values, expected, atol=1e-12)
 
 
 def test_rank__calibrated_score():
-    frames, by_system = _frames()
-    error = np.abs(_noise(frames))
-    scores = scores_of(frames, _noise(frames, 1)).assign(error_bound=("atom", error))
+    frames, by_system = rattled_frames()
+    error = np.abs(noise_of(frames))
+    scores = scores_of(frames, noise_of(frames, 1)).assign(error_bound=("atom", error))
     ranked = rank(frames, scores, by_system, ranking="calibrated_score")
-    largest = _block_values(frames, by_system, error, lambda atoms, v: v[atoms].max())
-    assert _pairs(ranked) == sorted(largest, key=lambda p: -largest[p])
+    largest = block_values(frames, by_system, error, lambda atoms, v: v[atoms].max())
+    assert core_pairs(ranked) == sorted(largest, key=lambda p: -largest[p])
 
 
 def test_rank__lowest_quantile():
-    frames, by_system = _frames()
+    frames, by_system = rattled_frames()
     quantile = np.random.default_rng(0).uniform(size=frames.sizes["atom"])
-    scores = scores_of(frames, _noise(frames, 1)).assign(quantile=("atom", quantile))
+    scores = scores_of(frames, noise_of(frames, 1)).assign(quantile=("atom", quantile))
     ranked = rank(frames, scores, by_system, ranking="lowest_quantile")
-    lowest = _block_values(frames, by_system, quantile, lambda atoms, v: v[atoms].min())
-    assert _pairs(ranked) == sorted(lowest, key=lowest.__getitem__)
+    lowest = block_values(frames, by_system, quantile, lambda atoms, v: v[atoms].min())
+    assert core_pairs(ranked) == sorted(lowest, key=lowest.__getitem__)
 
 
 def test_rank__per_cost_weighs_atoms():
-    frames, by_system = _frames()
-    value = _noise(frames)
+    frames, by_system = rattled_frames()
+    value = noise_of(frames)
     n_atoms = [166, *[140] * 5]
-    lowest = _block_values(frames, by_system, value, lambda atoms, v: -v[atoms].min())
+    lowest = block_values(frames, by_system, value, lambda atoms, v: -v[atoms].min())
     typical = np.median(list(lowest.values()))
     ranked = rank(frames, scores_of(frames, value), by_system, ranking="per_cost")
-    relative = np.array([n_atoms[b] for _, b in _pairs(ranked)]) / 140
+    relative = np.array([n_atoms[b] for _, b in core_pairs(ranked)]) / 140
     np.testing.assert_allclose(ranked["relative_cost"].values, relative)
-    excess = np.array([lowest[p] for p in _pairs(ranked)]) - typical
+    excess = np.array([lowest[p] for p in core_pairs(ranked)]) - typical
     expected = np.where(excess > 0, excess / relative, excess * relative)
     np.testing.assert_allclose(ranked["score"].values, expected)
     assert (np.diff(expected) <= 1e-12).all()
 
 
 def test_rank__cost_prefers_the_cheaper_of_two_equals():
-    frames, by_system = _frames(n=1)
+    frames, by_system = rattled_frames(n=1)
     blocks = by_system["S_ld"]
     brick, linker = first_of(blocks, "node"), first_of(blocks, "linker")
     value = np.zeros(frames.sizes["atom"])
@@ -172,16 +149,16 @@ def test_rank__cost_prefers_the_cheaper_of_two_equals():
         value[atoms_of(blocks, block)[0]] = -10.0
     value[atoms_of(blocks, brick)[0]] = -10.5
     scores = scores_of(frames, value)
-    assert _pairs(rank(frames, scores, by_system))[0] == (0, brick)
+    assert core_pairs(rank(frames, scores, by_system))[0] == (0, brick)
     cheap = rank(frames, scores, by_system, cost="atoms", shells=0)
-    assert _pairs(cheap)[0] == (0, linker)
+    assert core_pairs(cheap)[0] == (0, linker)
     steep = rank(frames, scores, by_system, cost=lambda atoms, electrons: electrons**3, shells=0)
     named = rank(frames, scores, by_system, cost="electrons_cubed", shells=0)
     assert_same_bits(steep, named)
 
 
 def test_cluster_sizes__equal_what_is_cut():
-    frames, by_system = _frames(n=1)
+    frames, by_system = rattled_frames(n=1)
     blocks = by_system["S_ld"]
     n = blocks.sizes["block"]
     for shells in (0, 1, 2):
@@ -220,11 +197,11 @@ class _Point:
 def test_get_ranking__from_an_entry_point(monkeypatch):
     monkeypatch.setattr(rankings_module, "entry_points", lambda group: [_Point()])
     assert "nearest_to_zero" in ranking_names()
-    frames, by_system = _frames()
-    value = _noise(frames)
+    frames, by_system = rattled_frames()
+    value = noise_of(frames)
     ranked = rank(frames, scores_of(frames, value), by_system, ranking="nearest_to_zero")
-    least = _block_values(frames, by_system, value, lambda atoms, v: np.abs(v[atoms]).min())
-    assert _pairs(ranked) == sorted(least, key=least.__getitem__)
+    least = block_values(frames, by_system, value, lambda atoms, v: np.abs(v[atoms]).min())
+    assert core_pairs(ranked) == sorted(least, key=least.__getitem__)
 
 
 def test_get_ranking__errors():
@@ -280,8 +257,8 @@ def test_check_ranking__finds_what_is_wrong():
 
 # ------------------------------------------------------------------------- extraction
 def test_extract__shells_of_each_block():
-    frames, by_system = _frames(n=2)
-    scores = scores_of(frames, _noise(frames))
+    frames, by_system = rattled_frames(n=2)
+    scores = scores_of(frames, noise_of(frames))
     depth = np.array([1, 0, 0, 0, 1, 0])
     clusters, _, _ = extract(frames, scores, by_system, n=12, shells={"S_ld": depth})
     sizes = {0: (66, 166), 1: (12, 140)}
@@ -290,26 +267,26 @@ def test_extract__shells_of_each_block():
         found.setdefault(int(block), set()).add(int(n_atoms))
     assert found == {b: {sizes[int(b > 0)][depth[b]]} for b in range(6)}
     ranked = rank(frames, scores, by_system, cost="atoms", shells={"S_ld": depth})
-    relative = {b: c for (_, b), c in zip(_pairs(ranked), ranked["relative_cost"].values)}
+    relative = {b: c for (_, b), c in zip(core_pairs(ranked), ranked["relative_cost"].values)}
     assert relative[4] / relative[1] == pytest.approx(140 / 12)
 
 
 def test_select__more_cores_begin_with_the_same():
-    frames, by_system = _frames()
-    scores = scores_of(frames, _noise(frames))
+    frames, by_system = rattled_frames()
+    scores = scores_of(frames, noise_of(frames))
     features = features_of(frames, np.random.default_rng(0).normal(size=(frames.sizes["atom"], 3)))
     for options in ({}, {"features": features}, {"coverage": "none"}):
         few = select(frames, scores, by_system, n=5, **options)
         many = select(frames, scores, by_system, n=14, **options)
-        assert _pairs(many)[:5] == _pairs(few)
+        assert core_pairs(many)[:5] == core_pairs(few)
 
 
 def test_extract__refused_clusters_are_replaced():
     ds, blocks = system("S_ld", "primitive")
     frames = shaken(ds, 0, n=4)
     by_system = {"S_ld": blocks}
-    scores = scores_of(frames, _noise(frames))
-    order = _pairs(select(frames, scores, by_system, n=100))
+    scores = scores_of(frames, noise_of(frames))
+    order = core_pairs(select(frames, scores, by_system, n=100))
     # The frame of the first pick loses a hydrogen of its brick: most of its clusters are refused.
     lost = order[0][0]
     brick = atoms_of(blocks, first_of(blocks, "node"))
@@ -317,7 +294,7 @@ def test_extract__refused_clusters_are_replaced():
     frames["positions"].values[106 * lost + hydrogen] += 1.5
     clusters, refused, cores = extract(frames, scores, by_system, n=6)
     assert clusters.sizes["structure"] == 6
-    assert order[: cores.sizes["core"]] == _pairs(cores)
+    assert order[: cores.sizes["core"]] == core_pairs(cores)
     expected = [p for p in order if p[0] != lost][:6]
     found = list(
         zip(clusters["parent_structure"].values.tolist(), clusters["parent_block"].values.tolist())
@@ -334,29 +311,29 @@ def test_extract__refused_clusters_are_replaced():
 
 # ------------------------------------------------------------------------- batches: blocks
 def test_select__one_core_is_the_rule_of_the_paper():
-    frames, by_system = _frames()
-    value = _noise(frames)
-    best = _pairs(rank(frames, scores_of(frames, value), by_system))[0]
+    frames, by_system = rattled_frames()
+    value = noise_of(frames)
+    best = core_pairs(rank(frames, scores_of(frames, value), by_system))[0]
     rng = np.random.default_rng(0)
     features = features_of(frames, rng.normal(size=(frames.sizes["atom"], 4)))
     for options in ({}, {"features": features}, {"coverage": "none"}):
         chosen = select(frames, scores_of(frames, value), by_system, n=1, **options)
-        assert _pairs(chosen) == [best]
+        assert core_pairs(chosen) == [best]
 
 
 def test_select__none_is_the_order_of_the_ranking():
-    frames, by_system = _frames()
-    scores = scores_of(frames, _noise(frames))
+    frames, by_system = rattled_frames()
+    scores = scores_of(frames, noise_of(frames))
     expected = rank(frames, scores, by_system)
     chosen = select(frames, scores, by_system, n=7, coverage="none")
-    assert _pairs(chosen) == _pairs(expected)[:7]
+    assert core_pairs(chosen) == core_pairs(expected)[:7]
 
 
 def test_select__blocks_take_turns_within_a_walk():
     """All bricks of one frame are alike: each halves what the others of that frame count."""
     ds, blocks = system("S_pr")
     frames = shaken(ds, 0, n=2)
-    value = 10.0 + 0.1 * _noise(frames)
+    value = 10.0 + 0.1 * noise_of(frames)
     numbers = frames["numbers"].values
     value[numbers == 40] -= 20.0
     linkers = np.flatnonzero(blocks["role"].values == "linker")
@@ -366,27 +343,27 @@ def test_select__blocks_take_turns_within_a_walk():
     assert set(plain["kind"].values.tolist()) == {0}
     cores = select(frames, scores, {"S_pr": blocks}, n=4)
     # One brick of each frame (20 below the typical block), the odd linker (13), bricks (10).
-    assert [s for s, _ in _pairs(cores)[:2]] in ([0, 1], [1, 0])
+    assert [s for s, _ in core_pairs(cores)[:2]] in ([0, 1], [1, 0])
     assert cores["kind"].values.tolist()[:3] == [0, 0, 1]
-    assert _pairs(cores)[2] == (1, int(linkers[5]))
+    assert core_pairs(cores)[2] == (1, int(linkers[5]))
     # Ordinary linkers wait until all bricks are taken.
     many = select(frames, scores, {"S_pr": blocks}, n=9)
     assert (many["kind"].values == 0).sum() == 8
 
 
 def test_select__frames_of_one_walk_cover_each_other():
-    frames, by_system = _frames(n=4)
+    frames, by_system = rattled_frames(n=4)
     blocks = by_system["S_ld"]
-    value = 5.0 + 0.1 * _noise(frames)
+    value = 5.0 + 0.1 * noise_of(frames)
     for structure, depth in enumerate([9.0, 8.0, 7.0, 6.0]):
         value[structure * 106 + atoms_of(blocks, 0)[0]] -= depth
         value[structure * 106 + atoms_of(blocks, 1)[0]] -= depth / 10
     scores = scores_of(frames, value)
     apart = select(frames, scores, by_system, n=4)
-    assert _pairs(apart) == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    assert core_pairs(apart) == [(0, 0), (1, 0), (2, 0), (3, 0)]
     walks = frames.assign(walk=("structure", np.array([7, 7, 8, 8])))
     together = select(walks, scores, by_system, n=4)
-    assert _pairs(together) == [(0, 0), (2, 0), (1, 0), (3, 0)]
+    assert core_pairs(together) == [(0, 0), (2, 0), (1, 0), (3, 0)]
     typical = np.median(rank(frames, scores, by_system)["score"].values)
     faded = together["score"].values - typical
     first = together["first_score"].values - typical
@@ -395,9 +372,9 @@ def test_select__frames_of_one_walk_cover_each_other():
 
 def test_select__unseen_atoms_fade_with_their_class():
     """At minus infinity there is no excess to halve: the number of such atoms is what fades."""
-    frames, by_system = _frames(n=3)
+    frames, by_system = rattled_frames(n=3)
     blocks = by_system["S_ld"]
-    value = _noise(frames)
+    value = noise_of(frames)
     value[atoms_of(blocks, 0)[:4]] = -np.inf
     value[106 + atoms_of(blocks, 0)[:4]] = -np.inf
     value[atoms_of(blocks, 2)[:3]] = -np.inf
@@ -409,232 +386,13 @@ def test_select__unseen_atoms_fade_with_their_class():
 
 
 def test_select__every_candidate_once():
-    frames, by_system = _frames(n=3)
+    frames, by_system = rattled_frames(n=3)
     rng = np.random.default_rng(1)
     features = features_of(frames, rng.normal(size=(frames.sizes["atom"], 4)))
-    scores = scores_of(frames, _noise(frames))
+    scores = scores_of(frames, noise_of(frames))
     for options in ({}, {"features": features}, {"coverage": "none"}):
-        chosen = _pairs(select(frames, scores, by_system, n=1000, **options))
+        chosen = core_pairs(select(frames, scores, by_system, n=1000, **options))
         assert len(chosen) == len(set(chosen)) == 18
-
-
-# ------------------------------------------------------------------------- batches: features
-def _kernel_by_hand(x, bandwidth):
-    """Covariance of the difference of nearest neighbours, halved; the tenth farthest left out."""
-    white = np.linalg.inv(np.linalg.cholesky(np.cov(x.T, bias=True))).T
-    y = (x - x.mean(axis=0)) @ white
-    gap = np.linalg.norm(y[:, None] - y[None], axis=2) + 1e9 * np.eye(len(y))
-    kept = gap.min(axis=1) <= np.quantile(gap.min(axis=1), 0.9)
-    step = (y - y[gap.argmin(axis=1)])[kept] @ np.linalg.inv(white)
-    return bandwidth**2 * 0.5 * step.T @ step / len(step)
-
-
-def _greedy_by_hand(frames, by_system, value, features, n, bandwidth=1.0):
-    """The rule as it is written in the docs, without any of the code under test."""
-    numbers = frames["numbers"].values
-    kernels = {}
-    for z in np.unique(numbers):
-        x = features[numbers == z]
-        kernels[z] = (_kernel_by_hand(x, bandwidth), np.log(len(x) + 1.0))
-    pairs = list(_block_values(frames, by_system, value, lambda atoms, v: 0))
-    members = _block_values(frames, by_system, value, lambda atoms, v: atoms)
-    effective = value.copy()
-    chosen = []
-    for _ in range(n):
-        left = [p for p in pairs if p not in chosen]
-        unseen = {p: np.isneginf(effective[members[p]]).sum() for p in left}
-        best = min(left, key=lambda p: (effective[members[p]].min(), -unseen[p]))
-        chosen.append(best)
-        for z in np.unique(numbers[members[best]]):
-            sigma, log_n = kernels[z]
-            same = np.flatnonzero(numbers == z)
-            picked = [a for a in members[best] if numbers[a] == z]
-            density = np.max(
-                [multivariate_normal(features[a], sigma).logpdf(features[same]) for a in picked],
-                axis=0,
-            )
-            effective[same] = np.logaddexp(effective[same], density - log_n)
-    return chosen
-
-
-@pytest.mark.parametrize("bandwidth", [0.5, 1.0, 4.0])
-def test_select__features_equal_the_rule_by_hand(bandwidth):
-    frames, by_system = _frames(n=3)
-    rng = np.random.default_rng(5)
-    x = rng.normal(size=(frames.sizes["atom"], 3))
-    value = -10.0 + 4.0 * _noise(frames)
-    value[rng.choice(frames.sizes["atom"], 6, replace=False)] = -np.inf
-    expected = _greedy_by_hand(frames, by_system, value, x, 10, bandwidth)
-    chosen = select(
-        frames,
-        scores_of(frames, value),
-        by_system,
-        n=10,
-        features=features_of(frames, x),
-        bandwidth=bandwidth,
-    )
-    assert _pairs(chosen) == expected
-
-
-def test_select__features_front_grows_as_needed(monkeypatch):
-    """A front of two candidates gives the same batch as all of them."""
-    frames, by_system = _frames(n=4)
-    rng = np.random.default_rng(6)
-    x = rng.normal(size=(frames.sizes["atom"], 2))
-    scores = scores_of(frames, -5.0 + 3.0 * _noise(frames))
-    options = {"n": 12, "features": features_of(frames, x)}
-    expected = select(frames, scores, by_system, **options)
-    monkeypatch.setattr(greedy_module, "FRONT_FACTOR", 0)
-    monkeypatch.setattr(greedy_module, "FRONT_LEAST", 2)
-    assert_same_bits(select(frames, scores, by_system, **options), expected)
-
-
-def _plain(frames, by_system, scores, x, n, ranking, seed):
-    """The rule on ties: everything in memory, everything looked at again after every pick."""
-    numbers = frames["numbers"].values
-    likely = scores["log_likelihood"].values
-    members = _block_values(frames, by_system, likely, lambda atoms, v: atoms)
-    order = _pairs(rank(frames, scores, by_system, ranking=ranking, seed=seed))
-    kernel = Kernel(x, numbers)
-    raised = np.full(len(numbers), -np.inf)
-    chosen = []
-    while len(chosen) < min(n, len(order)):
-        if ranking == "lowest_quantile":
-            counted = np.where(raised < likely, scores["quantile"].values, 1.0)
-            lost = np.zeros(len(numbers))
-        else:
-            counted = np.logaddexp(likely, raised)
-            lost = np.isneginf(counted)
-        best = min(
-            (p for p in order if p not in chosen),
-            key=lambda p: (counted[members[p]].min(), -lost[members[p]].sum(), order.index(p)),
-        )
-        chosen.append(best)
-        for z in np.unique(numbers[members[best]]):
-            white, top = kernel.of(z)
-            same = np.flatnonzero(numbers == z)
-            own = [a for a in members[best] if numbers[a] == z]
-            away = np.linalg.norm((x[same][:, None] - x[own][None]) @ white, axis=2).min(axis=1)
-            raised[same] = np.logaddexp(raised[same], top - 0.5 * away**2)
-    return chosen
-
-
-@pytest.mark.parametrize("ranking", ["lowest_quantile", "least_likely_atom"])
-@pytest.mark.parametrize("seed", range(2))
-def test_select__ties_in_little_memory_as_plainly(monkeypatch, ranking, seed):
-    """Few values that many blocks share: pieces that are read, looked at and put away again."""
-    frames, by_system = _frames(n=12)
-    rng = np.random.default_rng(seed)
-    n_atoms = frames.sizes["atom"]
-    # Environments far apart, so that what a pick covers hangs on no rounding.
-    clump = rng.integers(40, size=n_atoms)
-    x = rng.normal(size=(40, 3))[clump] + 0.01 * rng.normal(size=(n_atoms, 3))
-    likely = rng.choice([-60.0, -5.0, 5.0], p=[0.05, 0.2, 0.75], size=n_atoms)
-    likely[rng.choice(n_atoms, 5, replace=False)] = -np.inf
-    scores = scores_of(frames, likely).assign(
-        quantile=("atom", rng.choice([0.0, 0.01, 0.5], p=[0.3, 0.3, 0.4], size=n_atoms))
-    )
-    expected = _plain(frames, by_system, scores, x, 30, ranking, seed)
-    options = {"n": 30, "ranking": ranking, "seed": seed, "features": features_of(frames, x)}
-    whole = select(frames, scores, by_system, **options)
-    assert _pairs(whole) == expected
-    monkeypatch.setattr(greedy_module, "FRONT_FACTOR", 0)
-    monkeypatch.setattr(greedy_module, "FRONT_LEAST", 3)
-    monkeypatch.setattr(greedy_module, "HELD", 200)
-    monkeypatch.setattr(greedy_module, "PASSING", 150)
-    looked = []
-    plainly = greedy_module.Batch._load
-
-    def load(batch, piece):
-        looked.append(len(piece.place))
-        return plainly(batch, piece)
-
-    monkeypatch.setattr(greedy_module.Batch, "_load", load)
-    options["features"] = chunked(options["features"], 100)
-    for chunks in (None, 100):
-        lazy = scores if chunks is None else chunked(scores, chunks)
-        assert _pairs(select(frames, lazy, by_system, **options)) == expected
-    assert len(looked) > 20
-    assert max(looked) < 40
-
-
-def test_select__features_do_not_repeat_an_environment():
-    """Nine copies of one strange brick, and one linker that is strange in its own way."""
-    ds, blocks = system("S_ld", "primitive")
-    frames = shaken(ds, 0, n=9)
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=(frames.sizes["atom"], 4))
-    value = rng.normal(size=frames.sizes["atom"])
-    for k in range(9):
-        atom = k * 106 + int(atoms_of(blocks, 0)[20])
-        x[atom] = 8.0 + 0.05 * rng.normal(size=4)
-        value[atom] = -60.0 - k
-    odd = 4 * 106 + int(atoms_of(blocks, 3)[0])
-    x[odd] = -8.0
-    value[odd] = -40.0
-    scores, features = scores_of(frames, value), features_of(frames, x)
-    plain = select(frames, scores, {"S_ld": blocks}, n=2, coverage="none")
-    assert plain["core_block"].values.tolist() == [0, 0]
-    cores = select(frames, scores, {"S_ld": blocks}, n=3, features=features)
-    assert _pairs(cores)[:2] == [(8, 0), (4, 3)]
-    # The other copies are no longer what they were: their scores are those of covered atoms.
-    assert cores["score"].values[2] < 20.0
-    assert cores["first_score"].values[0] == pytest.approx(68.0)
-
-
-def test_select__unseen_elements_are_covered_by_features():
-    ds, blocks = system("S_hf")
-    frames = shaken(ds, 0, n=3)
-    rng = np.random.default_rng(3)
-    x = rng.normal(size=(frames.sizes["atom"], 4))
-    value = rng.normal(size=frames.sizes["atom"])
-    value[frames["numbers"].values == 72] = -np.inf
-    x[frames["numbers"].values == 72] = 0.01 * rng.normal(size=(3, 4))
-    cores = select(
-        frames, scores_of(frames, value), {"S_hf": blocks}, n=3, features=features_of(frames, x)
-    )
-    assert np.isposinf(cores["score"].values[0])
-    assert int(cores["n_unseen"].values[0]) == 1
-    assert np.isfinite(cores["score"].values[1:]).all()
-
-
-def test_select__features_cover_calibrated_scores():
-    ds, blocks = system("S_ld", "primitive")
-    frames = shaken(ds, 0, n=3)
-    rng = np.random.default_rng(4)
-    x = rng.normal(size=(frames.sizes["atom"], 2))
-    error = rng.uniform(0.0, 0.1, size=frames.sizes["atom"])
-    likely = np.full(frames.sizes["atom"], 5.0)
-    for k in range(3):
-        atom = k * 106 + int(atoms_of(blocks, 0)[10])
-        error[atom], likely[atom], x[atom] = 1.0 - 0.1 * k, -80.0, 9.0
-    error[106 + int(atoms_of(blocks, 2)[0])] = 0.5
-    scores = scores_of(frames, likely).assign(error_bound=("atom", error))
-    cores = select(
-        frames,
-        scores,
-        {"S_ld": blocks},
-        n=2,
-        ranking="calibrated_score",
-        features=features_of(frames, x),
-    )
-    assert _pairs(cores) == [(0, 0), (1, 2)]
-
-
-@pytest.mark.parametrize("kind", ["constant", "one_atom", "collinear"])
-def test_select__features_that_hardly_vary(kind):
-    frames, by_system = _frames(n=2)
-    x = np.random.default_rng(0).normal(size=(frames.sizes["atom"], 3))
-    if kind == "constant":
-        x[:] = 1.0
-    elif kind == "one_atom":
-        x[frames["numbers"].values == 40] = 2.0
-    else:
-        x[:, 2] = x[:, 0] + x[:, 1]
-    scores = scores_of(frames, _noise(frames))
-    cores = select(frames, scores, by_system, n=12, features=features_of(frames, x))
-    assert len(set(_pairs(cores))) == 12
-    assert np.isfinite(cores["score"].values).all()
 
 
 # ------------------------------------------------------------------------- lazy scores
@@ -654,7 +412,7 @@ def test_select__lazy_equals_in_memory(rows, ranking):
         expected = select(frames, scores, by_system, n=9, ranking=ranking, **options)
         lazy = select(chunked(frames, rows), chunked(scores, rows), by_system, n=9,
                       ranking=ranking, **options)  # fmt: skip
-        assert _pairs(lazy) == _pairs(expected)
+        assert core_pairs(lazy) == core_pairs(expected)
         np.testing.assert_allclose(lazy["score"].values, expected["score"].values, rtol=1e-12)
     expected = select(frames, scores, by_system, n=9, ranking=ranking, features=features)
     lazy = select(
@@ -665,15 +423,15 @@ def test_select__lazy_equals_in_memory(rows, ranking):
         ranking=ranking,
         features=chunked(features, rows),
     )
-    assert _pairs(lazy) == _pairs(expected)
+    assert core_pairs(lazy) == core_pairs(expected)
     np.testing.assert_allclose(lazy["score"].values, expected["score"].values, rtol=1e-9)
 
 
 def test_select__tasks_grow_with_chunks_and_not_with_blocks():
     tasks = {}
     for n in (4, 16):
-        frames, by_system = _frames(n=n)
-        scores = scores_of(frames, _noise(frames))
+        frames, by_system = rattled_frames(n=n)
+        scores = scores_of(frames, noise_of(frames))
         features = features_of(frames, np.random.default_rng(0).normal(size=(106 * n, 4)))
         for chunks in (4, 8):
             rows = 106 * n // chunks
@@ -686,22 +444,22 @@ def test_select__tasks_grow_with_chunks_and_not_with_blocks():
 
 # ------------------------------------------------------------------------- random cores
 def test_random_cores__kinds_take_turns():
-    frames, by_system = _frames(n=5, name="S_pr")
+    frames, by_system = rattled_frames(n=5, name="S_pr")
     cores = random_cores(frames, by_system, n=8, seed=0)
     assert sorted(cores["kind"].values.tolist()) == [0] * 4 + [1] * 4
-    assert len(set(_pairs(cores))) == 8
+    assert len(set(core_pairs(cores))) == 8
     rest = random_cores(frames, by_system, n=1000, seed=0)
-    assert len(set(_pairs(rest))) == rest.sizes["core"] == 35
+    assert len(set(core_pairs(rest))) == rest.sizes["core"] == 35
 
 
 def test_random_cores__seeded():
-    frames, by_system = _frames(n=5)
+    frames, by_system = rattled_frames(n=5)
     first = random_cores(frames, by_system, n=6, seed=1)
     assert_same_bits(random_cores(frames, by_system, n=6, seed=1), first)
-    assert _pairs(random_cores(frames, by_system, n=6, seed=2)) != _pairs(first)
+    assert core_pairs(random_cores(frames, by_system, n=6, seed=2)) != core_pairs(first)
     only = random_cores(frames, by_system, n=6, seed=1, roles=["linker"])
     blocks = by_system["S_ld"]
-    assert {blocks["role"].values[b] for _, b in _pairs(only)} == {"linker"}
+    assert {blocks["role"].values[b] for _, b in core_pairs(only)} == {"linker"}
 
 
 # ------------------------------------------------------------------------- guests and errors
@@ -720,14 +478,14 @@ def _with_guest():
 def test_rank__guests_are_no_cores_unless_asked_for():
     ds, by_system = _with_guest()
     scores = scores_of(ds, [0.0, 0.0, -9.0])
-    assert _pairs(rank(ds, scores, by_system)) == [(0, 0)]
-    assert _pairs(rank(ds, scores, by_system, roles=["node", "guest"])) == [(0, 1), (0, 0)]
+    assert core_pairs(rank(ds, scores, by_system)) == [(0, 0)]
+    assert core_pairs(rank(ds, scores, by_system, roles=["node", "guest"])) == [(0, 1), (0, 0)]
     assert random_cores(ds, by_system, n=5, seed=0).sizes["core"] == 1
 
 
 def test_select__errors_name_what_is_wrong():
-    frames, by_system = _frames(n=2)
-    scores = scores_of(frames, _noise(frames))
+    frames, by_system = rattled_frames(n=2)
+    scores = scores_of(frames, noise_of(frames))
     nan = scores_of(frames, np.where(np.arange(212) == 130, np.nan, 0.0))
     short = scores.isel(atom=slice(0, 100))
     x = features_of(frames, np.ones((212, 2)))
@@ -801,8 +559,8 @@ def test_select__errors_name_what_is_wrong():
 
 
 def test_rank__keeps_the_hashes_of_model_and_density():
-    frames, by_system = _frames(n=1)
-    scores = scores_of(frames, _noise(frames))
+    frames, by_system = rattled_frames(n=1)
+    scores = scores_of(frames, noise_of(frames))
     scores.attrs = {"model_hash": "aa", "density_hash": "bb"}
     assert rank(frames, scores, by_system).attrs == {"model_hash": "aa", "density_hash": "bb"}
 
@@ -817,6 +575,6 @@ def test_select__many_structures_of_several_systems_stay_in_their_place():
     value[start[3] + atoms_of(others, 4)[2]] = -3.0
     value[start[1] + atoms_of(blocks, 2)[1]] = -2.0
     cores = select(frames, scores_of(frames, value), by_system, n=2)
-    assert _pairs(cores) == [(3, 4), (1, 2)]
+    assert core_pairs(cores) == [(3, 4), (1, 2)]
     assert [str(s) for s in cores["system"].values] == ["S_pr", "S_ld"]
     assert isinstance(cores, xr.Dataset)
