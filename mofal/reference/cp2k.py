@@ -36,7 +36,6 @@ from mofal.reference.cp2k_data import (
     ARRAYS_CLUSTER,
     ARRAYS_CRYSTAL,
     ARRAYS_MESH,
-    Cp2kBox,
     Cp2kCost,
     Cp2kData,
     cube_cluster,
@@ -51,7 +50,7 @@ from mofal.reference.cp2k_files import read_output, write_input
 from mofal.reference.faults import machine_error, machine_in, refuse_full
 from mofal.reference.options import check_known, number
 from mofal.reference.processes import machine_memory_bytes
-from mofal.reference.program import PROGRAM_OPTIONS, ProgramReference
+from mofal.reference.program import PROGRAM_OPTIONS, Box, ProgramReference
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -230,7 +229,7 @@ class Cp2kReference(ProgramReference):
         what = "parameters" if self.is_xtb else f"{self.preset.basis} with {POTENTIAL}"
         return f"no {what} for {', '.join(missing)} in {self.data.directory}"
 
-    def box(self, atoms: Atoms) -> Cp2kBox:
+    def box(self, atoms: Atoms) -> Box:
         """Cell and grid that a structure is calculated in."""
         h = 1 / POINTS_PER_A if self.is_xtb else spacing_of(self.preset.cutoff)
         if atoms.pbc.any():
@@ -394,7 +393,7 @@ class Cp2kReference(ProgramReference):
         return finish(attempt, energy=out.energy, forces=out.forces, stress=out.stress, **more)
 
     def _input(
-        self, attempt: Attempt, atoms: Atoms, box: Cp2kBox, route: Mapping[str, Any]
+        self, attempt: Attempt, atoms: Atoms, box: Box, route: Mapping[str, Any]
     ) -> dict[str, Any]:
         periodic = bool(atoms.pbc.any())
         along = "XYZ" if periodic else "NONE"
@@ -483,7 +482,7 @@ class Cp2kReference(ProgramReference):
         }
 
     def _dft_xtb(
-        self, attempt: Attempt, box: Cp2kBox, route: Mapping[str, Any], periodic: bool
+        self, attempt: Attempt, box: Box, route: Mapping[str, Any], periodic: bool
     ) -> dict[str, Any]:
         place = self.data.directory
         poisson: dict[str, Any] = {"PERIODIC": "NONE", "POISSON_SOLVER": "ANALYTIC"}

@@ -16,6 +16,7 @@ import numpy as np
 from ase.units import Bohr
 
 from mofal.errors import ReferenceError
+from mofal.reference.program import Box
 
 # Memory in bytes, calibrated on the runs in docs/reference.md: so many for each rank at its
 # start, arrays of doubles on the grid of the density (free and periodic boundaries), and
@@ -31,28 +32,6 @@ MARGIN = 1.2
 # Shells in the order in which cores of pseudopotentials are filled: whole shells, innermost first.
 _SHELLS = [(n, k) for n in range(1, 8) for k in range(n)]
 _LETTERS = "spdfghi"
-
-
-@dataclass(frozen=True)
-class Cp2kBox:
-    """A structure as CP2K is given it.
-
-    Attributes
-    ----------
-    positions : ndarray, shape (n, 3)
-        Å.
-    cell : ndarray, shape (3, 3)
-        Å.
-    shift : ndarray, shape (3,)
-        What was added to the positions asked for, Å.
-    grid_points : tuple of int
-        Of the density, along each cell vector; CP2K itself may take a few more.
-    """
-
-    positions: np.ndarray
-    cell: np.ndarray
-    shift: np.ndarray
-    grid_points: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -101,7 +80,7 @@ def fft_length(least: int) -> int:
         n += 2
 
 
-def cube_cluster(positions: np.ndarray, *, h: float, vacuum: float) -> Cp2kBox:
+def cube_cluster(positions: np.ndarray, *, h: float, vacuum: float) -> Box:
     """Put a cluster into a cube whose grid has exactly the spacing asked for.
 
     The wavelet Poisson solver wants a cube. As with GPAW the grid is fixed in space: its points are
@@ -112,7 +91,7 @@ def cube_cluster(positions: np.ndarray, *, h: float, vacuum: float) -> Cp2kBox:
     n = fft_length(int((high - low).max()))
     low -= (n - (high - low)) // 2
     shift = -low * h
-    return Cp2kBox(
+    return Box(
         positions=positions + shift,
         cell=np.eye(3) * (n * h),
         shift=shift,
@@ -120,11 +99,11 @@ def cube_cluster(positions: np.ndarray, *, h: float, vacuum: float) -> Cp2kBox:
     )
 
 
-def grid_crystal(positions: np.ndarray, cell: np.ndarray, *, h: float) -> Cp2kBox:
+def grid_crystal(positions: np.ndarray, cell: np.ndarray, *, h: float) -> Box:
     """Keep a crystal as it is; its grid is as fine as `h` or finer."""
     lengths = np.linalg.norm(cell, axis=1)
     a, b, c = (fft_length(math.ceil(length / h)) for length in lengths)
-    return Cp2kBox(np.array(positions), np.array(cell), np.zeros(3), (a, b, c))
+    return Box(np.array(positions), np.array(cell), np.zeros(3), (a, b, c))
 
 
 # ---------------------------------------------------------------------------------- data
@@ -342,13 +321,13 @@ def _count_functions(lines: Sequence[str]) -> int:
 
 
 def estimate_cp2k(
-    box: Cp2kBox, kinds: Sequence[Kind], *, ranks: int, arrays: float, spins: int
+    box: Box, kinds: Sequence[Kind], *, ranks: int, arrays: float, spins: int
 ) -> Cp2kCost:
     """Estimate the memory that a calculation needs, from its grid and its basis functions.
 
     Parameters
     ----------
-    box : Cp2kBox
+    box : Box
     kinds : sequence of Kind
         One per atom.
     ranks : int

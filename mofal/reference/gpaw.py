@@ -27,8 +27,8 @@ from mofal.reference.base import Attempt, fail, finish, package_versions, tail
 from mofal.reference.child import Finished, describe_exit, last_line, read_tail
 from mofal.reference.faults import machine_error, machine_in, refuse_full
 from mofal.reference.gpaw_memory import (
-    Box,
     Cost,
+    GpawBox,
     PawData,
     box_cluster,
     box_crystal,
@@ -196,7 +196,7 @@ class GpawReference(ProgramReference):
             raise ReferenceError(f"{', '.join(map(repr, unknown))} is no chemical symbol")
         return dict.fromkeys(wanted, 0.0)
 
-    def box(self, atoms: Atoms) -> Box:
+    def box(self, atoms: Atoms) -> GpawBox:
         """Cell and grid that a structure is calculated in."""
         if atoms.pbc.any():
             return box_crystal(atoms.positions, atoms.cell[:], h=self.preset.h)
@@ -274,7 +274,7 @@ class GpawReference(ProgramReference):
         )
         return self._judge(attempt, box, ended, place)
 
-    def _judge(self, attempt: Attempt, box: Box, ended: Finished, place: Path) -> Attempt:
+    def _judge(self, attempt: Attempt, box: GpawBox, ended: Finished, place: Path) -> Attempt:
         """Turn what a process left behind into an attempt."""
         log = tail("\n".join(t for t in (read_tail(place / "gpaw.txt"), ended.log) if t))
         more: dict[str, Any] = {"log_tail": log}
@@ -315,7 +315,7 @@ class GpawReference(ProgramReference):
         # Neither finite differences nor LCAO give a stress.
         return finish(attempt, energy=energy, forces=forces, positions=positions, **more)
 
-    def _parameters(self, box: Box, route: Mapping[str, Any]) -> dict[str, Any]:
+    def _parameters(self, box: GpawBox, route: Mapping[str, Any]) -> dict[str, Any]:
         p = self.preset
         parameters: dict[str, Any] = {
             "mode": {"name": "fd", "nn": p.stencil} if p.mode == "fd" else {"name": "lcao"},

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mofal.errors import ReferenceError
+from mofal.reference.program import Box
 
 # Grid sizes are multiples of this, as GPAW chooses them itself, so that multigrid can coarsen.
 GRID_MULTIPLE = 4
@@ -34,33 +35,21 @@ MARGIN = 1.15
 
 
 @dataclass(frozen=True)
-class Box:
-    """A structure as GPAW is given it: positions shifted into a cell, and the grid of the cell.
+class GpawBox(Box):
+    """A structure as GPAW is given it.
 
     Attributes
     ----------
-    positions : ndarray, shape (n, 3)
-        Å.
-    cell : ndarray, shape (3, 3)
-        Å.
-    shift : ndarray, shape (3,)
-        What was added to the positions asked for, Å.
-    grid_points : tuple of int
-        Of the wave functions, along each cell vector.
     poisson_points : tuple of int or None
         Of the extended grid of the electrostatic potential, at the density's spacing.
     """
 
-    positions: np.ndarray
-    cell: np.ndarray
-    shift: np.ndarray
-    grid_points: tuple[int, int, int]
     poisson_points: tuple[int, int, int] | None
 
 
 def box_cluster(
     positions: np.ndarray, *, h: float, vacuum: float, poisson_extension: float, coarsenings: int
-) -> Box:
+) -> GpawBox:
     """Put a cluster into an orthorhombic box whose grid has exactly the spacing asked for.
 
     The grid is fixed in space (its points are whole multiples of `h` from the origin), so a cluster
@@ -92,7 +81,7 @@ def box_cluster(
         multiple = GRID_MULTIPLE * 2**coarsenings
         margin = math.ceil(poisson_extension / (h / 2) / multiple - 1e-9) * multiple
         extended = 2 * points + 2 * margin
-    return Box(
+    return GpawBox(
         positions=positions + shift,
         cell=np.diag(points * h),
         shift=shift,
@@ -101,11 +90,11 @@ def box_cluster(
     )
 
 
-def box_crystal(positions: np.ndarray, cell: np.ndarray, *, h: float) -> Box:
+def box_crystal(positions: np.ndarray, cell: np.ndarray, *, h: float) -> GpawBox:
     """Choose the grid of a crystal: the spacing nearest to `h` that its cell allows."""
     heights = 1.0 / np.linalg.norm(np.linalg.inv(cell), axis=0)
     points = (heights / h / GRID_MULTIPLE + 0.5).astype(int) * GRID_MULTIPLE
-    return Box(
+    return GpawBox(
         positions=np.array(positions),
         cell=np.array(cell),
         shift=np.zeros(3),
@@ -245,7 +234,7 @@ def count_bands(atoms: Sequence[PawAtom], charge: int = 0) -> int:
 
 
 def estimate_cost(
-    box: Box,
+    box: GpawBox,
     atoms: Sequence[PawAtom],
     *,
     mode: str,
@@ -262,7 +251,7 @@ def estimate_cost(
 
     Parameters
     ----------
-    box : Box
+    box : GpawBox
     atoms : sequence of PawAtom
         One per atom.
     mode : {"fd", "lcao"}

@@ -14,10 +14,12 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from mofal.data.electrons import electronic_state
 from mofal.errors import ReferenceError
@@ -28,6 +30,28 @@ from mofal.reference.processes import machine_memory_bytes, pool_memory_bytes
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+
+@dataclass(frozen=True)
+class Box:
+    """A structure as a program with a grid is given it: positions shifted into a cell.
+
+    Attributes
+    ----------
+    positions : ndarray, shape (n, 3)
+        Å.
+    cell : ndarray, shape (3, 3)
+        Å.
+    shift : ndarray, shape (3,)
+        What was added to the positions asked for, Å.
+    grid_points : tuple of int
+        Along each cell vector: of GPAW's wave functions, of CP2K's density (it may take some more).
+    """
+
+    positions: np.ndarray
+    cell: np.ndarray
+    shift: np.ndarray
+    grid_points: tuple[int, int, int]
 
 
 class Size(Protocol):

@@ -102,6 +102,10 @@ def _over_time(ax: Axes, summary: xr.Dataset) -> None:
     )  # fmt: skip
     ax.set_ylim(0.0, 1.25 * max(float(share.max()), 200.0 * threshold))  # room for the legend
     ax.set_xlabel(label)
+    if label == "frame":
+        from matplotlib.ticker import MaxNLocator
+
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel(f"atoms below quantile {threshold:g}, %")
     ax.set_title("When")
     ax.legend(ncols=4, fontsize=7.5, loc="upper left", columnspacing=1.0, handlelength=1.4)
