@@ -101,8 +101,11 @@ def plot_subset_curves(
     ax.set_xticks(ticks, ["0", *map(str, counts)] if start else [str(n) for n in counts])
     ax.minorticks_off()
     low, high = ax.get_ylim()
-    steps = [s * 10.0**e for e in range(-1, 5) for s in (1, 2, 5)]
-    shown = [s for s in steps if low <= s <= high]
+    shown: list[float] = []
+    for steps in ((1, 2, 5), (1, 2, 3, 4, 5, 7)):  # two ticks alone would look like a linear axis
+        if len(shown) < 4:
+            shown = [s * 10.0**e for e in range(-1, 5) for s in steps]
+            shown = [s for s in shown if low <= s <= high]
     if len(shown) < 2:  # a narrow range between round numbers
         shown = [float(f"{s:.2g}") for s in np.geomspace(low, high, 5)[1:4]]
     ax.set_yticks(shown, [f"{s:g}" for s in shown])

@@ -236,6 +236,8 @@ def _proposal_errors(view: CampaignView, cycle: int, ds: xr.Dataset) -> np.ndarr
     if not view.site.exists(paths.place(cycle, "proposal.zarr")):
         return out
     predicted = view.proposal(cycle).load()
+    if "structure_id" not in predicted:  # of all clusters none could be labelled
+        return out
     at = {str(s): k for k, s in enumerate(predicted["structure_id"].values)}
     place = {str(s): k for k, s in enumerate(ds["structure_id"].values)}
     for c, relative in view.site.label_groups(cycle):

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import mofal
 from mofal.cli import main
 from mofal.commands.explore import campaign_exploration
-from mofal.data import atom_slice, write
+from mofal.data import atom_slice, write, write_group
 from tests.analysis.test_explorer import unpacked
 
 pytestmark = pytest.mark.slow
@@ -57,6 +58,19 @@ def test_campaign__clusters_beside_the_frames_they_were_cut_from(finished: Path)
     np.testing.assert_allclose(
         error[atom_slice(ds, place)], 1000.0 * np.sqrt((by_hand**2).sum(axis=1))
     )
+
+
+def test_campaign__whose_clusters_could_not_be_labelled(finished: Path, tmp_path: Path) -> None:
+    """What a cycle leaves whose labels were all set aside: no prediction, and the page is drawn."""
+    shutil.copytree(finished, tmp_path / "c", symlinks=True)
+    proposal = tmp_path / "c" / "cycle-001" / "proposal.zarr"
+    shutil.rmtree(proposal)
+    write_group(xr.Dataset(attrs={"structures": 0}), proposal, kind="table")
+    shown = campaign_exploration(mofal.open(tmp_path / "c"))
+    assert "quantile" in shown.columns
+    error = shown.columns.get("force error")
+    assert error is None or np.isnan(error.values).all()
+    assert main(["report", str(tmp_path / "c")]) == 0
 
 
 def test_report__has_the_explorer_one_click_away(finished: Path) -> None:
