@@ -1,0 +1,1 @@
+"""The command line: what each command takes, and the call that it makes; nothing heavy."""
