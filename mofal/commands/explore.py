@@ -263,11 +263,12 @@ def file_exploration(
     Parameters
     ----------
     path : path
-        Anything that `mofal.data.read` reads, or a group of the store.
+        Anything that `mofal.frameworks.read_structures` reads, or a group of the store.
     potential : path
         A model's directory, or a campaign.
     """
-    from mofal.data import open_group, read, select
+    from mofal.data import open_group, select
+    from mofal.frameworks import read_structures
     from mofal.potential import load
 
     density: PerElementDensity | None = None
@@ -287,7 +288,7 @@ def file_exploration(
     else:
         model = load(Path(potential))
         whose = str(potential)
-    ds = open_group(path).load() if path.name.endswith(".zarr") else read(path)
+    ds = open_group(path).load() if path.name.endswith(".zarr") else read_structures(path)
     ds = ds if index is None else select(ds, index)
     names = [f"{path.name} {k}" for k in range(ds.sizes["structure"])]
     features, columns, unfamiliarity = _familiarity(ds, model, density)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from mofal.campaign.loading import load_config
 from mofal.campaign.seed_file import open_without_spin
 from mofal.campaign.steps.label import Say, label_structures, local_schedule
-from mofal.data import read, to_atoms, write
+from mofal.data import to_atoms, write
 from mofal.errors import ConfigError
+from mofal.frameworks import read_structures
 from mofal.reference import gather, get_reference
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def label_file(
     method = get_reference(reference)
     if Path(path).is_dir():
         raise ConfigError(f"{path} is a directory; expected a file of structures")
-    structures = unlabelled(read(path))
+    structures = unlabelled(read_structures(path))
     silent = open_without_spin(to_atoms(structures))
     if silent:
         say(f"note: {silent}")

@@ -15,9 +15,9 @@ from mofal.campaign.prepare import make_system
 from mofal.campaign.steps.label import local_schedule, only_one
 from mofal.campaign.steps.mechanics import judge_of, make_plans, quiet, run_plans
 from mofal.commands.label import check_seed, unlabelled
-from mofal.data import from_atoms, to_atoms
-from mofal.data.text import read_atoms
+from mofal.data import to_atoms
 from mofal.errors import ConfigError, StructureError
+from mofal.frameworks import read_structures
 from mofal.mechanics import potential_level, reference_level
 from mofal.mechanics.levels import check_level
 from mofal.mechanics.pieces import extend_all
@@ -42,7 +42,7 @@ def mechanics(
     reference: str | None = None,
     what: Sequence[str] = ("eos",),
     cell: str = "conventional",
-    rule: str = "carboxylate",
+    rule: str = "auto",
     curve: CurveSettings | None = None,
     strains: ElasticSettings | None = None,
     pressure: PressureSettings | None = None,
@@ -195,10 +195,12 @@ def _read(file: Path, rule: str) -> tuple[xr.Dataset, xr.Dataset | None]:
             raise StructureError(
                 f"{error}; a crystal without building blocks goes with: --rule none"
             ) from None
-    frames = read_atoms(file)
-    if len(frames) != 1:
-        raise StructureError(f"{file} holds {len(frames)} structures, expected one")
-    return unlabelled(from_atoms(frames, system=file.stem)), None
+    structures = read_structures(file, system=file.stem)
+    if structures.sizes["structure"] != 1:
+        raise StructureError(
+            f"{file} holds {structures.sizes['structure']} structures, expected one"
+        )
+    return unlabelled(structures), None
 
 
 # ---------------------------------------------------------------------------------- running

@@ -11,8 +11,9 @@ import numpy as np
 
 from mofal.campaign.steps.label import forces_of, label_structures, local_schedule
 from mofal.commands.label import check_seed, unlabelled
-from mofal.data import read, read_json, write_json
+from mofal.data import read_json, write_json
 from mofal.errors import ConfigError
+from mofal.frameworks import read_structures
 from mofal.reference import get_reference, noise_floor, noise_variants
 from mofal.reference.noise import variant_specs
 
@@ -65,7 +66,7 @@ def noise(
     if place.exists() and not place.is_dir():
         raise ConfigError(f"--directory {place} is a file; labels and the table need a directory")
     method = get_reference(reference)
-    structures = unlabelled(read(path))
+    structures = unlabelled(read_structures(path))
     spacing = method.level_of_theory.get("h")
     variants = noise_variants(
         structures,

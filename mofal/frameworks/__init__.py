@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mofal.frameworks.checks import check_structure
     from mofal.frameworks.defects import remove_blocks, substitute
     from mofal.frameworks.family import build, system_names
-    from mofal.frameworks.reader import read_framework
+    from mofal.frameworks.reader import read_framework, read_structures
     from mofal.frameworks.rules import register_rule, rule_names
     from mofal.frameworks.sampling import disorder, disorder_statistics
     from mofal.frameworks.symmetry import bare, linker_pair_orbits, symmetry_operations
@@ -26,7 +26,7 @@ _NAMES = {
     "defects": ("remove_blocks", "substitute"),
     "sampling": ("disorder", "disorder_statistics"),
     "family": ("build", "system_names"),
-    "reader": ("read_framework",),
+    "reader": ("read_framework", "read_structures"),
     "rules": ("register_rule", "rule_names"),
     "cells": ("supercell",),
     "symmetry": ("bare", "linker_pair_orbits", "symmetry_operations"),
@@ -44,6 +44,7 @@ __all__ = [
     "find_bonds",
     "linker_pair_orbits",
     "read_framework",
+    "read_structures",
     "register_rule",
     "remove_blocks",
     "rule_names",

@@ -91,14 +91,59 @@ def read_framework(
     return ds
 
 
+def read_structures(
+    path: str | os.PathLike[str], *, system: str | None = None, alternatives: str = "refuse"
+) -> xr.Dataset:
+    """Read all structures of a file as they are, with labels where it has them.
+
+    A CIF goes through the reader of frameworks (settings of space groups, occupancies, merged
+    images), everything else through `mofal.data.read`. No building blocks are looked for.
+
+    Parameters
+    ----------
+    path : path
+    system : str, optional
+        Name of the system; default: what the file says, else the file's name.
+    alternatives : {"refuse", "major"}
+        As in `read_framework`.
+
+    Returns
+    -------
+    Dataset
+        One structure for each frame, or for each data block of a CIF that has sites.
+
+    Raises
+    ------
+    StructureError
+        One line: what was found, what was expected, and what to do.
+    """
+    from mofal.data import concat, from_atoms, read
+
+    file = Path(path)
+    if not (_is_cif(file) and file.is_file() and file.stat().st_size):
+        return read(file, system=system)
+    try:
+        frames = read_cif(file, alternatives=alternatives)
+    except StructureError as error:
+        text = str(error)
+        raise StructureError(text if str(file) in text else f"{file}: {text}") from None
+    for atoms in frames:
+        atoms.info.pop("reading", None)  # notes for a person, no data
+    name = file.stem if system is None else system
+    return concat([from_atoms(atoms, system=name) for atoms in frames])
+
+
+def _is_cif(file: Path) -> bool:
+    return file.suffix.lower() in (".cif", ".mcif")
+
+
 def _atoms(file: Path, index: int | None, alternatives: str) -> Atoms:
     """One structure of a file, as it is written there."""
     from mofal.data.text import read_atoms
 
     if file.is_dir():
         raise StructureError(f"{file} is a directory, expected a file such as framework.cif")
-    is_cif = file.suffix.lower() in (".cif", ".mcif")
-    if is_cif and file.is_file() and file.stat().st_size:
+    if _is_cif(file) and file.is_file() and file.stat().st_size:
         frames = read_cif(file, alternatives=alternatives)
     else:
         with warnings.catch_warnings():

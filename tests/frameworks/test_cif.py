@@ -323,3 +323,34 @@ def test_read_framework__stretched_hydroxide(tmp_path):
     path = tmp_path / "x.cif"
     atoms.write(path)
     assert read_framework(path).attrs["notes"] == ""
+
+
+def test_every_command_reads_a_cif_alike(tmp_path, monkeypatch, capsys):
+    """R-3 on rhombohedral axes, which ASE's reader refuses: labels, with spglib for the group."""
+    from mofal.data import read
+    from mofal.frameworks import read_structures
+
+    path = tmp_path / "water.cif"
+    cell = Cell.fromcellpar([9.0, 9.0, 9.0, 80.0, 80.0, 80.0]).array
+    operations = ["x,y,z", "z,x,y", "y,z,x", "-x,-y,-z", "-z,-x,-y", "-y,-z,-x"]
+    lines = "loop_\n_space_group_symop_operation_xyz\n" + "\n".join(f"'{o}'" for o in operations)
+    written(path, cell, lines)
+    water = np.array([[0.3, 0.2, 0.1], [0.38, 0.16, 0.04], [0.34, 0.28, 0.16]])
+    sites = "\n".join(f"{e} {x} {y} {z}" for e, (x, y, z) in zip(["O1", "H1", "H2"], water))
+    text = path.read_text()
+    path.write_text(text[: text.index("Zr0")] + sites + "\n")
+
+    made = to_atoms(read_structures(path), 0)
+    assert str(made.symbols.formula.count()) == "{'O': 6, 'H': 12}"
+    group = spglib.get_spacegroup((made.cell.array, made.get_scaled_positions(), made.numbers))
+    assert group == "R-3 (148)"
+    monkeypatch.chdir(tmp_path)
+    assert main(["label", "water.cif", "--workers", "1"]) == 0
+    labelled = read("water.cif.labelled.extxyz")
+    assert np.array_equal(labelled["positions"].values, read_structures(path)["positions"].values)
+    # Forces have the symmetry that the file states: of equal size on all images of a site.
+    size = np.linalg.norm(labelled["forces"].values, axis=1).reshape(3, -1)
+    assert np.allclose(size, size[:, :1], atol=1e-4)
+    path.write_text(path.read_text().replace("0.3 0.2 0.1", "0.3 ? 0.1"))
+    assert main(["label", "water.cif", "--workers", "1"]) == 1
+    assert "water.cif: " in capsys.readouterr().err

@@ -72,7 +72,7 @@ def add_mechanics(commands: Any) -> None:
     p.add_argument("--reference", help="a reference in its place, e.g. gfn1-xtb")
     p.add_argument("--what", nargs="+", default=["eos"], help="eos, elastic, pv (default: eos)")
     p.add_argument("--cell", choices=["primitive", "conventional"], default="conventional")
-    p.add_argument("--rule", default="carboxylate", help="how to cut blocks; none: no blocks")
+    p.add_argument("--rule", default="auto", help="how to cut blocks; none: no blocks")
     p.add_argument("--volumes", type=int, default=9, help="of E(V), an odd number (default: 9)")
     p.add_argument("--spacing", type=float, default=0.005, help="relative (default: 0.005)")
     p.add_argument("--grid", type=float, nargs="+", default=[], help="volumes in Å³ instead")
