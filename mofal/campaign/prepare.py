@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from mofal.campaign.seed_check import check_seed_file
 from mofal.campaign.steps.select import check_ranking
 from mofal.data import write_group, write_json
 from mofal.data.variables import STRING
-from mofal.errors import CampaignError, ConfigError, MofalError
+from mofal.errors import CampaignError, ConfigError, MofalError, StructureError
 from mofal.frameworks import supercell
 from mofal.frameworks.cells import LEAST_IMAGE, nearest_image, wide_enough
 from mofal.reference import get_reference
@@ -39,7 +40,7 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
     """Build or read a system and find its blocks.
 
     A file without `repeat` whose cell is so small that atoms have images within 12 Å is repeated;
-    ``structure.attrs["widened"]`` says so.
+    ``structure.attrs["remarks"]`` says so, and where a draw of disorder left no defect.
 
     Returns
     -------
@@ -52,7 +53,7 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
     """
     from mofal.frameworks import build, disorder, find_blocks, read_framework
 
-    widened = ""
+    remarks: list[str] = []
     if settings.build is not None:
         structure = build(
             settings.build, cell=settings.cell, repeat=settings.repeat, seed=settings.seed
@@ -70,12 +71,22 @@ def make_system(name: str, settings: SystemSettings) -> tuple[xr.Dataset, xr.Dat
             structure = supercell(structure, settings.repeat)
         else:
             structure, widened = _widened(structure)
+            remarks += [widened] if widened else []
     if settings.disorder is not None:
         options = settings.disorder.model_dump()
-        structure = disorder(structure, **options, seed=settings.seed, rule=settings.rule)
+        try:
+            structure = disorder(structure, **options, seed=settings.seed, rule=settings.rule)
+        except StructureError as error:
+            raise StructureError(f"systems.{name}.disorder: {error}") from None
+        drawn = json.loads(structure.attrs["disorder"])
+        if not any(drawn[name] for name in ("c_hf", "c_brick", "c_linker")):
+            remarks.append(
+                f"seed {settings.seed} draws no defect, so this is the perfect framework (another "
+                "seed of the system, or disorder: {exact: true})"
+            )
     structure["system"] = ("structure", np.array([name], STRING))
-    if widened:
-        structure.attrs["widened"] = widened
+    if remarks:
+        structure.attrs["remarks"] = "; ".join(remarks)
     return structure, find_blocks(structure, rule=settings.rule)
 
 
@@ -169,7 +180,7 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     check_ranking(config, seed_size(config, seed))
     check_stress(config, seed, reference)
     for name, (structure, _) in made.items():
-        notes += [f"{name}: {said}" for said in [structure.attrs.get("widened", "")] if said]
+        notes += [f"{name}: {said}" for said in [structure.attrs.get("remarks", "")] if said]
     notes += check_electrons(site, made, reference)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
     level = reference.level_hash if reference is not None else ""

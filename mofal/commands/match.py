@@ -63,8 +63,8 @@ def match(system: str, settings: MatchSettings, *, say: Say = print) -> int:
     floors = examine(settings, say)
     local_schedule(settings.workers)
     structure, blocks = _system(system, settings.cell, settings.rule)
-    if structure.attrs.get("widened"):
-        say(f"{structure['system'].values[0]}: {structure.attrs['widened']}")
+    if structure.attrs.get("remarks"):
+        say(f"{structure['system'].values[0]}: {structure.attrs['remarks']}")
     _check_elements(structure, settings.potentials)
     chosen = _core(blocks, settings.core)
     shells = settings.shells

@@ -104,15 +104,19 @@ def watch_file(
         require_elements(symbols_of(numbers), view.site.elements, what="this campaign")
         if next_cycle:
             _explored(view, numbers)
+    known: Known | None = None
+    if view is None:
+        known = open_known(potential, density, device=device)
+        if source.look():
+            found = symbols_of(read_frame(source, 0).numbers)
+            require_elements(found, known.elements, what="this potential")
     place.mkdir(exist_ok=True)
     with only_one(place):
-        known: Known
-        if view is not None:
+        if known is None:
+            assert view is not None
             known = campaign_known(view, place, device=device, say=say)
             if blocks is None:
                 blocks, system = _of_campaign(view, source, say)
-        else:
-            known = open_known(potential, density, device=device)
         summary = watch(
             source,
             known,

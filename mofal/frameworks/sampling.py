@@ -95,7 +95,14 @@ def _count(amount: float | int, n: int, name: str, exact: bool) -> int | None:
             f"{name}={amount!r} is more than all: expected a fraction from 0 to 1, or an integer "
             f"count of the {n} sites"
         )
-    return round(amount * n) if exact else None
+    if not exact:
+        return None
+    if amount and not round(amount * n):
+        raise StructureError(
+            f"{name}={amount!r} of {n} sites is none of them: give a count, {name}=1, more sites "
+            "(a supercell), or exact=False, which draws each site by itself"
+        )
+    return round(amount * n)
 
 
 def _pick(rng: np.random.Generator, n: int, amount: float, count: int | None) -> NDArray[np.bool_]:

@@ -11,12 +11,14 @@ import yaml
 from ase import Atoms
 from ase.io import write as write_with_ase
 
+from mofal.campaign.config import SystemSettings
 from mofal.campaign.driver import Campaign
 from mofal.campaign.electrons import check_electrons, representative_cores, with_spin
 from mofal.campaign.prepare import examine, make_system, settle
 from mofal.campaign.steps.sample import sample_seed
 from mofal.cli import main
 from mofal.data import select, structure_ids, to_atoms
+from mofal.errors import StructureError
 from mofal.reference import get_reference, structure_id_of
 from tests.frameworks import published
 
@@ -234,10 +236,10 @@ def test_make_system__rods_are_repeated(tmp_path: Path) -> None:
         assert blocks["charge"].values.sum() == 0
         reduced, _ = minkowski_reduce(structure["cell"].values[0])
         assert np.linalg.norm(reduced, axis=1).min() >= 12
-        assert "repeat: [1, 1, 1] keeps" in structure.attrs["widened"]
+        assert "repeat: [1, 1, 1] keeps" in structure.attrs["remarks"]
         kept, _ = make_system("rod", settings.model_copy(update={"repeat": (1, 1, 1)}))
         assert kept.sizes["atom"] == len(atoms)
-        assert "widened" not in kept.attrs
+        assert "remarks" not in kept.attrs
 
 
 @pytest.mark.parametrize(
@@ -257,3 +259,18 @@ def test_examples__rods_with_a_missing_linker(
     for words in (*expected, "note: defective: repeated 1 x 1 x 2"):
         assert words in text
     assert "has the charge" not in text
+
+
+def test_make_system__disorder_that_leaves_no_defect(tmp_path):
+    settings = {"build": "S_pr", "cell": "primitive"}
+    few = SystemSettings(**settings, disorder={"linker": 0.01})
+    structure, _ = make_system("ld", few)
+    assert structure.sizes["atom"] == 114  # the perfect cell
+    assert "draws no defect" in structure.attrs["remarks"]
+    one = SystemSettings(**settings, disorder={"linker": 1 / 6, "exact": True})
+    assert "remarks" not in make_system("ld", one)[0].attrs
+    with pytest.raises(
+        StructureError,
+        match=r"^systems.ld.disorder: .* of 6 sites",
+    ):
+        make_system("ld", SystemSettings(**settings, disorder={"linker": 0.01, "exact": True}))
