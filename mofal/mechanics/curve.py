@@ -607,6 +607,7 @@ def fit_table(found: EnergyVolume) -> xr.Dataset:
             "window_A3": list(w.window),
             "window_volumes": w.n_volumes,
             "spread": w.spread,
+            "misfit": w.misfit,
             "agreed": int(w.agreed),
         }
     return describe(xr.Dataset(variables, attrs=attrs))

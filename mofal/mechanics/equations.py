@@ -1,7 +1,8 @@
 """Equations of state, each with the same four parameters: E0, V0, K, K'.
 
 Energies and pressures are fitted together, over windows of volumes that shrink until the bulk
-moduli of all equations agree.
+moduli of all equations agree and the equations follow the pressures. Both are asked: near a
+collapse K changes so fast that all three agree on the same wrong modulus of a wide window.
 """
 
 from __future__ import annotations
@@ -166,9 +167,12 @@ class Windows:
         Its lowest and highest volume, Å³.
     n_volumes : int
     agreed : bool
-        Whether the bulk moduli agree within the tolerance there.
+        Whether the bulk moduli agree within the tolerance there, and `misfit` is within half of it.
     spread : float
         Largest less smallest bulk modulus over their mean.
+    misfit : float
+        Largest root mean square of the residuals of the pressures, of any equation, over half the
+        range of the pressures; NaN without pressures.
     tried : list of (int, float)
         Number of volumes and spread of every window.
     energy_alone : Fit
@@ -180,6 +184,7 @@ class Windows:
     n_volumes: int
     agreed: bool
     spread: float
+    misfit: float
     tried: list[tuple[int, float]]
     energy_alone: Fit
 
@@ -209,7 +214,8 @@ def fit_windows(
     volume, energy, pressure
         As in `fit`; any order.
     tolerance : float
-        Relative spread of the bulk moduli at which they agree.
+        Relative spread of the bulk moduli at which they agree; pressures are to be followed to half
+        of it.
     fewest : int
         Volumes of the smallest window.
 
@@ -233,6 +239,7 @@ def fit_windows(
         )
     tried: list[tuple[int, float]] = []
     best: Windows | None = None
+    least = np.inf
     first, last = 0, len(volume)
     while last - first >= fewest:
         rows = slice(first, last)
@@ -241,17 +248,24 @@ def fit_windows(
         moduli = np.array([f.bulk_modulus for f in fits])
         spread = float(np.ptp(moduli) / abs(moduli.mean()))
         tried.append((last - first, spread))
-        if best is None or spread < best.spread:
+        misfit = np.nan
+        if p is not None:
+            misfit = max(f.pressure_residual for f in fits) / (np.ptp(p) / units.GPa / 2)
+        # fmax: without pressures only the moduli count.
+        worst = float(np.fmax(spread, 2 * misfit))
+        if best is None or worst < least:
+            least = worst
             best = Windows(
                 fits,
                 (float(volume[first]), float(volume[last - 1])),
                 last - first,
-                spread <= tolerance,
+                worst <= tolerance,
                 spread,
+                float(misfit),
                 tried,
                 fit(volume[rows], energy[rows]),
             )
-        if spread <= tolerance:
+        if worst <= tolerance:
             break
         # The point farthest from the minimum goes first.
         middle = float(np.median([f.volume for f in fits]))

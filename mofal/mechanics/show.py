@@ -289,6 +289,7 @@ def summary_of(found: Any, one: Any, cells: float | None) -> dict[str, Any]:
             "volume_A3": w.best.volume,
             "bulk_modulus_derivative": w.best.derivative,
             "spread": w.spread,
+            "misfit": None if np.isnan(w.misfit) else w.misfit,
             "agreed": w.agreed,
             "window_A3": list(w.window),
             "fits": {
@@ -320,7 +321,7 @@ def describe_curve(name: str, found: Any, *, n_atoms: int, cells: float | None) 
     lines.append(
         f"{name}: K {w.bulk_modulus:.2f} GPa, V0 {w.best.volume:.2f} Å³{per}, "
         f"K' {w.best.derivative:.2f} at 0 K"
-        + ("" if w.agreed else ", NOT to be relied on: the equations of state do not agree")
+        + ("" if w.agreed else ", NOT to be relied on: the equations of state do not describe it")
     )
     for fit in [*w.fits, w.energy_alone]:
         label = fit.equation if fit is not w.energy_alone else "energies alone"
@@ -328,10 +329,12 @@ def describe_curve(name: str, found: Any, *, n_atoms: int, cells: float | None) 
             f"  {label:16s} K {fit.bulk_modulus:8.3f} GPa   V0 {fit.volume:10.3f} Å³   "
             f"K' {fit.derivative:6.2f}   residual {1000 * fit.residual / n_atoms:.4f} meV/atom"
         )
-    agreed = "agree within" if w.agreed else "do NOT agree: they differ by"
+    how = "" if w.agreed else "only "
+    follow = "" if np.isnan(w.misfit) else f", and follow the pressures to {100 * w.misfit:.1f} %"
     lines.append(
         f"  window {w.window[0]:.1f} to {w.window[1]:.1f} Å³ ({w.n_volumes} of "
-        f"{len(found.volume)} volumes); the equations {agreed} {100 * w.spread:.1f} %"
+        f"{len(found.volume)} volumes); the equations agree {how}within "
+        f"{100 * w.spread:.1f} %{follow}"
     )
     worst = _largest(found.hysteresis)
     if worst is not None:

@@ -76,6 +76,23 @@ def test_windows__shrink_until_the_equations_agree():
     assert tight.spread == min(spread for _, spread in tight.tried)
 
 
+def test_windows__shrink_where_the_modulus_changes_fast():
+    """K falls to a third on the way down, as S_ld's does: the three agree, and are wrong."""
+    volume = 2265.0 * (1 + 0.005 * np.arange(-4, 5))
+    x = volume / 2265.0 - 1.0
+    # K(V) = 8 GPa (1 + 12 x - 1000 x^2) for x < 0: what lies at V0 is known.
+    bend = np.where(x < 0, 1000.0, 0.0)
+    scale = 8.0 * units.GPa
+    pressure = -scale * (x + 6 * x**2 - bend * x**3 / 3)
+    energy = -945.0 + 2265.0 * scale * (x**2 / 2 + 2 * x**3 - bend * x**4 / 12)
+    found = fit_windows(volume, energy, pressure)
+    assert found.tried[0][1] < 0.02  # the equations agree on the whole window
+    assert found.n_volumes < 9
+    wide = [fit(volume, energy, pressure, equation=name).bulk_modulus for name in EQUATIONS]
+    assert abs(np.mean(wide) - 8.0) > 0.3
+    assert found.bulk_modulus == pytest.approx(8.0, rel=0.03)
+
+
 def test_windows__refuse_a_grid_beside_the_minimum():
     volume = np.linspace(2310, 2500, 9)
     energy, pressure = EQUATIONS["Vinet"](volume, PARAMETERS)
