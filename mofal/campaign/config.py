@@ -428,6 +428,9 @@ class MechanicsSettings(Section):
 
     systems: tuple[Name, ...] = Field((), description="default: every system")
     what: tuple[Literal["eos", "elastic", "pv"], ...] = ("eos",)
+    engine: Literal["auto", "eager", "compiled"] = Field(
+        "eager", description="auto: the network is compiled where the work is worth it"
+    )
     realisations: Count = Field(1, description="draws of systems with disorder, E(V) of each")
     volumes: Count = 9
     spacing: Fraction = Field(0.005, description="of the volumes of E(V), relative")

@@ -16,6 +16,7 @@ from mofal.campaign.config import CampaignConfig, SystemSettings
 from mofal.campaign.devices import check_devices
 from mofal.campaign.directory import CONFIG, FACTS, ISOLATED, Site, write_config
 from mofal.campaign.electrons import check_electrons
+from mofal.campaign.engines import check_engines
 from mofal.campaign.given import check_start, example_labels, start_potential
 from mofal.campaign.loading import completed, differences, load_config
 from mofal.campaign.names import check_new
@@ -142,6 +143,7 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     """
     config = site.config
     check_devices(config)
+    check_engines(site)
     facts_file = site.root / FACTS
     if facts_file.exists():
         known = site.facts

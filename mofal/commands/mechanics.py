@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mofal.campaign import paths
 from mofal.campaign.config import SystemSettings
 from mofal.campaign.directory import Site
+from mofal.campaign.engines import is_here
 from mofal.campaign.loading import load_config
 from mofal.campaign.prepare import make_system
 from mofal.campaign.steps.label import local_schedule, only_one
@@ -18,10 +19,12 @@ from mofal.commands.label import check_seed, unlabelled
 from mofal.data import to_atoms
 from mofal.errors import ConfigError, StructureError
 from mofal.frameworks import read_structures
-from mofal.mechanics import potential_level, reference_level
+from mofal.mechanics import choose_engine, potential_level, reference_level
+from mofal.mechanics.engines import evaluations_of, keep_engine, prepare_engine
 from mofal.mechanics.levels import check_level
 from mofal.mechanics.pieces import extend_all
 from mofal.schedule import Pools
+from mofal.schedule.settings import cpu_count
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -47,6 +50,7 @@ def mechanics(
     strains: ElasticSettings | None = None,
     pressure: PressureSettings | None = None,
     realisations: int = 1,
+    engine: str | None = None,
     directory: str | os.PathLike[str] = "mechanics",
     workers: int | None = None,
     schedule: str | None = None,
@@ -75,6 +79,9 @@ def mechanics(
     pressure : PressureSettings, optional
     realisations : int
         Frameworks drawn for each name whose disorder is drawn (S_sup, S_sup*).
+    engine : str, optional
+        Network of a potential: ``"eager"``, ``"compiled"`` or ``"auto"`` (compiled where it is
+        worth it); default: the one that the directory was begun with, else eager.
     directory : path
         Of the results.
     workers : int, optional
@@ -106,10 +113,25 @@ def mechanics(
     crystals = load_systems(systems, cell=cell, rule=rule, n=realisations, seed=settings.seed)
     for structure, _ in crystals.values():
         check_level(level, to_atoms(structure, 0))
-    plans = make_plans(
-        crystals, level, place, what, {"curve": settings, "strains": strains, "pressure": pressure}
+    chosen = {"curve": settings, "strains": strains, "pressure": pressure}
+    here = client is None and is_here(where, "mechanics")
+    level, reason = choose_engine(
+        level,
+        place,
+        engine,
+        atoms=[to_atoms(structure, 0) for structure, _ in crystals.values()],
+        evaluations=evaluations_of(what, **chosen),  # type: ignore[arg-type]
+        here=here,
+        workers=workers or cpu_count(),
+        mend="leave --engine out, or give another --directory",
     )
+    plans = make_plans(crystals, level, place, what, chosen)
     with only_one(place):
+        keep_engine(level, place, reason)
+        if level.engine == "compiled":
+            say(f"compiled network ({reason})")
+            if here:
+                prepare_engine(level, say)
         if retry_failed:
             n = sum(plan.forget_failed() for plan in plans.all)
             say(f"{n} points are tried again")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mofal.mechanics.curve import Curve, CurveSettings, EnergyVolume, Minimum, energy_volume
     from mofal.mechanics.elastic import Elastic, ElasticConstants, ElasticSettings
+    from mofal.mechanics.engines import choose_engine
     from mofal.mechanics.equations import Fit, Windows, fit, fit_windows
     from mofal.mechanics.levels import Level, potential_level, reference_level
     from mofal.mechanics.motion import block_motion
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "curve": ("Curve", "CurveSettings", "EnergyVolume", "Minimum", "energy_volume"),
     "elastic": ("Elastic", "ElasticConstants", "ElasticSettings"),
+    "engines": ("choose_engine",),
     "equations": ("Fit", "Windows", "fit", "fit_windows"),
     "levels": ("Level", "potential_level", "reference_level"),
     "motion": ("block_motion",),
@@ -48,6 +50,7 @@ __all__ = [
     "Relaxed",
     "Windows",
     "block_motion",
+    "choose_engine",
     "energy_volume",
     "fit",
     "fit_pressure",

@@ -140,7 +140,7 @@ class Curve:
         self.system = str(structure["system"].values[0]) or "structure"
         content = {
             "structure": str(structure["structure_id"].values[0]),
-            "level": level.identity,
+            "level": level.key,
             "settings": asdict(self.settings),
         }
         self.key = hash_json(_plain(content))
@@ -288,6 +288,8 @@ class Curve:
         out.attrs.update(
             level=self.level.spec, level_kind=self.level.kind, level_identity=self.level.identity
         )
+        if self.level.kind == "potential":
+            out.attrs["engine"] = self.level.engine
         if self.complete:
             write_group(out, self.place / "curve.zarr")
         return out

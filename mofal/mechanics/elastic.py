@@ -95,7 +95,7 @@ class Elastic:
         self.system, self.source, self.level = system, Path(source), level
         # The directory of the source carries the identity of its curve.
         where = [self.source.parent.parent.name, self.source.name]
-        self.key = hash_json(_plain([where, level.identity, asdict(self.settings)]))
+        self.key = hash_json(_plain([where, level.key, asdict(self.settings)]))
         self.place = Path(directory) / f"elastic-{self.key[:10]}"
         self._sound = False
 

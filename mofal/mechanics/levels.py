@@ -35,22 +35,51 @@ class Level:
         Directory of the model, or specification of the reference.
     identity : str
         Hash of the model or of the level of theory.
+    engine : str
+        Network of a potential: ``"eager"`` or ``"compiled"``.
     """
 
     kind: str
     spec: str
     identity: str
+    engine: str = "eager"
+
+    @property
+    def key(self) -> str:
+        """What tells results of this level from those of others."""
+        return self.identity if self.engine == "eager" else f"{self.identity} {self.engine}"
+
+    def potential(self) -> Any:
+        """The model, with its eager network.
+
+        Raises
+        ------
+        ConfigError
+            It is another one by now.
+        """
+        return self._checked(_potential(self.spec))
+
+    def _checked(self, potential: Any) -> Any:
+        if potential.model_hash != self.identity:
+            raise ConfigError(
+                f"{self.spec} is not the model that this began with (hash "
+                f"{potential.model_hash}, expected {self.identity}); put that one back"
+            )
+        return potential
+
+    def mover(self) -> Any:
+        """What moves atoms of walks: the engine of a compiled network, or the calculator."""
+        if self.kind == "potential" and self.engine == "compiled":
+            with limit_threads(1):
+                return self.potential().engine("compiled")
+        return self.calculator()
 
     def calculator(self) -> Calculator:
         """Return an ASE calculator whose results depend on nothing but the structure."""
         if self.kind == "potential":
-            potential = _potential(self.spec)
-            if potential.model_hash != self.identity:
-                raise ConfigError(
-                    f"{self.spec} is not the model that this began with (hash "
-                    f"{potential.model_hash}, expected {self.identity}); put that one back"
-                )
-            return potential.calculator()
+            if self.engine == "compiled":
+                return self._checked(_compiled(self.spec)).calculator()
+            return self.potential().calculator()
         reference = _reference(self.spec)
         plain = hasattr(reference, "make_calculator") and not (
             reference.isolated or reference.time_limit_s is not None
@@ -63,16 +92,27 @@ class Level:
         return _potential(self.spec).elements if self.kind == "potential" else None
 
 
-def potential_level(path: str | Path) -> Level:
+def potential_level(path: str | Path, *, engine: str = "eager") -> Level:
     """Level of a model directory.
+
+    Parameters
+    ----------
+    path : path
+    engine : str
+        ``"eager"``, or ``"compiled"``: the network as machine code, made by whoever is the first to
+        want it (minutes, once for an architecture and machine).
 
     Raises
     ------
     StoreError
         There is no model.
+    ConfigError
+        No engine of this name.
     """
+    if engine not in ("eager", "compiled"):
+        raise ConfigError(f"the engine is {engine!r}; expected eager or compiled")
     spec = str(Path(path).absolute())
-    return Level("potential", spec, _potential(spec).model_hash)
+    return Level("potential", spec, _potential(spec).model_hash, engine)
 
 
 def reference_level(spec: str) -> Level:
@@ -91,6 +131,15 @@ def _potential(path: str) -> Any:
     from mofal.potential import load
 
     return load(path)
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(path: str) -> Any:
+    from mofal.potential import load
+
+    # Compiled for one thread, which is what every point has.
+    with limit_threads(1):
+        return load(path).compile()
 
 
 def _reference(spec: str) -> Any:

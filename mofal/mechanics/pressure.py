@@ -277,7 +277,7 @@ def run_point(
     with limit_threads(1):
         done = walk(
             from_atoms([atoms], system="point"),
-            calculator=Level(**level).calculator(),
+            calculator=Level(**level).mover(),
             settings=chosen.walk(ensemble, pressure_GPa),
             seed=tuple(seed),
             out=checkpoint,

@@ -15,6 +15,7 @@ from mofal.frameworks import system_names
 if TYPE_CHECKING:
     import xarray as xr
 
+    from mofal.mechanics.levels import Level
 
 Say = Callable[[str], None]
 
@@ -158,6 +159,7 @@ def show_elastic(elastic: dict[str, Any], curves: dict[str, Any], place: Path, s
         results[name] = {
             "level": one.level.spec,
             "level_identity": one.level.identity,
+            **engine_of(one.level),
             "elastic_constants_GPa": found.constants.tolist(),
             "pressure_GPa": found.pressure,
             "symmetry": found.symmetry,
@@ -239,6 +241,7 @@ def show_pressure(
         shown[name] = points, found
         results[name] = {
             "level": one.curve.level.spec,
+            **engine_of(one.curve.level),
             "temperature_K": one.settings.temperature_K,
             "converged": still,
             "largest_pressure_is_bound": found.bound,
@@ -271,11 +274,17 @@ def _why(one: Any) -> str:
     )
 
 
+def engine_of(level: Level) -> dict[str, str]:
+    """The engine of a potential, for the record; nothing of a reference."""
+    return {"engine": level.engine} if level.kind == "potential" else {}
+
+
 def summary_of(found: Any, one: Any, cells: float | None) -> dict[str, Any]:
     """What `eos.json` holds of one system."""
     out: dict[str, Any] = {
         "level": one.level.spec,
         "level_identity": one.level.identity,
+        **engine_of(one.level),
         "atoms": int(one.structure["n_atoms"].values[0]),
         "group": str(one.place.name),
         "problem": found.problem,

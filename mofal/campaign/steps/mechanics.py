@@ -5,20 +5,28 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mofal.campaign import paths
+from mofal.campaign.engines import is_here, mend_of
 from mofal.campaign.prepare import make_system
-from mofal.data import select
-from mofal.mechanics import potential_level
+from mofal.data import select, to_atoms
+from mofal.mechanics import choose_engine, potential_level
 from mofal.mechanics.domain import domain_of
+from mofal.mechanics.engines import (
+    evaluations_of,
+    keep_engine,
+    prepare_engine,
+    recorded_engine,
+)
 from mofal.mechanics.pieces import describe_outcome, extend_all
 from mofal.mechanics.show import show_curves, show_elastic, show_pressure
 from mofal.schedule import Pools
+from mofal.schedule.settings import cpu_count
 from mofal.schedule.task import Task
 
 if TYPE_CHECKING:
@@ -138,10 +146,16 @@ def make_plans(
 
 
 def campaign_plans(site: Site) -> Plans:
-    """Plans of the `mechanics` section of a campaign, with its last model."""
+    """Plans of the `mechanics` section of a campaign, with its last model, as they were begun."""
+    level = potential_level(site.path(paths.model(site.last_cycle())))
+    place = site.path("mechanics")
+    level = replace(level, engine=recorded_engine(place, level.identity) or "eager")
+    return _plans_at(site, level, _crystals(site))
+
+
+def _crystals(site: Site) -> dict[str, tuple[Any, Any]]:
     section = site.config.mechanics
     assert section is not None
-    level = potential_level(site.path(paths.model(site.last_cycle())))
     crystals: dict[str, tuple[Any, Any]] = {}
     for name in section.systems or tuple(site.config.systems):
         settings = site.config.systems[name]
@@ -150,6 +164,12 @@ def campaign_plans(site: Site) -> Plans:
             for k in range(1, section.realisations):
                 drawn = settings.model_copy(update={"seed": settings.seed + k})
                 crystals[f"{name}-{k}"] = make_system(f"{name}-{k}", drawn)
+    return crystals
+
+
+def _plans_at(site: Site, level: Level, crystals: dict[str, tuple[Any, Any]]) -> Plans:
+    section = site.config.mechanics
+    assert section is not None
     return make_plans(
         crystals,
         level,
@@ -161,12 +181,29 @@ def campaign_plans(site: Site) -> Plans:
 
 def campaign_mechanics(site: Site, pools: Pools, say: Say) -> None:
     """Do the mechanics of a campaign on its own pools; what failed is said and stops nothing."""
-    plans = campaign_plans(site)
+    section = site.config.mechanics
+    assert section is not None
+    place, crystals = site.path("mechanics"), _crystals(site)
+    here = is_here(pools.settings, "mechanics")
+    level, reason = choose_engine(
+        potential_level(site.path(paths.model(site.last_cycle()))),
+        place,
+        section.engine,
+        atoms=[to_atoms(structure, 0) for structure, _ in crystals.values()],
+        evaluations=evaluations_of(section.what, **section.settings(0)),
+        here=here,
+        workers=cpu_count(),
+        mend=mend_of(site),
+    )
+    keep_engine(level, place, reason)
+    if level.engine == "compiled":
+        say(f"mechanics: compiled network ({reason})")
+        if here:
+            prepare_engine(level, say)
+    plans = _plans_at(site, level, crystals)
     for one in plans.all:
         one.prepare()
     run_plans(plans.all, pools, say=say)
-    place = site.path("mechanics")
-    level = next(iter(plans.curves.values())).level
     plans.judge = judge_of(site, level, place)
     plans.show(place, say)
 

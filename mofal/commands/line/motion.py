@@ -97,6 +97,11 @@ def add_mechanics(commands: Any) -> None:
     p.add_argument("--pressure-change", type=float, default=15.0, help="MPa that P_max may move")
     p.add_argument("--modulus-change", type=float, default=1.0, help="GPa that K may move")
     p.add_argument("--realisations", type=int, default=1, help="draws of a disordered system")
+    p.add_argument(
+        "--engine",
+        help="network of a potential: eager, compiled, or auto: compiled where it is worth it "
+        "(default: as the directory was begun, else eager)",
+    )
     p.add_argument("--directory", default="mechanics", help="results (default: mechanics)")
     p.add_argument("--workers", type=int, help="processes (default: one per core)")
     p.add_argument("--schedule", help="a campaign file whose `schedule` section is used")
@@ -135,6 +140,7 @@ def run_mechanics(args: argparse.Namespace) -> int:
         ),
         pressure=pressure_of(args),
         realisations=args.realisations,
+        engine=args.engine,
         directory=args.directory,
         workers=args.workers,
         schedule=args.schedule,
