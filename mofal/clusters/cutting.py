@@ -32,6 +32,7 @@ from mofal.clusters.graph import (
 from mofal.clusters.mantle import check_max_atoms, expand_within
 from mofal.clusters.soundness import NEAREST, broken_in, nearest_pairs
 from mofal.data import make_structures, offsets
+from mofal.data.computing import compute
 from mofal.data.ragged import TEXT
 from mofal.errors import DataError
 from mofal.frameworks.caps import cap_positions
@@ -322,7 +323,7 @@ def _run(
                     length,
                 )
             )
-        return [part for parts in dask.compute(*tasks) for part in parts]
+        return [part for parts in compute(*tasks) for part in parts]
     out: list[_Part] = []
     for bunch in bunches:
         numbers, where = ([source[spans[k]] for k in bunch] for source in sources)

@@ -24,6 +24,7 @@ from mofal.clusters.graph import (
 )
 from mofal.clusters.mantle import expand_within
 from mofal.clusters.rankings import REDUCTIONS, Ranking, reduce_blocks
+from mofal.data.computing import compute
 from mofal.errors import ConfigError, DataError
 
 UNSEEN = "unseen"
@@ -197,7 +198,7 @@ def reduce_scores(pool: Pool, ranking: Ranking, scores: xr.Dataset) -> dict[str,
             score.to_delayed().ravel(), _like(numbers, score).to_delayed().ravel(), low
         )
     ]
-    return combine(pool, ranking, dask.compute(*parts))
+    return combine(pool, ranking, compute(*parts))
 
 
 def score_arrays(pool: Pool, ranking: Ranking, scores: xr.Dataset) -> tuple[Any, Any]:

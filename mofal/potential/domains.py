@@ -10,7 +10,6 @@ since a domain is finite and its gradients add up to nothing.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -405,11 +404,9 @@ def _grid_of(
 
 def compute(arrays: list[Any]) -> list[np.ndarray]:
     """Compute arrays over the session's client, or one domain after another in this process."""
-    import dask
     from dask.base import get_scheduler
 
+    from mofal.data import computing
+
     how = {} if get_scheduler() is not None else {"scheduler": "sync"}
-    with warnings.catch_warnings():
-        # A large structure goes along with its graph, once.
-        warnings.filterwarnings("ignore", "Sending large graph")
-        return [np.asarray(a) for a in dask.compute(*arrays, **how)]
+    return [np.asarray(a) for a in computing.compute(*arrays, **how)]
