@@ -410,6 +410,15 @@ def _load(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
+def bonds_of(points: Path) -> Bonds | None:
+    """Bonds that must hold, where a curve has kept some beside its points."""
+    watched = points / "bonds.npz"
+    if not watched.exists():
+        return None
+    table = _load(watched)
+    return table["bond_atom"], table["bond_shift"], table["bond_length"]
+
+
 def relax_point(
     *,
     place: str,
@@ -423,11 +432,7 @@ def relax_point(
 ) -> dict[str, Any]:
     """Relax one point and write it; a point that fails is written with its reason."""
     begin = Record.load(Path(source)).atoms
-    bonds = None
-    watched = Path(place) / "points" / "bonds.npz"
-    if watched.exists():
-        table = _load(watched)
-        bonds = (table["bond_atom"], table["bond_shift"], table["bond_length"])
+    bonds = bonds_of(Path(place) / "points")
     begin = displaced(begin, displacement, tuple(seed))
     if volume is not None:
         begin = scaled(begin, volume)

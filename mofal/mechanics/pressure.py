@@ -20,7 +20,7 @@ from mofal.data import from_atoms, hash_json, read_json, write_json
 from mofal.dynamics import walk
 from mofal.errors import DataError
 from mofal.mechanics.convergence import extension
-from mofal.mechanics.curve import Curve, Record, _load, _plain, _save
+from mofal.mechanics.curve import Curve, Record, _load, _plain, _save, bonds_of
 from mofal.mechanics.fluctuations import volume_fluctuations
 from mofal.mechanics.levels import Level
 from mofal.mechanics.pieces import Piece
@@ -61,8 +61,28 @@ class PressureVolume:
         return out + [(f"nvst{v:.4f}", "nvst", v) for v in s.volumes]
 
     def record(self, name: str, run: int) -> Path:
-        """Trace of one run."""
-        return self.place / "runs" / f"{name}-{run}.npz"
+        """Trace of one run: beside the curve, where settings with other points find it too."""
+        chain = self._chain_of(name, run)
+        content = [self.curve.key, self.settings.run_content, name, run, chain]
+        return self.curve.place / "runs" / f"{name}-{run}-{hash_json(_plain(content))[:8]}.npz"
+
+    def _chain_of(self, name: str, run: int) -> list[float]:
+        """Volumes by which the start of a run was reached; none where that is the minimum."""
+        ensemble, value = next((e, v) for n, e, v in self.points() if n == name)
+        if ensemble == "npt":
+            return []
+        return self._chain(value, back=dict(self.runs(name, ensemble, value))[run])
+
+    def _chain(self, value: float, *, back: bool) -> list[float]:
+        """Volumes by which a volume is reached from the minimum, itself the last."""
+        away = self._away(value)
+        k = away.index(value)
+        return away + away[k:-1][::-1] if back else away[: k + 1]
+
+    def _away(self, value: float) -> list[float]:
+        """Volumes on the side of one of them, outwards."""
+        side = {v for v in self.settings.volumes if (v > 1.0) == (value > 1.0)}
+        return sorted(side, key=lambda v: abs(v - 1.0))
 
     @property
     def sound(self) -> bool:
@@ -77,8 +97,7 @@ class PressureVolume:
 
     def _is_end(self, value: float) -> bool:
         """Whether the way out ends at this volume (and the way back begins there)."""
-        side = [abs(v - 1.0) for v in self.settings.volumes if (v > 1.0) == (value > 1.0)]
-        return abs(value - 1.0) == max(side)
+        return value == self._away(value)[-1]
 
     def more(self) -> dict[str, int]:
         """Runs of points beyond those of the settings."""
@@ -103,15 +122,15 @@ class PressureVolume:
         """Relaxations at the fixed volumes, each from its neighbour, by volume and way back."""
         v0 = self.curve.minimum_volume
         out: dict[tuple[float, bool], Piece] = {}
-        for side in (-1, 1):
-            volumes = [v for v in set(self.settings.volumes) if (v > 1.0) == (side > 0)]
-            source = self.curve.point("minimum")
-            away = sorted(volumes, key=lambda v: abs(v - 1.0))
+        for end in (v for v in self.settings.volumes if self._is_end(v)):
+            away = self._away(end)
             walked = [(v, False) for v in away]
             if self.settings.both_ways:
                 walked += [(v, True) for v in reversed(away[:-1])]
+            source = self.curve.point("minimum")
             for value, back in walked:
-                name = f"pv-{self.key[:8]}-{value:.4f}{'-back' if back else ''}"
+                chain = hash_json(self._chain(value, back=back))[:8]
+                name = f"pv-{value:.4f}{'-back' if back else ''}-{chain}"
                 out[value, back] = self.curve.piece(name, source, (source,), volume=value * v0)
                 source = out[value, back].output
         return out
@@ -145,7 +164,7 @@ class PressureVolume:
                         kwargs,
                         path,
                         (source,),
-                        key=hash_json([self.key, name, run]),
+                        key=hash_json(str(path)),
                     )
                 )
         return out
@@ -184,7 +203,7 @@ class PressureVolume:
                     good.append(found)
                     ways.append(back)
                 else:
-                    lost.append(f"{path.stem}: {found['status']}: {found['reason']}")
+                    lost.append(f"{name}-{run}: {found['status']}: {found['reason']}")
             if good:
                 if share < 1.0:
                     good = [_first(run, share) for run in good]
@@ -272,6 +291,7 @@ def run_point(
     chosen = PressureSettings(**given)
     atoms = Record.load(Path(source)).atoms
     path = Path(output)
+    bonds = bonds_of(Path(source).parent)
     checkpoint = path.with_suffix(".checkpoint.npz")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     with limit_threads(1):
@@ -280,6 +300,7 @@ def run_point(
             calculator=Level(**level).mover(),
             settings=chosen.walk(ensemble, pressure_GPa),
             seed=tuple(seed),
+            bonds=bonds,
             out=checkpoint,
         )
     status = str(done.record["walk_status"].values[0])

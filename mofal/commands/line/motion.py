@@ -89,6 +89,10 @@ def add_mechanics(commands: Any) -> None:
     p.add_argument("--pv-volumes", type=float, nargs="*", help="of P(V), as fractions of V0")
     p.add_argument("--length", type=float, default=50.0, help="of a run, ps (default: 50)")
     p.add_argument("--timestep", type=float, default=0.5, help="fs (default: 0.5)")
+    p.add_argument(
+        "--barostat", type=float, default=1000.0, metavar="FS",
+        help="relaxation time of the cell (default: 1000; shorter for runs of some ps)",
+    )  # fmt: skip
     p.add_argument("--runs", type=int, default=1, help="per point of P(V)")
     p.add_argument(
         "--until-converged", action="store_true", help="more runs while K or P_max still move"
@@ -157,6 +161,7 @@ def pressure_of(args: argparse.Namespace) -> Any:
         "temperature_K": args.temperature,
         "length_fs": 1000.0 * args.length,
         "timestep_fs": args.timestep,
+        "barostat_fs": args.barostat,
         "runs": args.runs,
         "both_ways": not args.one_way,
         "until_converged": args.until_converged,
