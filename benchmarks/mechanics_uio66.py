@@ -3,16 +3,21 @@
 ``level`` computes E(V) and elastic constants with the potential that travels with mofal and with
 the reference it was trained on (GFN1-xTB: 3 s a force call on an idle core, 110 calls for E(V),
 200 for all strains); stopped at any moment, the same command goes on. ``relaxation`` counts force
-calls of one relaxation against ASE's FIRE and LBFGS with ASE's filter, to the same criteria.
-Tables: docs/mechanics.md.
+calls of one relaxation against ASE's FIRE and LBFGS with ASE's filter, to the same criteria. ``drift``
+walks at constant volume and free shape without a heat bath, with the network as it is (single
+precision) and with the same weights in double precision, and prints the slope of the conserved
+energy. Tables: docs/mechanics.md.
 
     OMP_NUM_THREADS=1 python benchmarks/mechanics_uio66.py relaxation
+    OMP_NUM_THREADS=1 python benchmarks/mechanics_uio66.py drift [--picoseconds 2]
     OMP_NUM_THREADS=1 python benchmarks/mechanics_uio66.py level --directory uio66-levels
 """
 
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +27,7 @@ from ase.optimize import FIRE, LBFGS
 
 import mofal
 from mofal.data import from_atoms, to_atoms
+from mofal.dynamics.integrator import Integrator, Member
 from mofal.frameworks import build
 from mofal.mechanics import (
     Criteria,
@@ -39,6 +45,9 @@ from mofal.mechanics.curve import Record
 from mofal.mechanics.elastic import describe_elastic
 from mofal.mechanics.relaxation import deviator, displaced, scaled
 from mofal.mechanics.show import describe_curve
+from mofal.potential import NequIPPotential, load
+from mofal.potential.network import build_network, builder_config, put_weights, weights_of
+
 
 MODEL = Path(mofal.__file__).parent / "examples" / "seeds" / "uio66-gfn1" / "model"
 
@@ -95,21 +104,93 @@ def relaxation(most: int) -> None:
         say(line)
 
 
+def drift(picoseconds: float, timestep_fs: float) -> None:
+    """Slope of the conserved energy of (N, V, σa = 0, E) at 300 K, in both precisions."""
+    start = to_atoms(build("S_pr", cell="primitive"), 0)
+    single = load(MODEL)
+    start = relax(displaced(start, 0.01, (0,)), single.calculator(), cell="free").atoms
+    steps = round(1000.0 * picoseconds / timestep_fs)
+    for potential in (single, _double(single)):
+        member = Member(
+            start.numbers, start.pbc, start.get_masses(), timestep_fs, 600.0, 100.0,
+            np.random.default_rng(0), barostat_fs=1000.0, bath=False,
+        )  # fmt: skip
+        member.place(start.positions, start.cell.array)
+        # Half of 600 K goes into the springs.
+        member.draw_momenta(np.random.default_rng(1), ensemble="nvst")
+        walk = Integrator(potential.engine(), "nvst", [member])
+        begun = time.process_time()
+        energy, temperature = [], []
+        for _ in range(steps):
+            walk.step()
+            energy.append(float(walk.conserved_energies()[0]) / len(start))
+            temperature.append(float(walk.temperatures()[0]))
+        spent = (time.process_time() - begun) / steps
+        # The first tenth is where the springs take their half.
+        kept = np.array(energy[steps // 10 :])
+        slope, error = slope_of(kept, timestep_fs / 1000.0)
+        say(
+            f"{potential.architecture.dtype}: {1e6 * slope:+.2f} ± {1e6 * error:.2f} µeV/ps/atom, "
+            f"rms about the line {1e6 * _rest(kept):.2f} µeV/atom, over {picoseconds:g} ps of "
+            f"{timestep_fs:g} fs at {np.mean(temperature[steps // 10 :]):.0f} K, "
+            f"{1e3 * spent:.1f} ms a step"
+        )
+
+
+def _double(potential: NequIPPotential) -> NequIPPotential:
+    """The same weights in a network of double precision."""
+    architecture = potential.architecture.model_copy(update={"dtype": "float64"})
+    config = builder_config(
+        architecture, potential.elements, avg_num_neighbors=potential.avg_num_neighbors
+    )
+    network = build_network(config)
+    put_weights(network, weights_of(potential.network))
+    return NequIPPotential(
+        network, architecture, potential.elements, avg_num_neighbors=potential.avg_num_neighbors
+    )
+
+
+def slope_of(values: np.ndarray, step: float, blocks: int = 20) -> tuple[float, float]:
+    """Slope of a series and its standard error, from a line through the means of blocks."""
+    parts = np.array([part.mean() for part in np.array_split(values, blocks)])
+    x = (np.arange(blocks) + 0.5) * len(values) / blocks * step
+    (slope, _), covariance = np.polyfit(x, parts, 1, cov=True)
+    return float(slope), float(np.sqrt(covariance[0, 0]))
+
+
+def _rest(values: np.ndarray) -> float:
+    x = np.arange(len(values))
+    return float(np.std(values - np.polyval(np.polyfit(x, values, 1), x)))
+
+
 def say(line: str) -> None:
     """Print at once."""
     print(line, flush=True)
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one of the three; a few steps of the last where the size is tiny."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=["level", "relaxation"])
+    parser.add_argument("what", nargs="?", choices=["level", "relaxation", "drift"])
     parser.add_argument("--directory", default="uio66-levels")
     parser.add_argument("--reference", default="gfn1-xtb")
     parser.add_argument(
         "--most", type=int, default=600, help="calls after which a peer is given up"
     )
-    args = parser.parse_args()
-    if args.what == "level":
+    parser.add_argument("--picoseconds", type=float, default=2.0, help="of drift")
+    parser.add_argument("--timestep", type=float, default=0.5, help="of drift, fs")
+    parser.add_argument("--size", choices=["tiny", "full"], default="full")
+    args = parser.parse_args(arguments)
+    if args.size == "tiny":
+        drift(0.02, 0.5)
+    elif args.what == "level":
         level(args.directory, args.reference)
+    elif args.what == "drift":
+        drift(args.picoseconds, args.timestep)
     else:
         relaxation(args.most)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
