@@ -3,10 +3,10 @@
 ``level`` computes E(V) and elastic constants with the potential that travels with mofal and with
 the reference it was trained on (GFN1-xTB: 3 s a force call on an idle core, 110 calls for E(V),
 200 for all strains); stopped at any moment, the same command goes on. ``relaxation`` counts force
-calls of one relaxation against ASE's FIRE and LBFGS with ASE's filter, to the same criteria. ``drift``
-walks at constant volume and free shape without a heat bath, with the network as it is (single
-precision) and with the same weights in double precision, and prints the slope of the conserved
-energy. Tables: docs/mechanics.md.
+calls of one relaxation against ASE's FIRE and LBFGS with ASE's filter, to the same criteria.
+``drift`` walks at constant volume and free shape without a heat bath, with the network as it is
+(single precision) and with the same weights in double precision, and prints the slope of the
+conserved energy. Tables: docs/mechanics.md.
 
     OMP_NUM_THREADS=1 python benchmarks/mechanics_uio66.py relaxation
     OMP_NUM_THREADS=1 python benchmarks/mechanics_uio66.py drift [--picoseconds 2]
@@ -47,7 +47,6 @@ from mofal.mechanics.relaxation import deviator, displaced, scaled
 from mofal.mechanics.show import describe_curve
 from mofal.potential import NequIPPotential, load
 from mofal.potential.network import build_network, builder_config, put_weights, weights_of
-
 
 MODEL = Path(mofal.__file__).parent / "examples" / "seeds" / "uio66-gfn1" / "model"
 

@@ -31,7 +31,7 @@ from mofal.dynamics.checks import bond_lengths
 from mofal.errors import ConfigError, DataError, StoreError
 from mofal.mechanics.equations import Windows, fit_windows
 from mofal.mechanics.levels import Level
-from mofal.mechanics.pieces import Piece
+from mofal.mechanics.pieces import CALLS, Piece
 from mofal.mechanics.relaxation import (
     Bonds,
     Criteria,
@@ -199,7 +199,7 @@ class Curve:
             kwargs,
             self.point(name),
             needs,
-            float(n),
+            float(CALLS["relax"] * n),
             key,
         )
 

@@ -20,7 +20,7 @@ from mofal.data import hash_json
 from mofal.errors import ConfigError
 from mofal.mechanics.curve import Record, _plain
 from mofal.mechanics.levels import Level
-from mofal.mechanics.pieces import Piece
+from mofal.mechanics.pieces import CALLS, Piece
 from mofal.mechanics.relaxation import Criteria, relax
 from mofal.reference.ase_calculator import limit_threads
 
@@ -97,7 +97,7 @@ class Elastic:
         where = [self.source.parent.parent.name, self.source.name]
         self.key = hash_json(_plain([where, level.key, asdict(self.settings)]))
         self.place = Path(directory) / f"elastic-{self.key[:10]}"
-        self._sound = False
+        self._sound, self._n_atoms = False, 0
 
     def prepare(self) -> None:
         """Nothing is to be written before."""
@@ -132,6 +132,7 @@ class Elastic:
                             kwargs,
                             path,
                             (self.source,),
+                            float(CALLS["strain"] * self._n_atoms),
                             key=hash_json([self.key, str(self.place), component, f"{signed:.6f}"]),
                         )
                     )
@@ -141,7 +142,8 @@ class Elastic:
     def sound(self) -> bool:
         """Whether there is a relaxed structure to strain."""
         if not self._sound and self.source.exists():
-            self._sound = Record.load(self.source).status == "relaxed"
+            source = Record.load(self.source)
+            self._sound, self._n_atoms = source.status == "relaxed", len(source.numbers)
         return self._sound
 
     @property

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+CALLS = {"relax": 20, "strain": 10}
+"""Force calls of a relaxation, about."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -31,7 +34,7 @@ class Piece:
     needs : tuple of Path
         Outputs of others that must exist before.
     cost : float
-        Relative length.
+        Relative length: force calls times atoms, about.
     """
 
     kind: str

@@ -8,7 +8,7 @@ largest pressure are quantiles over curves drawn from it (paper, SI.9.1).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,7 +131,9 @@ class PressureVolume:
             for value, back in walked:
                 chain = hash_json(self._chain(value, back=back))[:8]
                 name = f"pv-{value:.4f}{'-back' if back else ''}-{chain}"
-                out[value, back] = self.curve.piece(name, source, (source,), volume=value * v0)
+                piece = self.curve.piece(name, source, (source,), volume=value * v0)
+                told = f"{self.system} start at {value:.4f} V0{', way back' if back else ''}"
+                out[value, back] = replace(piece, name=told)
                 source = out[value, back].output
         return out
 
@@ -140,6 +142,8 @@ class PressureVolume:
         if not self.sound:
             return []
         starts = self.starts()
+        n_atoms = int(self.curve.structure["n_atoms"].values[0])
+        steps = self.settings.walk("nvst", 0.0).n_steps()
         out = list(starts.values())
         for name, ensemble, value in self.points():
             for run, back in self.runs(name, ensemble, value):
@@ -164,6 +168,7 @@ class PressureVolume:
                         kwargs,
                         path,
                         (source,),
+                        float(n_atoms * steps),
                         key=hash_json(str(path)),
                     )
                 )

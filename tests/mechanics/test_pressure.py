@@ -243,6 +243,34 @@ def test_fluctuations__of_a_gas_of_known_compliance():
     assert found[:, 3].mean() < 0.3 * found[:, 1].mean()
 
 
+def test_pressure__points_added_later_leave_the_runs_of_others_where_they_are(tmp_path):
+    """What a run begins from decides: volumes passed on the way to it, and nothing beside."""
+    curve = Curve(
+        from_atoms([fcc_argon(1)], system="argon"),
+        reference_level("ase:tests.mechanics.crystals:make_lattice"),
+        directory=tmp_path,
+    )
+
+    def records(**more):
+        one = PressureVolume(curve, replace(SHORT, **more))
+        return {(n, k): one.record(n, k) for n, e, v in one.points() for k, _ in one.runs(n, e, v)}
+
+    def moved(**more):
+        other = records(**more)
+        return {key for key in first if first[key] != other.get(key)}
+
+    first = records(volumes=(0.96, 0.98, 1.0, 1.02))
+    back = {("nvst1.0000", 1), ("nvst0.9800", 1)}
+    assert back < first.keys()
+    assert not moved(volumes=(0.96, 0.98, 1.0, 1.02, 1.04), pressures_GPa=(-0.05, 0.0, 0.05))
+    # Another end: every way back begins there.
+    assert moved(volumes=(0.94, 0.96, 0.98, 1.0, 1.02)) == back
+    # The way to 0.96 leads over 0.97 now.
+    assert moved(volumes=(0.96, 0.97, 0.98, 1.0, 1.02)) == back | {("nvst0.9600", 0)}
+    assert set(first.values()).isdisjoint(records(barostat_fs=400.0).values())
+    assert not moved(volumes=(0.96, 0.98, 1.0, 1.02), draws=50, blocks=5, runs=2)
+
+
 def test_pressure__a_run_that_leaves_the_crystal_is_told(tmp_path):
     """A run that exploded is named, and tried again on demand; the other points go on."""
     settings = replace(SHORT, length_fs=400.0, blocks=4, both_ways=False)
@@ -261,7 +289,9 @@ def test_pressure__a_run_that_leaves_the_crystal_is_told(tmp_path):
     "mistake",
     [
         {"pressures_GPa": (), "volumes": (1.0,)},
-        {"volumes": (0.2,) * 5},
+        {"volumes": (0.2, 0.3, 0.4, 0.45)},
+        {"volumes": (0.96, 0.98, 0.98, 1.0, 1.02)},
+        {"pressures_GPa": (0.1, 0.1001)},
         {"runs": 0},
         {"runs": 3, "max_runs": 2, "until_converged": True},
         {"length_fs": 100.0},

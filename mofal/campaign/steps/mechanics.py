@@ -227,7 +227,7 @@ def run_plans(plans: Sequence[Plan], pools: Pools, *, say: Say) -> None:
     left = open_pieces()
     completions = pools.completions()
     submitted: dict[str, Piece] = {}
-    done, begun = 0, time.monotonic()
+    done, begun = 0.0, time.monotonic()
     while True:
         for piece in left:
             if piece.ready and piece.key not in submitted:
@@ -241,23 +241,27 @@ def run_plans(plans: Sequence[Plan], pools: Pools, *, say: Say) -> None:
         outcome = completions.next()
         if outcome is None:
             return
-        done += 1
         left = open_pieces()
         piece = submitted[outcome.task.key]
+        done += piece.cost
         line = (
             describe_outcome(piece.name, outcome.summary or {})
             if outcome.ok
             else f"{piece.name}: {outcome.status}: {outcome.reason}"
         )
-        say(f"{line}{_when(done, len(left), time.monotonic() - begun)}")
+        say(f"{line}{_when(done, left, time.monotonic() - begun)}")
 
 
-def _when(done: int, left: int, seconds: float) -> str:
-    if not left or done < 2:
+def _when(done: float, left: Sequence[Piece], seconds: float) -> str:
+    """How many pieces are left and how long they take, by their costs."""
+    if not left or not done:
         return ""
-    rest = seconds / done * left
-    end = time.strftime("%H:%M", time.localtime(time.time() + rest))
-    return f"; {left} left, about {rest:.0f} s" + (f" (until {end})" if rest > 300 else "")
+    rest = seconds / done * sum(piece.cost for piece in left)
+    if rest < 600:
+        return f"; {len(left)} left, about {rest:.0f} s"
+    # The day too: a P(V) takes some.
+    end = time.strftime("%a %H:%M", time.localtime(time.time() + rest))
+    return f"; {len(left)} left, about {rest / 60:.0f} min (until {end})"
 
 
 def task_of(piece: Piece) -> Task:
@@ -269,4 +273,7 @@ def task_of(piece: Piece) -> Task:
         dict(piece.kwargs),
         output=piece.output,
         cost=piece.cost,
+        # What others begin from goes first, though it is short.
+        priority=int(piece.kind == "relax"),
+        resumable=piece.kind == "walk",
     )
