@@ -16,9 +16,10 @@ from mofal.campaign.config import CampaignConfig
 from mofal.data import from_atoms
 from mofal.data.atoms import IDENTITY_ATTRS
 from mofal.data.electrons import electronic_state
-from mofal.data.text import of_frames, read_atoms
+from mofal.data.text import of_frames
 from mofal.data.variables import VARIABLES
 from mofal.errors import ConfigError, DataError, ReferenceError, StructureError
+from mofal.frameworks.reader import read_frames
 from mofal.reference.tables import under_level
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ def load_seed_file(config: CampaignConfig) -> SeedFrames:
     file, keys = config.seed_data.file, config.seed_data.keys
     assert file is not None  # who calls has looked
     out = SeedFrames(Path(file))
-    frames = read_atoms(file)
+    frames = read_frames(Path(file))
+    for frame in frames:
+        frame.info.pop("reading", None)  # notes of the reader of CIF files, no label
     given = {} if keys is None else {k: v for k, v in keys.model_dump().items() if v is not None}
     out.keys = _foreign(frames, set(given.values()))
     for kind, name in given.items():

@@ -52,7 +52,7 @@ def label_file(
     method = get_reference(reference)
     if Path(path).is_dir():
         raise ConfigError(f"{path} is a directory; expected a file of structures")
-    structures = unlabelled(read_structures(path))
+    structures = unlabelled(read_structures(path), say)
     silent = open_without_spin(to_atoms(structures))
     if silent:
         say(f"note: {silent}")
@@ -92,8 +92,13 @@ def label_file(
     return 1 if failed else 0
 
 
-def unlabelled(structures: xr.Dataset) -> xr.Dataset:
-    """Structures alone, without the labels that a file may bring along."""
+def unlabelled(structures: xr.Dataset, say: Say | None = None) -> xr.Dataset:
+    """Structures alone, without the labels that a file may bring along.
+
+    What its reader noted is said.
+    """
+    if say is not None and structures.attrs.get("notes"):
+        say(f"note: {structures.attrs['notes']}")
     names = ("energy", "forces", "stress", "status", "reason", "wall_time")
     out = structures.drop_vars([v for v in names if v in structures])
     out.attrs = {}

@@ -66,7 +66,7 @@ def noise(
     if place.exists() and not place.is_dir():
         raise ConfigError(f"--directory {place} is a file; labels and the table need a directory")
     method = get_reference(reference)
-    structures = unlabelled(read_structures(path))
+    structures = unlabelled(read_structures(path), say)
     spacing = method.level_of_theory.get("h")
     variants = noise_variants(
         structures,

@@ -110,7 +110,8 @@ def read_structures(
     Returns
     -------
     Dataset
-        One structure for each frame, or for each data block of a CIF that has sites.
+        One structure for each frame, or for each data block of a CIF that has sites. Attribute
+        ``notes``: what was merged, dropped or kept, where something was.
 
     Raises
     ------
@@ -120,35 +121,47 @@ def read_structures(
     from mofal.data import concat, from_atoms, read
 
     file = Path(path)
-    if not (_is_cif(file) and file.is_file() and file.stat().st_size):
+    if not _is_cif(file):
         return read(file, system=system)
     try:
-        frames = read_cif(file, alternatives=alternatives)
+        frames = read_frames(file, alternatives=alternatives)
     except StructureError as error:
         text = str(error)
         raise StructureError(text if str(file) in text else f"{file}: {text}") from None
-    for atoms in frames:
-        atoms.info.pop("reading", None)  # notes for a person, no data
+    notes = [line for atoms in frames for line in atoms.info.pop("reading", [])]
     name = file.stem if system is None else system
-    return concat([from_atoms(atoms, system=name) for atoms in frames])
+    ds = concat([from_atoms(atoms, system=name) for atoms in frames])
+    if notes:
+        ds.attrs["notes"] = ", ".join(notes)
+    return ds
+
+
+def read_frames(file: Path, *, alternatives: str = "refuse") -> list[Atoms]:
+    """Read every structure of a file as it is written there, a CIF by the reader of frameworks.
+
+    Raises
+    ------
+    StructureError
+        See `read_cif` and `mofal.data.text.read_atoms`.
+    """
+    from mofal.data.text import read_atoms
+
+    if _is_cif(file):
+        return read_cif(file, alternatives=alternatives)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return read_atoms(file)
 
 
 def _is_cif(file: Path) -> bool:
-    return file.suffix.lower() in (".cif", ".mcif")
+    return file.suffix.lower() in (".cif", ".mcif") and file.is_file() and file.stat().st_size > 0
 
 
 def _atoms(file: Path, index: int | None, alternatives: str) -> Atoms:
     """One structure of a file, as it is written there."""
-    from mofal.data.text import read_atoms
-
     if file.is_dir():
         raise StructureError(f"{file} is a directory, expected a file such as framework.cif")
-    if _is_cif(file) and file.is_file() and file.stat().st_size:
-        frames = read_cif(file, alternatives=alternatives)
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            frames = read_atoms(file)
+    frames = read_frames(file, alternatives=alternatives)
     if index is None and len(frames) > 1:
         raise StructureError(
             f"{file} holds {len(frames)} structures, expected one: say which, "

@@ -18,7 +18,7 @@ from mofal.campaign.directory import Site
 from mofal.campaign.loading import dump_config, load_config, parse_config
 from mofal.campaign.prepare import refuse_another
 from mofal.campaign.seed_check import check_seed_file
-from mofal.campaign.seed_file import read_seed_file
+from mofal.campaign.seed_file import load_seed_file, read_seed_file
 from mofal.cli import main
 from mofal.data import structure_ids, write
 from mofal.data.hashing import hash_json
@@ -512,3 +512,12 @@ def test_load_config__labels_beside_a_file(tmp_path: Path) -> None:
     config = load_config(write_campaign(tmp_path / "campaign.yaml", **changes))
     assert config.seed_data.labels == "reference"
     assert config.seed_data.file == tmp_path / "seed.xyz"
+
+
+def test_seed_file__a_cif_is_read_as_every_command_reads_it(tmp_path):
+    """R-3 on rhombohedral axes, which ASE's reader refuses."""
+    source = Path(__file__).parents[2] / "examples" / "mof74.cif"
+    file = write_campaign(tmp_path / "c.yaml", seed_data={"file": str(source)}, cycles=0)
+    found = load_seed_file(load_config(file))
+    assert len(found.frames) == 1
+    assert len(found.frames[0]) == 54
