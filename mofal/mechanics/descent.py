@@ -77,12 +77,16 @@ class Coordinates:
 
     def shortened(self, step: NDArray[np.float64], length: float, strain: float) -> NDArray:
         """The step, no atom further than `length` (Å), no strain of the cell above `strain`."""
+        return step / max(1.0, self.share(step, length, strain))
+
+    def share(self, step: NDArray[np.float64], length: float, strain: float) -> float:
+        """The farthest move of an atom over `length`, or the strain of the cell over `strain`."""
         n = 3 * self.n_atoms
-        longest = np.linalg.norm(step[:n].reshape(-1, 3), axis=1).max() / length
+        longest = float(np.linalg.norm(step[:n].reshape(-1, 3), axis=1).max() / length)
         if len(self.basis):
             # The filter's coordinates of the cell are the strain times the number of atoms.
-            longest = max(longest, np.linalg.norm(step[n:]) / self.n_atoms / strain)
-        return step / max(1.0, longest)
+            longest = max(longest, float(np.linalg.norm(step[n:]) / self.n_atoms / strain))
+        return longest
 
 
 def symmetric_basis(cell: str) -> NDArray[np.float64]:
@@ -178,14 +182,19 @@ class QuasiNewton:
         self.pairs: list[tuple[NDArray, NDArray]] = []
         self._last: tuple[NDArray, NDArray] | None = None
 
+    def learn(self, gradient: NDArray[np.float64]) -> None:
+        """Take in the gradient behind the step that was taken last, wanted or not."""
+        if self._last is None:
+            return
+        before, went = self._last
+        self._last = None
+        change = gradient - before
+        # A pair without curvature would make the guess of the Hessian indefinite.
+        if went @ change > 1e-10 * np.linalg.norm(went) * np.linalg.norm(change):
+            self.pairs = [*self.pairs, (went, change)][-self.memory :]
+
     def step(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
         """Step from where the gradient is this."""
-        if self._last is not None:
-            before, went = self._last
-            change = gradient - before
-            # A pair without curvature would make the guess of the Hessian indefinite.
-            if went @ change > 1e-10 * np.linalg.norm(went) * np.linalg.norm(change):
-                self.pairs = [*self.pairs, (went, change)][-self.memory :]
         rest = gradient.copy()
         shares = []
         for s, y in reversed(self.pairs):

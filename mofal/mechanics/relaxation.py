@@ -27,6 +27,12 @@ MAX_STEP = 0.2
 MAX_STRAIN = 0.02
 """Largest strain of the cell in one step."""
 
+UPHILL = 1e-5
+"""Rise of the energy (eV per atom) that counts as one: sums of single precision are not exact."""
+
+METRIC_STEPS = 40
+"""Steps after which the metric is made anew: what is not done by then has come far."""
+
 Bonds = tuple[NDArray, NDArray, NDArray]
 
 
@@ -153,11 +159,15 @@ def relax(
     sane = work.copy()
     calls = 0
     status, reason = "not_converged", f"not done after {criteria.max_steps} steps"
+    # Far from a minimum a step along a soft mode may lead uphill: it is taken back, and the reach
+    # of the next ones is halved until they lead down again.
+    reach = 1.0
+    lowest, gradient, step = np.inf, np.zeros(0), np.zeros(0)
     try:
         place = Coordinates(work, cell)
         optimizer = QuasiNewton(Metric(work, place.basis))
         while True:
-            gradient = place.gradient()
+            found = place.gradient()
             forces, stress = work.get_forces(), work.get_stress()
             calls += 1
             problem = _problem(work, start_cell, forces, stress, criteria, bonds)
@@ -170,7 +180,18 @@ def relax(
                 break
             if calls > criteria.max_steps:
                 break
-            step = place.shortened(optimizer.step(gradient), MAX_STEP, MAX_STRAIN)
+            here = float(work.get_potential_energy())
+            optimizer.learn(found)
+            if here > lowest + UPHILL * len(work):
+                place.move(-step)
+                reach = 0.5 * min(reach, place.share(step, MAX_STEP, MAX_STRAIN))
+            else:
+                lowest, gradient = here, found
+                reach = min(1.0, 1.5 * reach)
+            if calls % METRIC_STEPS == 0:
+                optimizer = QuasiNewton(Metric(work, place.basis))
+            wanted = optimizer.step(gradient)
+            step = place.shortened(wanted, reach * MAX_STEP, reach * MAX_STRAIN)
             optimizer.took(gradient, step)
             place.move(step)
     except MemoryError:
