@@ -89,7 +89,7 @@ def engine_steps(
     frame: Any,
     limits: Any,
     steps: int,
-    walkers: int,
+    walkers: range,
     *,
     ensemble: str,
     together: int,
@@ -104,8 +104,8 @@ def engine_steps(
         ensemble=ensemble, temperature_K=300.0, pressure_GPa=0.0, unfamiliar_quantile=1e-9
     )
     out: list[float] = []
-    for first in range(0, walkers, together):
-        count = min(together, walkers - first)
+    for first in walkers[::together]:
+        count = min(together, walkers.stop - first)
         crew = Crew(engine, ensemble)
         fresh = []
         for k in range(count):
@@ -154,14 +154,20 @@ def work(task: tuple[str, str, int, bool, int]) -> dict[str, float]:
     torch.set_num_threads(1)
     model, frame, limits, density = prepare(Path(potential))
     eager = model.engine("eager")
-    kinds: dict[str, Callable[[], list[float]]] = {}
+    kinds: dict[str, Callable[[int], list[float]]] = {}
 
-    def engine(made: Any, **how: Any) -> Callable[[], list[float]]:
+    def engine(made: Any, **how: Any) -> Callable[[int], list[float]]:
         how = {"ensemble": "nvt", "together": 1} | how
-        return lambda: engine_steps(made, frame, limits, steps, walkers, **how)
 
-    def ase(calculator: Any) -> Callable[[], list[float]]:
-        return lambda: [ms for k in range(walkers) for ms in ase_steps(calculator, frame, steps, k)]
+        def steps_of(k: int) -> list[float]:
+            together = int(how["together"])
+            mine = range(k, min(k + together, walkers)) if k % together == 0 else range(0)
+            return engine_steps(made, frame, limits, steps, mine, **how)
+
+        return steps_of
+
+    def ase(calculator: Any) -> Callable[[int], list[float]]:
+        return lambda k: ase_steps(calculator, frame, steps, k)
 
     kinds["eager, ASE"] = ase(model.calculator())
     kinds["eager, engine"] = engine(eager)
@@ -174,7 +180,11 @@ def work(task: tuple[str, str, int, bool, int]) -> dict[str, float]:
         kinds["engine nvt, 8 together"] = engine(fast, together=8)
         kinds["engine npt"] = engine(fast, ensemble="npt")
         kinds["engine nvst"] = engine(fast, ensemble="nvst")
-    return {name: float(np.median(run())) for name, run in kinds.items()}
+    found: dict[str, list[float]] = {name: [] for name in kinds}
+    for k in range(walkers):
+        for name, run in kinds.items():
+            found[name] += run(k)
+    return {name: float(np.median(ms)) for name, ms in found.items()}
 
 
 class Free:
@@ -196,7 +206,9 @@ def overhead(frame: Any, limits: Any, systems: int, n: int) -> dict[str, float]:
         ensemble: systems
         * float(
             np.mean(
-                engine_steps(Free(), frame, None, n, systems, ensemble=ensemble, together=systems)
+                engine_steps(
+                    Free(), frame, None, n, range(systems), ensemble=ensemble, together=systems
+                )
             )
         )
         for ensemble in ("nvt", "npt", "nvst")

@@ -100,7 +100,7 @@ class Mixtures:
 
     def log_likelihood(self, features: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
         """Log-likelihood (n,) of rows (n, f); -inf for labels never seen."""
-        if len(features) <= _FEW:
+        if len(features) <= _FEW and self.device == "cpu":
             return self._few_likelihoods(features, labels)
         x = features.to(torch.float64)
         if self.projection is not None:
@@ -116,7 +116,7 @@ class Mixtures:
 
     def quantile(self, log_likelihood: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
         """Quantile (n,) in (0, 1) of log-likelihoods; 0 for labels without quantiles."""
-        if len(log_likelihood) <= _FEW:
+        if len(log_likelihood) <= _FEW and self.device == "cpu":
             return self._few_quantiles(log_likelihood, labels)
         return self._quantiles(log_likelihood, labels, self._knots)
 
@@ -135,12 +135,13 @@ class Mixtures:
                 out[rows] = q
         return out
 
-    # Few rows: all labels in one go, padded, since each operation costs more than its numbers.
+    # Few rows on a CPU: operations cost more than numbers, and NumPy's half of torch's.
     def _pad(self) -> None:
-        def padded(parts: list[torch.Tensor], size: int, fill: float) -> torch.Tensor:
-            return torch.stack(
-                [torch.nn.functional.pad(p, (0, size - p.shape[-1]), value=fill) for p in parts]
-            )
+        def padded(parts: list[torch.Tensor], size: int, fill: float) -> np.ndarray:
+            return np.stack(
+                [np.pad(p.cpu().numpy(), (*[(0, 0)] * (p.ndim - 1), (0, size - p.shape[-1])),
+                        constant_values=fill) for p in parts]
+            )  # fmt: skip
 
         mixtures = [self._mixtures[z] for z in self.labels]
         most = max(k for *_, k, _ in mixtures)
@@ -148,21 +149,14 @@ class Mixtures:
         self._wide = padded([m[0] for m in mixtures], most * self._d, 0.0)
         self._shift = padded([m[1] for m in mixtures], most * self._d, 0.0)[:, None]
         self._constant = padded([m[2] for m in mixtures], most, -math.inf)[:, None]
-        one = torch.ones(1, dtype=torch.float64, device=self.device)
-        knots = [self._knots.get(z, (one, 0.0 * one, 1.0, 1.0)) for z in self.labels]
-        size = max(len(value) for value, *_ in knots)
-        self._value = padded([k[0] for k in knots], size, math.inf)
-        self._level = padded([k[1] for k in knots], size, 1.0)
-        ends = [[float(v[0]), float(v[-1]), float(q[0]), float(q[-1])] for v, q, *_ in knots]
-        scales = [[below, above] for *_, below, above in knots]
-        known = [[1.0 if z in self._knots else 0.0] for z in self.labels]
-        columns = [a + b + c for a, b, c in zip(ends, scales, known)]
-        self._ends = torch.tensor(columns, dtype=torch.float64, device=self.device)
-        self._last = torch.tensor([len(v) - 1 for v, *_ in knots], device=self.device)
-        self._places: dict[bytes, tuple[torch.Tensor, ...]] = {}
+        self._few_knots = {
+            z: (value.cpu().numpy(), level.cpu().numpy(), below, above)
+            for z, (value, level, below, above) in self._knots.items()
+        }
+        self._places: dict[bytes, tuple[Any, ...]] = {}
 
-    def _place(self, labels: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """Rows of each label side by side (l, m), where each row went, and those that went."""
+    def _place(self, labels: np.ndarray) -> tuple[Any, ...]:
+        """Rows of each label side by side (l, m), where each row went, which they are, by label."""
         key = np.ascontiguousarray(labels, np.int64).tobytes()
         if key not in self._places:
             if len(self._places) >= _KEPT:
@@ -170,14 +164,11 @@ class Mixtures:
             rows = [np.flatnonzero(np.asarray(labels) == z) for z in self.labels]
             most = max(1, max(len(r) for r in rows))
             table = np.zeros((len(rows), most), np.int64)
-            flat, there = [], []
             for i, r in enumerate(rows):
                 table[i, : len(r)] = r
-                flat.append(i * most + np.arange(len(r)))
-                there.append(r)
-            which = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
-            arrays = table, np.concatenate(flat), np.concatenate(there), which
-            self._places[key] = tuple(torch.as_tensor(a, device=self.device) for a in arrays)
+            flat = [i * most + np.arange(len(r)) for i, r in enumerate(rows)]
+            by_label = [(z, r) for z, r in zip(self.labels, rows) if len(r)]
+            self._places[key] = table, np.concatenate(flat), np.concatenate(rows), by_label
         return self._places[key]
 
     def _few_likelihoods(self, features: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
@@ -185,30 +176,35 @@ class Mixtures:
         if self.projection is not None:
             x = (x - self.projection[0]) @ self.projection[1]
         table, flat, there, _ = self._place(labels)
-        y = torch.baddbmm(self._shift, x[table], self._wide, beta=-1.0)
-        y = (y * y).view(*table.shape, -1, self._d).sum(dim=3)
-        values = torch.logsumexp(torch.add(self._constant, y, alpha=-0.5), dim=2)
-        out = torch.full((len(x),), -math.inf, dtype=torch.float64, device=self.device)
-        out[there] = values.view(-1)[flat]
-        return out
+        y = np.matmul(x.numpy()[table], self._wide)
+        y -= self._shift
+        y *= y
+        values = y.reshape(*table.shape, -1, self._d).sum(axis=3)
+        values *= -0.5
+        values += self._constant
+        top = values.max(axis=2)
+        with np.errstate(invalid="ignore"):  # features that are no numbers have no likelihood
+            values -= top[..., None]
+        found = np.log(np.exp(values, out=values).sum(axis=2)) + top
+        out = np.full(len(x), -math.inf)
+        out[there] = found.reshape(-1)[flat]
+        return torch.from_numpy(out)
 
     def _few_quantiles(self, log_likelihood: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
-        table, flat, there, which = self._place(labels)
-        x = log_likelihood[table]
-        right = torch.searchsorted(self._value, x).view(-1)[flat]
-        x = x.view(-1)[flat]
-        first, last, lowest, highest, below, above, known = self._ends[which].unbind(1)
-        right = torch.minimum(right.clamp(min=1), self._last[which].clamp(min=1))
-        left = right - 1
-        value, level = self._value, self._level
-        a, b, p = value[which, left], value[which, right], level[which, left]
-        q = p + (x - a) / (b - a) * (level[which, right] - p)
-        low = lowest / (1.0 + (first - x) / below)
-        high = 1.0 - (1.0 - highest) / (1.0 + (x - last) / above)
-        q = torch.where(x < first, low, torch.where(x >= last, high, q)) * known
-        out = torch.zeros_like(log_likelihood)
-        out[there] = q
-        return out
+        given = log_likelihood.numpy()
+        out = np.zeros(len(given))
+        for z, rows in self._place(labels)[3]:
+            if z in self._knots:
+                value, level, below, above = self._few_knots[z]
+                x = given[rows]
+                q = np.interp(x, value, level)
+                low, high = x < value[0], x > value[-1]
+                if low.any():
+                    q[low] = level[0] / (1.0 + (value[0] - x[low]) / below)
+                if high.any():
+                    q[high] = 1.0 - (1.0 - level[-1]) / (1.0 + (x[high] - value[-1]) / above)
+                out[rows] = q
+        return torch.from_numpy(out)
 
     @property
     def bounds(self) -> bool:

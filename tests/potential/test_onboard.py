@@ -12,7 +12,7 @@ import torch
 from mofal import data
 from mofal.density import ErrorBound, PerElementDensity
 from mofal.errors import PotentialError, StoreError
-from mofal.potential import export
+from mofal.potential import export, standalone
 from mofal.potential.exported import ExportedPotential
 from mofal.potential.onboard import density_arrays
 from mofal.potential.standalone import Mixtures
@@ -30,7 +30,7 @@ def rows(seed, n=3000, d=6):
 
 @pytest.mark.parametrize("kind", ["full", "tied", "diag", "spherical"])
 @pytest.mark.parametrize("pca", [None, 4])
-def test_mixtures__as_the_density_room_says(kind, pca):
+def test_mixtures__as_the_density_room_says(kind, pca, monkeypatch):
     x, labels = rows(0)
     density = PerElementDensity(3, covariance_type=kind, pca=pca, random_state=0).fit(x, labels)
     density.calibrate(*rows(1))
@@ -46,6 +46,11 @@ def test_mixtures__as_the_density_room_says(kind, pca):
     np.testing.assert_allclose(quantile, wanted_q, rtol=1e-5)
     assert (quantile[-40:] == 0).all()
     assert 0 < quantile[:100].min() < 1e-3
+    monkeypatch.setattr(standalone, "_FEW", 0)  # the operations for many rows, and for a GPU
+    found = mixtures.log_likelihood(torch.from_numpy(far), far_labels)
+    quantile = mixtures.quantile(found, far_labels).numpy()
+    np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5)
+    np.testing.assert_allclose(quantile, wanted_q, rtol=1e-5)
 
 
 def test_mixtures__error_bound_as_the_density_room_says():
