@@ -112,6 +112,12 @@ def write_page(view: CampaignView, directory: Path) -> tuple[str, str]:
 
 
 # ---------------------------------------------------------------------------------- a campaign
+def _has_clusters(view: CampaignView, cycle: int, system: str) -> bool:
+    """Whether a cycle cut any: all that were proposed may have been refused."""
+    place = paths.place(cycle, system, "clusters.zarr")
+    return view.site.exists(place) and view.site.group(place).sizes["structure"] > 0
+
+
 def campaign_exploration(view: CampaignView, cycle: int | None = None) -> Exploration:
     """Clusters of a cycle and the ends of walks that they were cut from, in one model's features.
 
@@ -132,7 +138,7 @@ def campaign_exploration(view: CampaignView, cycle: int | None = None) -> Explor
     with_clusters = [
         c
         for c in range(1, view.config.cycles + 1)
-        if any(view.site.exists(paths.place(c, s, "clusters.zarr")) for s in explored)
+        if any(_has_clusters(view, c, s) for s in explored)
     ]
     if not with_clusters or (cycle is not None and cycle not in with_clusters):
         asked = "no cycle" if cycle is None else f"cycle {cycle}"
@@ -146,7 +152,7 @@ def campaign_exploration(view: CampaignView, cycle: int | None = None) -> Explor
     model = view.potential(c - 1)
     parts, names, ids = [], [], []
     for system in explored:
-        if not view.site.exists(paths.place(c, system, "clusters.zarr")):
+        if not _has_clusters(view, c, system):
             continue
         clusters = view.site.group(paths.place(c, system, "clusters.zarr")).load()
         frames = view.site.group(paths.place(c, system, "samples.zarr")).load()

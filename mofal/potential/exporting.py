@@ -96,27 +96,11 @@ def export(
     from mofal.potential.model import NequIPPotential, load
 
     out = Path(path)
-    if not out.name.endswith((PACKAGE, COMPILED)):
-        raise PotentialError(
-            f"{out.name} ends in neither {PACKAGE} (archive) nor {COMPILED} (compiled); "
-            f"NequIP knows its files by their endings: {out.stem}{PACKAGE}"
-        )
-    if density is not None and target != "ase":
-        raise PotentialError(
-            f"a density goes with the calculator of ASE, not with target {target!r}: write "
-            "target='ase', or leave the density out"
-        )
+    beside = check_export(out, target=target, density=density is not None)
     if error_bound is not None and density is None:
         raise PotentialError("an error bound needs its density: give density= too")
-    if target not in _TARGETS:
-        raise PotentialError(f"no target {target!r}; targets: {', '.join(_TARGETS)}")
     # What is compiled runs on any GPU of its kind, whatever its number.
     device = resolve_device(device).partition(":")[0]
-    stem = out.name.removesuffix(PACKAGE).removesuffix(COMPILED)
-    beside = [out.with_name(stem + DENSITY), out.with_name(stem + CALCULATOR)]
-    for path_ in (out, *(beside if density is not None else ())):
-        if path_.exists():
-            raise StoreError(f"{path_} exists; delete it, or give another name")
     potential = model if isinstance(model, NequIPPotential) else load(model)
     arrays = None if density is None else _carried(potential, density, error_bound)
     shifts = _shifts(potential, energies)
@@ -144,10 +128,57 @@ def export(
         with atomic_path(out.with_name(out.name + CHECKSUM)) as temporary:
             temporary.write_text(f"{digest(content)}  {out.name}\n")
         if arrays is not None:
-            _write_beside(beside[0], beside[1], arrays, stem)
+            _write_beside(beside[0], beside[1], arrays, _stem(out))
         with atomic_path(out) as temporary:
             temporary.write_bytes(content)
     return out
+
+
+def check_export(path: str | Path, *, target: str, density: bool) -> list[Path]:
+    """Refuse what cannot be written, before anything is computed.
+
+    Parameters
+    ----------
+    path : path
+        Of the network.
+    target : str
+    density : bool
+        Whether a density goes with it.
+
+    Returns
+    -------
+    list of Path
+        Files that a density writes beside the network.
+
+    Raises
+    ------
+    PotentialError
+        A foreign ending or target, or a target that a density does not go with.
+    StoreError
+        A file is there already.
+    """
+    out = Path(path)
+    if not out.name.endswith((PACKAGE, COMPILED)):
+        raise PotentialError(
+            f"{out.name} ends in neither {PACKAGE} (archive) nor {COMPILED} (compiled); "
+            f"NequIP knows its files by their endings: {out.stem}{PACKAGE}"
+        )
+    if target not in _TARGETS:
+        raise PotentialError(f"no target {target!r}; targets: {', '.join(_TARGETS)}")
+    if density and target != "ase":
+        raise PotentialError(
+            f"a density goes with the calculator of ASE, not with target {target!r}: write "
+            "target='ase', or leave the density out"
+        )
+    beside = [out.with_name(_stem(out) + DENSITY), out.with_name(_stem(out) + CALCULATOR)]
+    for file in (out, *(beside if density else ())):
+        if file.exists():
+            raise StoreError(f"{file} exists; delete it, or give another name")
+    return beside
+
+
+def _stem(out: Path) -> str:
+    return out.name.removesuffix(PACKAGE).removesuffix(COMPILED)
 
 
 def _carried(

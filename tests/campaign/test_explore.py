@@ -11,12 +11,24 @@ import xarray as xr
 
 import mofal
 from mofal.cli import main
-from mofal.commands.explore import campaign_exploration
-from mofal.data import atom_slice, write, write_group
+from mofal.commands.explore import campaign_exploration, write_page
+from mofal.data import atom_slice, open_group, select, write, write_group
+from mofal.errors import StoreError
 from tests.analysis.test_explorer import unpacked
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("chemiscope", reason="chemiscope is missing: pip install 'mofal[explore]'")
+
+
+def test_campaign__all_clusters_refused(copied: Path) -> None:
+    """A cycle without clusters has no page, and the report of the campaign stands by itself."""
+    place = copied / "cycle-001" / "defective" / "clusters.zarr"
+    clusters = open_group(place).load()
+    shutil.rmtree(place)
+    write_group(select(clusters, []), place)
+    with pytest.raises(StoreError, match="no cycle has clusters"):
+        campaign_exploration(mofal.open(copied))
+    assert write_page(mofal.open(copied), copied / "report") == ("", "")
 
 
 def test_campaign__clusters_beside_the_frames_they_were_cut_from(finished: Path) -> None:

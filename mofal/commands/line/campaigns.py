@@ -156,26 +156,26 @@ def add_export(commands: Any) -> None:
     p.add_argument("--energies", choices=["relative", "total"], default="relative")
     p.add_argument("--target", choices=["ase", "lammps", "batch"], default="ase")
     p.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 or auto (default: cpu)")
+    p.add_argument(
+        "--density",
+        metavar="CAMPAIGN|FILE",
+        help="what the potential knows, written beside it with an ASE calculator that tells",
+    )
 
 
 def run_export(args: argparse.Namespace) -> int:
     """`mofal export`."""
-    import mofal
-    from mofal.potential import export, load
+    from mofal.commands.export import export_potential
 
-    where = Path(args.directory)
-    if (where / "campaign.yaml").is_file():
-        site = mofal.open(where).site
-        where = site.path(f"cycle-{max(site.finished_cycles(), 0):03d}/model")
-    export(
-        load(where),
+    export_potential(
+        args.directory,
         args.output,
         energies=args.energies,
         target=args.target,
         device=args.device,
-        progress=say,
+        density=args.density,
+        say=say,
     )
-    say(f"wrote {args.output}, and its checksum: sha256sum -c {args.output}.sha256")
     return 0
 
 
