@@ -106,6 +106,21 @@ def test_fit__finds_k_v0_and_the_largest_pressure_within_its_intervals():
     assert np.mean(inside) > 0.7
 
 
+def test_fit__its_intervals_hold_where_a_parabola_is_all_there_is():
+    """Eight points with 12 MPa on a parabola: K and V0 scatter no further than they claim."""
+    volume, ensemble = np.linspace(8900, 9300, 8), ["nvst", "npt"] * 4
+    inside, moduli, widths = [], [], []
+    for seed in range(20):
+        points = points_on(collapse, volume, ensemble, seed=seed, error=0.012)
+        found = fit_pressure(points, draws=100)
+        k, v = found.bulk_modulus, found.equilibrium_volume
+        inside.append([k.low <= 36.0 <= k.high, v.low <= 9100.0 <= v.high])
+        moduli.append(k.value)
+        widths.append(k.high - k.low)
+    assert (np.mean(inside, axis=0) > 0.6).all()
+    assert np.mean(widths) > 0.35 * 4 * np.std(moduli)
+
+
 def test_fit__a_maximum_at_the_edge_is_a_lower_bound():
     volume = np.linspace(8750, 9300, 14)
     points = points_on(collapse, volume, ["nvst"] * 14)
