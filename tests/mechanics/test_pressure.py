@@ -24,6 +24,7 @@ from mofal.mechanics import (
 from mofal.mechanics.convergence import converged, influence, needing
 from mofal.mechanics.curve import Record, _save
 from mofal.mechanics.fluctuations import volume_fluctuations
+from mofal.mechanics.plots import plot_pressure
 from mofal.mechanics.pressure_curve import (
     PressurePoints,
     at_zero,
@@ -131,6 +132,10 @@ def test_fit__a_maximum_at_the_edge_is_a_lower_bound():
     assert "classical nuclei" in text
     table = pressure_table(points, found)
     assert table["pv_pressure"].attrs["units"] == "GPa"
+    drawn = plot_pressure({"S": (points, found)}, title="", unknown={"S": volume[:2]}).axes[0]
+    told = [text.get_text() for text in drawn.get_legend().get_texts()]
+    assert told[0].startswith("S: P_max > ")
+    assert told[1:] == ["fixed volume", "not learnt"]
     with pytest.raises(DataError, match="3 points"):
         fit_pressure(points_on(collapse, volume[:3], ["nvst"] * 3))
 
