@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,14 @@ from mofal.campaign.engines import is_here
 from mofal.campaign.loading import load_config
 from mofal.campaign.prepare import make_system
 from mofal.campaign.steps.label import local_schedule, only_one
-from mofal.campaign.steps.mechanics import judge_of, make_plans, quiet, run_plans
+from mofal.campaign.steps.mechanics import (
+    judge_of,
+    learnt_from,
+    learnt_in,
+    make_plans,
+    quiet,
+    run_plans,
+)
 from mofal.commands.label import check_seed, unlabelled
 from mofal.data import to_atoms
 from mofal.errors import ConfigError, StructureError
@@ -23,11 +32,14 @@ from mofal.mechanics import choose_engine, potential_level, reference_level
 from mofal.mechanics.engines import evaluations_of, keep_engine, prepare_engine
 from mofal.mechanics.levels import check_level
 from mofal.mechanics.pieces import extend_all
+from mofal.potential.compiling import is_compiled
+from mofal.reference.ase_calculator import limit_threads
 from mofal.schedule import Pools
 from mofal.schedule.settings import cpu_count
 
 if TYPE_CHECKING:
     import xarray as xr
+    from ase import Atoms
     from distributed import Client
 
     from mofal.mechanics import CurveSettings, ElasticSettings, Level, PressureSettings
@@ -43,6 +55,7 @@ def mechanics(
     *,
     potential: str | None = None,
     reference: str | None = None,
+    trained_on: str | None = None,
     what: Sequence[str] = ("eos",),
     cell: str = "conventional",
     rule: str = "auto",
@@ -55,6 +68,7 @@ def mechanics(
     workers: int | None = None,
     schedule: str | None = None,
     retry_failed: bool = False,
+    dry_run: bool = False,
     client: Client | None = None,
     say: Say = print,
 ) -> int:
@@ -68,6 +82,9 @@ def mechanics(
         Directory of a model, or of a campaign (its last model).
     reference : str, optional
         A reference in place of a potential.
+    trained_on : path, optional
+        Of a model: the structures it was trained on, with `split`. A density in its features tells
+        which points lie in what it has learnt; a campaign has its own.
     what : sequence of str
         Of `WHAT`.
     cell : str
@@ -90,6 +107,8 @@ def mechanics(
         A campaign file whose `schedule` section is used.
     retry_failed : bool
         Try points that failed once more.
+    dry_run : bool
+        Check everything, say how long it will take, and begin nothing.
     client : distributed.Client, optional
         Whose workers do the work, instead of those of a schedule; it stays open.
 
@@ -110,6 +129,11 @@ def mechanics(
     check_seed(settings.seed)
     where = load_config(schedule).schedule if schedule else local_schedule(workers)
     level, site = find_level(potential, reference)
+    if site is not None and trained_on is not None:
+        raise ConfigError(f"{potential} is a campaign, which has its own data: no --trained-on")
+    learnt = None if site is None else learnt_in(site)
+    if trained_on is not None:
+        learnt = learnt_from(trained_on, level)
     crystals = load_systems(systems, cell=cell, rule=rule, n=realisations, seed=settings.seed)
     for structure, _ in crystals.values():
         check_level(level, to_atoms(structure, 0))
@@ -125,6 +149,10 @@ def mechanics(
         workers=workers or cpu_count(),
         mend="leave --engine out, or give another --directory",
     )
+    if dry_run:
+        for line in describe_work(crystals, level, what, chosen, workers or cpu_count()):
+            say(line)
+        return 0
     plans = make_plans(crystals, level, place, what, chosen)
     with only_one(place):
         keep_engine(level, place, reason)
@@ -138,15 +166,60 @@ def mechanics(
         for plan in plans.all:
             plan.prepare()
         extend_all(plans.all, say)
-        if all(piece.done for plan in plans.all for piece in plan.pieces()):
+        known = [piece.done for plan in plans.all for piece in plan.pieces()]
+        if all(known):
             say("every point is there already")
         else:
+            if any(known):
+                say(f"{sum(known)} points are there already, {len(known) - sum(known)} are not")
             with Pools.from_settings(
                 where, directory=place, progress=quiet(say), client=client
             ) as pools:
                 run_plans(plans.all, pools, say=say)
-        plans.judge = judge_of(site, level, place) if site is not None else None
+        plans.judge = None if learnt is None else judge_of(learnt, level, place)
         return plans.show(place, say)
+
+
+def describe_work(
+    crystals: dict[str, tuple[xr.Dataset, xr.Dataset | None]],
+    level: Level,
+    what: Sequence[str],
+    settings: dict[str, Any],
+    workers: int,
+) -> list[str]:
+    """What is to be computed and how long it takes, by a force call that is measured here."""
+    calls = evaluations_of(what, **settings)
+    total, lines = 0.0, []
+    for name, (structure, blocks) in crystals.items():
+        atoms = to_atoms(structure, 0)
+        seconds, engine = _force_call(level, atoms)
+        total += calls * seconds
+        of = "" if blocks is None else f", {len(blocks['role'])} blocks"
+        lines.append(
+            f"{name}: {len(atoms)} atoms{of}, {atoms.get_volume():.0f} Å³; {', '.join(what)}: "
+            f"about {calls:,.0f} force calls of {1000 * seconds:.0f} ms{engine}"
+        )
+    hours = total / workers / 3600.0
+    long = f"{hours:.1f} h" if hours > 1 else f"{60 * hours:.0f} min"
+    lines.append(f"about {long} on {workers} processes of one thread; nothing was begun")
+    return lines
+
+
+def _force_call(level: Level, atoms: Atoms) -> tuple[float, str]:
+    """Seconds of a force call with stress on one thread (the best of three), and of what."""
+    told = f" ({level.engine})" if level.kind == "potential" else ""
+    with limit_threads(1):
+        if level.engine == "compiled" and not is_compiled(level.potential()):
+            level, told = replace(level, engine="eager"), " (eager; the compiled one is made first)"
+        atoms.calc = level.calculator()
+        each = []
+        for _ in range(3):
+            atoms.positions += 1e-6
+            begun = time.perf_counter()
+            atoms.get_forces()
+            atoms.get_stress()
+            each.append(time.perf_counter() - begun)
+    return min(each), told
 
 
 # ---------------------------------------------------------------------------------- campaigns

@@ -17,6 +17,7 @@ from ase import Atoms
 from mofal.data import read_json, write_json
 from mofal.errors import ConfigError
 from mofal.mechanics.levels import Level
+from mofal.mechanics.pieces import CALLS
 from mofal.reference.ase_calculator import limit_threads
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 FILE = "engine.json"
 """Of a directory of results: the engine, and why, by the hash of the model."""
 ENGINES = ("auto", "eager", "compiled")
-CALLS = 20
-"""Force calls that a relaxation is taken to want (docs/mechanics.md: 16 to a volume, 19 free)."""
 
 
 def recorded_engine(place: str | Path, identity: str) -> str | None:
@@ -187,15 +186,15 @@ def evaluations_of(
     from mofal.mechanics.elastic import ElasticSettings
     from mofal.mechanics.pressure_settings import PressureSettings
 
-    relaxations, steps = 2.0, 0.0
+    relaxations, strained, steps = 2.0, 0.0, 0.0
     if "eos" in what:
         relaxations += (len(set(curve.grid)) or curve.volumes) * (2 if curve.both_ways else 1)
     if "elastic" in what:
-        relaxations += 12 * len((strains or ElasticSettings()).amplitudes)
+        strained += 12 * len((strains or ElasticSettings()).amplitudes)
     if "pv" in what:
         p = pressure or PressureSettings()
         ways = 2 if p.both_ways else 1
         relaxations += len(p.volumes) * ways
         runs = p.runs * (len(p.pressures_GPa) + ways * len(p.volumes))
         steps = runs * p.length_fs / p.timestep_fs
-    return CALLS * relaxations + steps
+    return CALLS["relax"] * relaxations + CALLS["strain"] * strained + steps

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 CALLS = {"relax": 20, "strain": 10}
-"""Force calls of a relaxation, about."""
+"""Force calls that a relaxation is taken to want (docs/mechanics.md)."""
 
 
 @dataclass(frozen=True)

@@ -100,15 +100,25 @@ def _against_start(angles: np.ndarray, volume: np.ndarray) -> np.ndarray:
 
 
 def plot_pressure(
-    curves: Mapping[str, tuple[PressurePoints, PressureCurve]], *, title: str
+    curves: Mapping[str, tuple[PressurePoints, PressureCurve]],
+    *,
+    title: str,
+    unknown: Mapping[str, np.ndarray] | None = None,
 ) -> Figure:
-    """P(V) of one or several systems: points with errors, the mean curve, two deviations."""
+    """P(V) of one or several systems: points with errors, the mean curve, two deviations.
+
+    Where volumes `unknown` to the potential are given, by system, the axis is shaded there.
+    """
     with figure_style():
         figure = new_figure(5.6, 3.8)
         axes: Any = figure.subplots()
         for k, (name, (points, curve)) in enumerate(curves.items()):
             colour = COLOURS[k % len(COLOURS)]
-            axes.plot(curve.volume, curve.pressure, color=colour, label=name)
+            top = curve.largest_pressure.value
+            label = f"{name}: P_max {'> ' if curve.bound else ''}{top:.2f} GPa"
+            if curve.bulk_modulus is not None:
+                label += f", K {curve.bulk_modulus.value:.1f} GPa"
+            axes.plot(curve.volume, curve.pressure, color=colour, label=label)
             band = 2 * curve.deviation
             axes.fill_between(
                 curve.volume, curve.pressure - band, curve.pressure + band, color=colour,
@@ -121,7 +131,16 @@ def plot_pressure(
                     xerr=points.volume_error[mine], yerr=points.pressure_error[mine],
                     fmt=marker, ms=4, color=colour, mfc="white", lw=1,
                 )  # fmt: skip
+            half = np.ptp(points.volume) / max(1, len(points.volume) - 1) / 2
+            for volume in (unknown or {}).get(name, ()):
+                axes.axvspan(volume - half, volume + half, color=VERMILLION, alpha=0.12, lw=0)
         axes.axhline(0.0, color=GREY, lw=0.8)
+        given = {e for points, _ in curves.values() for e in points.ensemble}
+        for ensemble, marker, label in (("npt", "o", "NPT"), ("nvst", "s", "fixed volume")):
+            if ensemble in given:
+                axes.plot([], [], marker, ms=4, color=DARK, mfc="white", label=label)
+        if unknown and any(len(v) for v in unknown.values()):
+            axes.fill_between([], [], [], color=VERMILLION, alpha=0.12, lw=0, label="not learnt")
         axes.set(xlabel="volume (Å³)", ylabel="pressure (GPa)", title=title)
         axes.legend()
     return figure

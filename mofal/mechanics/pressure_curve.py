@@ -180,26 +180,30 @@ def smooth(points: PressurePoints, *, seed: int = 0, kernel: Any = None) -> Smoo
         Fewer than four points.
     """
     from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct
 
     n = len(points.volume)
     if n < 4:
         raise DataError(f"{n} points of P(V); a curve takes at least 4")
     middle, width = points.volume.mean(), np.ptp(points.volume)
     x = (points.volume - middle) / width
-    # A straight line is taken off first: far from data the process falls back on it, not on zero.
+    # A parabola is taken off first: between distant points the process falls back on it.
     line = np.polyfit(x, points.pressure, min(2, n - 2))
     scale = max(float(np.ptp(points.pressure)), 1e-6)
     rest = (points.pressure - np.polyval(line, x)) / scale
     slope = np.abs(np.polyval(np.polyder(line), x)) / width
     grid = np.linspace(x.min(), x.max(), 401)
+    # Any parabola besides, with a wide prior: that the one taken off is known no better than the
+    # points are belongs into the intervals, all the more where nothing else is left to explain.
+    parabola = ConstantKernel(10.0, "fixed") * DotProduct(1.0, "fixed") ** 2
     free: dict[str, Any] = {"n_restarts_optimizer": 2, "random_state": seed}
     if kernel is not None:
         free = {"optimizer": None}
     for _ in range(2):
         error = np.hypot(points.pressure_error, slope * points.volume_error)
         alpha = np.maximum(error / scale, 1e-4) ** 2
-        start = kernel or ConstantKernel(0.1, (1e-6, 1e2)) * RBF(0.3, (0.05, 3.0))
+        wave = ConstantKernel(0.1, (1e-6, 1e2)) * RBF(0.3, (0.05, 3.0))
+        start = kernel or parabola + wave
         process = GaussianProcessRegressor(start, alpha=alpha, **free)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a hyperparameter at its bound is an answer too

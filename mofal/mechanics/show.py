@@ -194,6 +194,7 @@ def show_pressure(
 
     status = 0
     shown: dict[str, Any] = {}
+    unknown: dict[str, Any] = {}
     results: dict[str, Any] = {}
     for name, one in pressures.items():
         if not one.sound:
@@ -219,6 +220,7 @@ def show_pressure(
             domain = judge(frames)
             for line in describe_domain(volumes, domain):
                 say(line)
+            unknown[name] = volumes[~domain.known]
             # What decides P_max lies at volumes down to that of the maximum.
             top = float(found.volume[int(np.argmax(found.pressure))])
             near = volumes >= top - 0.005 * top
@@ -256,8 +258,9 @@ def show_pressure(
             },
         }
     if shown:
-        title = f"P(V) at {next(iter(pressures.values())).settings.temperature_K:g} K"
-        plot_pressure(shown, title=title).savefig(place / "pv.png", dpi=150)
+        kelvin = next(iter(pressures.values())).settings.temperature_K
+        title = f"P(V) at {kelvin:g} K, classical nuclei"
+        plot_pressure(shown, title=title, unknown=unknown).savefig(place / "pv.png", dpi=150)
         write_json(results, place / "pv.json")
     return status
 

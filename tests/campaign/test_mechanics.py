@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +15,14 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import write
 
+import mofal
+from mofal.campaign.steps.mechanics import judge_of, learnt_from
 from mofal.cli import main
 from mofal.commands.mechanics import load_systems
-from mofal.data import read_json
+from mofal.data import from_atoms, open_group, read_json, select, to_atoms, write_group
 from mofal.errors import ConfigError
 from mofal.frameworks import build, find_blocks, supercell
+from mofal.mechanics import potential_level, reference_level
 from mofal.mechanics.show import describe_realisations, uio_cells
 
 EMT = "ase:ase.calculators.emt:EMT"
@@ -118,6 +122,47 @@ def no_stress():
             return super().get_property(name, atoms, allow_calculation)
 
     return Flat()
+
+
+SEED = Path(mofal.__file__).parent / "examples" / "seeds" / "uio66-gfn1"
+
+
+def test_mechanics__a_dry_run_tells_the_length_and_begins_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = str(SEED / "model")
+    asked = ["mechanics", "S_pr", "--cell", "primitive", "--potential", model]
+    assert main([*asked, "--what", "pv", "--one-way", "--length", "10", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    # Ten runs of 20,000 steps, 5 relaxed starts, the minimum.
+    assert "S_pr: 114 atoms, 7 blocks" in out
+    assert "about 200,140 force calls" in out
+    assert not list(tmp_path.iterdir())
+    assert main([*asked, "--dry-run", "--trained-on", model]) == 1
+    assert main([*asked, "--dry-run", "--trained-on", "nowhere.zarr"]) == 1
+    assert "nowhere.zarr" in capsys.readouterr().err
+
+
+def test_trained_on__tells_what_the_model_has_seen(tmp_path):
+    """A frame of the data is known, and the same frame far out of it is not."""
+    level = potential_level(SEED / "model")
+    labels = open_group(SEED / "labels.zarr").load()
+    held = select(labels, np.flatnonzero(labels["split"].values == "validation")[:4])
+    frames = [to_atoms(held, k) for k in range(4)]
+    frames[3].rattle(0.3, seed=0)
+    judge = judge_of(learnt_from(SEED / "labels.zarr", level), level, tmp_path)
+    found = judge(from_atoms(frames, system="S_pr"))
+    assert list(found.known) == [True, True, True, False]
+    assert found.share[3] > 0.5
+    (kept,) = tmp_path.iterdir()
+    stamp = kept.stat().st_mtime_ns
+    again = judge(from_atoms(frames, system="S_pr"))
+    assert kept.stat().st_mtime_ns == stamp
+    np.testing.assert_array_equal(again.log_likelihood, found.log_likelihood)
+    with pytest.raises(ConfigError, match="reference learns nothing"):
+        learnt_from(SEED / "labels.zarr", reference_level(EMT))
+    write_group(held.drop_vars("split"), tmp_path / "whole.zarr", kind="labels")
+    with pytest.raises(ConfigError, match="train and validation"):
+        learnt_from(tmp_path / "whole.zarr", level)
 
 
 def test_load_systems__realisations_are_draws():

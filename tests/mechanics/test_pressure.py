@@ -24,6 +24,7 @@ from mofal.mechanics import (
 from mofal.mechanics.convergence import converged, influence, needing
 from mofal.mechanics.curve import Record, _save
 from mofal.mechanics.fluctuations import volume_fluctuations
+from mofal.mechanics.plots import plot_pressure
 from mofal.mechanics.pressure_curve import (
     PressurePoints,
     at_zero,
@@ -106,6 +107,21 @@ def test_fit__finds_k_v0_and_the_largest_pressure_within_its_intervals():
     assert np.mean(inside) > 0.7
 
 
+def test_fit__its_intervals_hold_where_a_parabola_is_all_there_is():
+    """Eight points with 12 MPa on a parabola: K and V0 scatter no further than they claim."""
+    volume, ensemble = np.linspace(8900, 9300, 8), ["nvst", "npt"] * 4
+    inside, moduli, widths = [], [], []
+    for seed in range(20):
+        points = points_on(collapse, volume, ensemble, seed=seed, error=0.012)
+        found = fit_pressure(points, draws=100)
+        k, v = found.bulk_modulus, found.equilibrium_volume
+        inside.append([k.low <= 36.0 <= k.high, v.low <= 9100.0 <= v.high])
+        moduli.append(k.value)
+        widths.append(k.high - k.low)
+    assert (np.mean(inside, axis=0) > 0.6).all()
+    assert np.mean(widths) > 0.35 * 4 * np.std(moduli)
+
+
 def test_fit__a_maximum_at_the_edge_is_a_lower_bound():
     volume = np.linspace(8750, 9300, 14)
     points = points_on(collapse, volume, ["nvst"] * 14)
@@ -116,6 +132,10 @@ def test_fit__a_maximum_at_the_edge_is_a_lower_bound():
     assert "classical nuclei" in text
     table = pressure_table(points, found)
     assert table["pv_pressure"].attrs["units"] == "GPa"
+    drawn = plot_pressure({"S": (points, found)}, title="", unknown={"S": volume[:2]}).axes[0]
+    told = [text.get_text() for text in drawn.get_legend().get_texts()]
+    assert told[0].startswith("S: P_max > ")
+    assert told[1:] == ["fixed volume", "not learnt"]
     with pytest.raises(DataError, match="3 points"):
         fit_pressure(points_on(collapse, volume[:3], ["nvst"] * 3))
 

@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from mofal.campaign import paths
+from mofal.campaign.config import DensitySettings
 from mofal.campaign.engines import is_here, mend_of
 from mofal.campaign.prepare import make_system
-from mofal.data import select, to_atoms
+from mofal.data import hash_json, open_group, select, to_atoms
+from mofal.errors import ConfigError
 from mofal.mechanics import choose_engine, potential_level
 from mofal.mechanics.domain import domain_of
 from mofal.mechanics.engines import (
@@ -67,11 +69,67 @@ class Plans:
         return max(status, show_pressure(self.pressures, place, say, self.judge))
 
 
-def judge_of(site: Site, level: Level, place: Path) -> Callable[[xr.Dataset], Any]:
-    """What tells how familiar structures are to the model of a campaign.
+class Learnt(NamedTuple):
+    """What a model was trained on, and how a density of it is fitted.
 
-    The density of a cycle is in the features of the model before; one in the features of the last
-    model is fitted once, calibrated on the validation part, and kept.
+    Attributes
+    ----------
+    name : str
+        Tells densities of one model from each other; empty for a campaign's own.
+    data : callable
+        Gives the structures, with `split`.
+    density : DensitySettings
+    seed : int
+    """
+
+    name: str
+    data: Callable[[], xr.Dataset]
+    density: DensitySettings
+    seed: int
+
+
+def learnt_in(site: Site) -> Learnt:
+    """What the last model of a campaign was trained on."""
+    return Learnt(
+        "",
+        lambda: site.training_set(site.finished_cycles()),
+        site.config.density,
+        site.integer_seed("mechanics", "density"),
+    )
+
+
+def learnt_from(path: str | Path, level: Level) -> Learnt:
+    """What a model was trained on, from a group of structures with `split`.
+
+    Raises
+    ------
+    ConfigError
+        A reference in place of a potential, or structures without both parts.
+    DataError
+        No such group.
+    """
+    if level.kind != "potential":
+        raise ConfigError(
+            "--trained-on tells what a potential has seen; a reference learns nothing"
+        )
+    data = open_group(path)
+    parts = set(map(str, data["split"].values)) if "split" in data else set()
+    if not {"train", "validation"} <= parts:
+        raise ConfigError(
+            f"{path} is not divided into train and validation, so no density can be fitted and "
+            "calibrated on it; give the labels that the model was trained on (with `split`)"
+        )
+    name = hash_json(
+        [str(i) for i in data["structure_id"].values] + list(map(str, data["split"].values))
+    )
+    return Learnt(f"-{name[:8]}", data.load, DensitySettings(), 0)
+
+
+def judge_of(learnt: Learnt, level: Level, place: Path) -> Callable[[xr.Dataset], Any]:
+    """What tells how familiar structures are to a model.
+
+    The density of a campaign's cycle is in the features of the model before; one in the features of
+    the model in question is fitted once, calibrated on the validation part, and kept.
     """
 
     def judge(structures: xr.Dataset) -> Any:
@@ -79,27 +137,26 @@ def judge_of(site: Site, level: Level, place: Path) -> Callable[[xr.Dataset], An
         from mofal.potential import load
 
         potential = load(level.spec)
-        file = place / f"density-{level.identity[:10]}.zarr"
+        file = place / f"density-{level.identity[:10]}{learnt.name}.zarr"
         if file.exists():
             density = PerElementDensity.load(file)
         else:
-            density = _fit_density(site, potential)
+            density = _fit_density(learnt, potential)
             density.save(file)
         return domain_of(structures, potential, density)
 
     return judge
 
 
-def _fit_density(site: Site, potential: Any) -> Any:
+def _fit_density(learnt: Learnt, potential: Any) -> Any:
     from mofal.density import PerElementDensity
 
-    data = site.training_set(site.finished_cycles())
-    settings = site.config.density
+    data, settings = learnt.data(), learnt.density
     density = PerElementDensity(
         n_components=settings.components,
         max_components=settings.max_components,
         pca=settings.pca,
-        random_state=site.integer_seed("mechanics", "density"),
+        random_state=learnt.seed,
     )
     for part, use in (("train", density.fit), ("validation", density.calibrate)):
         features = potential.featurize(select(data, data["split"].values == part))
@@ -204,7 +261,7 @@ def campaign_mechanics(site: Site, pools: Pools, say: Say) -> None:
     for one in plans.all:
         one.prepare()
     run_plans(plans.all, pools, say=say)
-    plans.judge = judge_of(site, level, place)
+    plans.judge = judge_of(learnt_in(site), level, place)
     plans.show(place, say)
 
 

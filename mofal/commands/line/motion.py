@@ -70,6 +70,10 @@ def add_mechanics(commands: Any) -> None:
     p.add_argument("systems", nargs="+", metavar="SYSTEM", help="names (S_pr), or structure files")
     p.add_argument("--potential", metavar="MODEL", help="a model directory, or a campaign")
     p.add_argument("--reference", help="a reference in its place, e.g. gfn1-xtb")
+    p.add_argument(
+        "--trained-on", metavar="GROUP",
+        help="of a model: its labels with `split`, to tell what it knows from guesses",
+    )  # fmt: skip
     p.add_argument("--what", nargs="+", default=["eos"], help="eos, elastic, pv (default: eos)")
     p.add_argument("--cell", choices=["primitive", "conventional"], default="conventional")
     p.add_argument("--rule", default="auto", help="how to cut blocks; none: no blocks")
@@ -111,6 +115,7 @@ def add_mechanics(commands: Any) -> None:
     p.add_argument("--schedule", help="a campaign file whose `schedule` section is used")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--retry-failed", action="store_true", help="try failed points once more")
+    p.add_argument("--dry-run", action="store_true", help="check, say how long it takes, and end")
 
 
 def run_mechanics(args: argparse.Namespace) -> int:
@@ -122,6 +127,7 @@ def run_mechanics(args: argparse.Namespace) -> int:
         args.systems,
         potential=args.potential,
         reference=args.reference,
+        trained_on=args.trained_on,
         what=args.what,
         cell=args.cell,
         rule=args.rule,
@@ -149,6 +155,7 @@ def run_mechanics(args: argparse.Namespace) -> int:
         workers=args.workers,
         schedule=args.schedule,
         retry_failed=args.retry_failed,
+        dry_run=args.dry_run,
         say=say,
     )
 
