@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from ase import Atoms
-from ase.data import covalent_radii
+from ase.data import atomic_numbers, covalent_radii
 from ase.units import Bohr, Hartree
 
 SIZES = {"tiny": 1, "full": 4}
@@ -64,9 +64,28 @@ def xtb(atoms: Atoms, charge: int, unpaired: int) -> tuple[bool, float]:
     return True, float((above.min() - homo) * Hartree)
 
 
-def clusters_of(ds: xr.Dataset, most: int) -> Iterator[tuple[str, Atoms | None, int, str]]:
-    """Formula of the core, its cluster and charge, or why there is none; one of each kind."""
+def _cut_paired(
+    ds: xr.Dataset, blocks: dict[str, xr.Dataset], core: xr.Dataset, max_atoms: int | None
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """A cluster with no unpaired electron; where they are odd, one on each metal of an element."""
     from mofal.clusters import cut
+
+    metals = [s for s in CLOSED.split() if (ds["numbers"].values == atomic_numbers[s]).any()]
+    for odd in [None, *metals]:
+        unpaired = {s: int(s == odd) for s in CLOSED.split()}
+        found, refused = cut(ds, blocks, core, shells=1, max_atoms=max_atoms, unpaired=unpaired)
+        if found.sizes["structure"] or "number of electrons" not in str(refused["reason"].values):
+            break
+    return found, refused
+
+
+def clusters_of(
+    ds: xr.Dataset, most: int, max_atoms: int | None = None
+) -> Iterator[tuple[str, Atoms | None, int, str]]:
+    """Formula of the core, its cluster and charge, or why there is none; one of each kind.
+
+    Open shells have as few unpaired electrons as their number allows.
+    """
     from mofal.data import to_atoms
     from mofal.frameworks import find_blocks
 
@@ -76,9 +95,7 @@ def clusters_of(ds: xr.Dataset, most: int) -> Iterator[tuple[str, Atoms | None, 
     linked = [k for k in first.tolist() if str(blocks["role"].values[k]) != "guest"]
     for k in linked[:most]:
         core = xr.Dataset({"core_structure": ("core", [0]), "core_block": ("core", [k])})
-        found, refused = cut(
-            ds, {name: blocks}, core, shells=1, unpaired=dict.fromkeys(CLOSED.split(), 0)
-        )
+        found, refused = _cut_paired(ds, {name: blocks}, core, max_atoms)
         text = str(blocks["formula"].values[k])
         if found.sizes["structure"]:
             yield text, to_atoms(found, 0), int(found["charge"][0]), ""
@@ -90,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Read, cut, compute, print."""
     from mofal.errors import MofalError
     from mofal.frameworks import read_framework
+    from mofal.reference.xtb import unpaired_valence
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*")
@@ -116,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 near = (d / (radii[:, None] + radii[None])).min()
                 start = time.process_time()
                 electrons = int(atoms.numbers.sum()) - charge
-                done, gap = xtb(atoms, charge, electrons % 2)
+                done, gap = xtb(atoms, charge, unpaired_valence(atoms.numbers, electrons % 2))
                 total += 1
                 good += done
                 print(
