@@ -31,6 +31,8 @@ from ase.io import read, write
 
 KINDS = 6
 """Kinds of core of one MOF at most."""
+HEAVIEST = 86
+"""GFN1-xTB ends at Rn."""
 
 
 def prepare(folder: Path, n: int, seed: int, most: int, wheel: Path | None) -> None:
@@ -44,17 +46,25 @@ def prepare(folder: Path, n: int, seed: int, most: int, wheel: Path | None) -> N
 
     found: list[Atoms] = []
     count = {"drawn": 0, "complete": 0, "accepted": 0, "cores": 0, "refused": 0}
+    count["without parameters"] = 0
     with tempfile.TemporaryDirectory() as scratch:
-        for name, text in draw(archives(wheel), 3 * n, seed).items():
+        files = list(draw(archives(wheel), 3 * n, seed).items())
+        # As the archives have them they are in order.
+        for k in np.random.default_rng(seed).permutation(len(files)):
+            name, text = files[k]
             if count["accepted"] == n:
                 break
             count["drawn"] += 1
             path = Path(scratch) / "mof.cif"
             path.write_bytes(text.encode("latin-1"))
             try:
-                if missing_atoms(read_cif(path)[0]):
+                atoms = read_cif(path)[0]
+                if missing_atoms(atoms):
                     continue
                 count["complete"] += 1
+                if atoms.numbers.max() > HEAVIEST:
+                    count["without parameters"] += 1
+                    continue
                 ds = read_framework(path)
                 made = list(clusters_of(ds, KINDS, most))
             except MofalError:

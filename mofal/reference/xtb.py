@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,11 @@ if TYPE_CHECKING:
     from ase import Atoms
     from ase.calculators.calculator import Calculator
 
+    from mofal.reference.base import Attempt
+
 METHODS = ("GFN1-xTB", "GFN2-xTB")
 _HEAVIEST = 86
+_CAREFUL = 0.1  # tblite's own damping is 0.4
 
 
 def unpaired_valence(numbers: npt.ArrayLike, n_unpaired: int) -> int:
@@ -50,7 +54,29 @@ def unpaired_valence(numbers: npt.ArrayLike, n_unpaired: int) -> int:
 
 
 class XtbReference(AseReference):
-    """A level of tblite; see `make_xtb`."""
+    """A level of tblite; see `make_xtb`.
+
+    Where the charges do not converge, they are mixed in smaller steps once more: the equations, and
+    what solves them, are the same.
+    """
+
+    def calculate_here(self, atoms: Atoms) -> Attempt:
+        """Label one structure in this process, without limits; see `AseReference.calculate`."""
+        first = super().calculate_here(atoms)
+        if first.status != "not_converged":
+            return first
+        self._local.careful = True
+        try:
+            second = super().calculate_here(atoms)
+        finally:
+            self._local.careful = False
+        return replace(second, wall_time_s=first.wall_time_s + second.wall_time_s)
+
+    def _made(self) -> Calculator:
+        calculator = super()._made()
+        if getattr(self._local, "careful", False):
+            calculator.set(mixer_damping=_CAREFUL)
+        return calculator
 
     def _why_not(self, atoms: Atoms) -> str:
         heavy = sorted({s for s, z in zip(atoms.symbols, atoms.numbers) if z > _HEAVIEST})
