@@ -45,6 +45,8 @@ _MOST = {"N": 4, "O": 3, "F": 2, "Si": 6, "P": 6, "S": 6, "Cl": 4, "Br": 4}
 # Å: O2 is 1.21, a superoxide 1.28, a peroxide 1.45; cyanide 1.15, C2 of an acetylide 1.20.
 _SHORTEST_OO = 1.15
 _LONGEST_CYANIDE = 1.30
+# Å between H on two N or O: the two of a porphyrin lie 2.3 apart, its half ones 1.6.
+_NEAREST_ACIDIC = 1.7
 _FAR = 1e6  # Å: further out no digit is left for a bond length
 _VOLUME_PER_ATOM = (4.0, 400.0)  # Å^3: denser than diamond; emptier than any known framework
 
@@ -222,6 +224,7 @@ def check_valences(
             f"tries){where}"
         )
     _check_alternatives(numbers, bonds, bond_lengths(bonds, positions, cell), organic, ~has_boron)
+    _check_half_hydrogens(numbers, positions, cell, pbc, bonds)
 
 
 def _check_alternatives(
@@ -260,6 +263,32 @@ def _check_alternatives(
             where = f"{a} and {b} are {length[k]:.2f} Å apart"
             where += " with metals on both" if pairs is cyanide else ""
             raise StructureError(f"{where} ({(len(edge) + 1) // 2} such pairs): {why}")
+
+
+def _check_half_hydrogens(
+    numbers: NDArray[np.integer],
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+    bonds: Bonds,
+) -> None:
+    """Refuse four hydrogens in a porphyrin, and two between donors that share one."""
+    held = (numbers[bonds.i] == 1) & np.isin(numbers[bonds.j], [7, 8])
+    hydrogen, owner = bonds.i[held], bonds.j[held]
+    if len(hydrogen) < 2:
+        return
+    lattice = complete_cell(positions, cell, pbc)
+    x = (positions - free_origin(positions, lattice, pbc))[hydrogen]
+    i, j, d = neighbour_list("ijd", positions=x, cell=lattice, pbc=pbc, cutoff=_NEAREST_ACIDIC)
+    apart = owner[i] != owner[j]
+    if apart.any():
+        i, j, d = i[apart], j[apart], d[apart]
+        k = int(np.argmin(d))
+        a, b = (_name(numbers, int(hydrogen[v[k]])) for v in (i, j))
+        raise StructureError(
+            f"{a} and {b}, on two atoms, are {d[k]:.2f} Å apart ({len(d) // 2} such pairs): halves "
+            "of a disordered hydrogen, perhaps: keep one of them"
+        )
 
 
 def lacking_carbon(

@@ -501,6 +501,10 @@ MALFORMED: dict[str, tuple] = {
         in_the_pore("LiC2Li", (-2.7, 0, 0), (-0.58, 0, 0), (0.58, 0, 0), (2.7, 0, 0)),
         r"1.16 Å apart with metals on both \(1 such pairs\): a cyanide",
     ),
+    "hydrogen between two places": (
+        in_the_pore("NHNH", (-2, 0, 0), (-1, 0, 0), (1.6, 0, 0), (0.6, 0, 0)),
+        r"on two atoms, are 1.60 Å apart .1 such pairs.: halves of a disordered hydrogen",
+    ),
     "benzylic hydrogen missing": (
         edited(benzyl), "linker C7H5.*1 hydrogen is missing on its carbon"
     ),
