@@ -53,7 +53,7 @@ HEADS = {
     "LIVTEP_charged": "nitrile, with PF6",
     "NOFQOQ_freeONLY": "iodide, pyrazole",
 }
-"""Files by what holds their metals, known and drawn ones; shells are closed but for the porphyrin."""
+"""Files by what holds their metals, known and drawn; shells are closed but the porphyrin's."""
 # Metals whose d or f shell is partly filled are taken as closed: the question is convergence.
 CLOSED = "Ti V Cr Mn Fe Co Ni Cu Mo Ru Rh Pd Ce Pr Nd Sm Eu Gd Tb Dy Ho Er Tm Yb W Re Os Ir Pt"
 
