@@ -160,8 +160,8 @@ def _check_clusters(
             f"labelled: {_mended(str(refused['reason'].values[k]))}"
         )
     notes: dict[str, None] = {}
-    too_large = refused["n_atoms"].values > (config.selection.max_atoms or np.inf)
-    for k in np.flatnonzero(too_large).tolist():
+    too_large = [k for k, why in enumerate(refused["reason"].values) if "max_atoms is" in str(why)]
+    for k in too_large:
         around = formula[int(refused["core_block"][k])]
         notes[f"there are no clusters around {around}: {refused['reason'].values[k]}"] = None
     seen: set[tuple[str, int, int]] = set()

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from mofal.clusters.blueprints import (
+    MANTLE,
     TERMINATION,
     Plan,
     Shells,
@@ -35,6 +36,7 @@ from mofal.data import make_structures, offsets
 from mofal.data.computing import compute
 from mofal.data.ragged import TEXT
 from mofal.errors import DataError
+from mofal.frameworks.bonds import IS_METAL
 from mofal.frameworks.caps import cap_positions
 
 MANTLE_OF = {
@@ -421,6 +423,12 @@ def _collect(
         numbers, owner, is_open, n_electrons, unpaired
     )
     finite = np.bincount(owner[~np.isfinite(positions).all(axis=1)], minlength=n) == 0
+    mantle = {
+        name: np.concatenate([part.mantle[name] for part in parts])[order] for name in MANTLE_OF
+    }
+    # A linker that lost all of its nodes is no environment of the framework.
+    around = np.bincount(owner[IS_METAL[numbers] | (region == MANTLE)], minlength=n)
+    alone = mantle["mantle_shortened"] & (around == 0)
     reasons = []
     for k in range(n):
         why = []
@@ -434,6 +442,8 @@ def _collect(
             why.append(electron_reason[k])
         if max_atoms is not None and n_atoms[k] > max_atoms:
             why.append(f"{n_atoms[k]} atoms with the smallest mantle, max_atoms is {max_atoms}")
+        elif alone[k]:
+            why.append(f"no neighbour of it fits, max_atoms is {max_atoms}: a molecule by itself")
         reasons.append("; ".join(why))
     sound = np.array([not why for why in reasons], dtype=np.bool_)
     info: dict[str, Any] = {
@@ -444,9 +454,7 @@ def _collect(
         "n_unpaired": n_unpaired.astype(np.int32),
         "open_shell": open_shell,
         "smallest_distance": smallest,
-        **{
-            name: np.concatenate([part.mantle[name] for part in parts])[order] for name in MANTLE_OF
-        },
+        **mantle,
     }
     keep = sound[owner]
     return (

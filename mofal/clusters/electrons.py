@@ -56,13 +56,20 @@ def count_electrons(numbers: IntArray, owner: IntArray, charge: IntArray) -> Int
 
 
 def unpaired_electrons(
-    numbers: IntArray, owner: IntArray, n: int, unpaired: Mapping[str, int]
+    numbers: IntArray,
+    owner: IntArray,
+    n: int,
+    unpaired: Mapping[str, int],
+    is_open: BoolArray | None = None,
 ) -> IntArray:
     """Unpaired electrons of each cluster, all metals parallel: (cluster,).
 
     Parameters
     ----------
     unpaired : unpaired electrons per atom of an element, e.g. ``{"Cu": 1}``; 0 declares it closed
+    is_open : (atom,) `open_atoms`
+        Where a cluster holds open and closed atoms of an element, as Cu(II) and Cu(I), only the
+        open ones count.
 
     Raises
     ------
@@ -77,7 +84,11 @@ def unpaired_electrons(
                 'expected for example unpaired={"Cu": 1}'
             )
         per_element[atomic_numbers[symbol]] = int(count)
-    return np.bincount(owner, weights=per_element[numbers], minlength=n).astype(np.int64)
+    each = per_element[numbers]
+    if is_open is not None:
+        here = owner * np.int64(119) + numbers
+        each = np.where(is_open | ~np.isin(here, here[is_open]), each, 0)
+    return np.bincount(owner, weights=each, minlength=n).astype(np.int64)
 
 
 def electron_reasons(
@@ -102,7 +113,7 @@ def electron_reasons(
     reasons : one text per cluster, empty where nothing is wrong
     """
     n = len(n_electrons)
-    n_unpaired = unpaired_electrons(numbers, owner, n, unpaired)
+    n_unpaired = unpaired_electrons(numbers, owner, n, unpaired, is_open)
     at = np.flatnonzero(is_open)
     open_shell = np.zeros(n, dtype=np.bool_)
     open_shell[owner[at]] = True

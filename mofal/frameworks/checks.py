@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 import numpy as np
-from ase.data import chemical_symbols, covalent_radii
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from matscipy.neighbours import neighbour_list
 from numpy.typing import NDArray
 
@@ -39,6 +39,14 @@ _OVERLAP = 0.62
 # Å: a bond of a carbon that is shorter than this is a double, or a triple bond.
 _DOUBLE = {6: 1.41, 7: 1.36, 8: 1.30}
 _TRIPLE = {6: 1.25, 7: 1.20}
+# More neighbours that are no metals than this are two alternatives in one place (PO8 of a Keggin
+# ion, six C on one N).
+_MOST = {"N": 4, "O": 3, "F": 2, "Si": 6, "P": 6, "S": 6, "Cl": 4, "Br": 4}
+# Å: O2 is 1.21, a superoxide 1.28, a peroxide 1.45; cyanide 1.15, C2 of an acetylide 1.20.
+_SHORTEST_OO = 1.15
+_LONGEST_CYANIDE = 1.30
+# Å between H on two N or O: the two of a porphyrin lie 2.3 apart, its half ones 1.6.
+_NEAREST_ACIDIC = 1.7
 _FAR = 1e6  # Å: further out no digit is left for a bond length
 _VOLUME_PER_ATOM = (4.0, 400.0)  # Å^3: denser than diamond; emptier than any known framework
 
@@ -174,7 +182,7 @@ def check_valences(
     pbc: NDArray[np.bool_],
     bonds: Bonds,
 ) -> None:
-    """Refuse carbon with too many or too few neighbours, and hydrogen without any.
+    """Refuse atoms with too many neighbours, carbon with too few, and hydrogen without any.
 
     Raises
     ------
@@ -209,10 +217,77 @@ def check_valences(
             if open_axes
             else ""
         )
+        neighbours = f"{int(organic[k])} neighbour{'' if organic[k] == 1 else 's'}"
         raise StructureError(
-            f"{_name(numbers, k)} has {int(organic[k])} neighbours and lacks one ({len(bad)} such "
+            f"{_name(numbers, k)} has {neighbours} and lacks one ({len(bad)} such "
             f"atoms): hydrogens are missing; add them to the file (mofal blocks --add-hydrogens "
             f"tries){where}"
+        )
+    _check_alternatives(numbers, bonds, bond_lengths(bonds, positions, cell), organic, ~has_boron)
+    _check_half_hydrogens(numbers, positions, cell, pbc, bonds)
+
+
+def _check_alternatives(
+    numbers: NDArray[np.integer],
+    bonds: Bonds,
+    length: NDArray[np.float64],
+    organic: NDArray[np.int64],
+    ordinary: NDArray[np.bool_],
+) -> None:
+    """Refuse disorder that no two atoms in one place give away."""
+    for symbol, most in _MOST.items():
+        many = np.flatnonzero((numbers == atomic_numbers[symbol]) & (organic > most) & ordinary)
+        if len(many):
+            raise StructureError(
+                f"{_name(numbers, many[0])} has {int(organic[many[0]])} bonds ({len(many)} such "
+                "atoms): two alternatives of a disordered group in one place; keep one of them"
+            )
+    first, second = numbers[bonds.i], numbers[bonds.j]
+    on_metal = bonds.degree > organic
+    short = (first == 8) & (second == 8) & (length < _SHORTEST_OO)
+    # Ligands that touch are no Cl2 and no F2.
+    touching = np.isin(first, [9, 17]) & (first == second) & on_metal[bonds.i]
+    alone = (organic == 1) & on_metal
+    # A cyanide that lies on a centre of inversion is C2 or N2 in the file.
+    cyanide = (first == 6) & (second == 6) & (length < _LONGEST_CYANIDE)
+    cyanide &= alone[bonds.i] & alone[bonds.j]
+    for pairs, why in (
+        (short, "two alternatives of a disordered site, perhaps: keep one of them"),
+        (touching, "two alternatives of a disordered site, perhaps: keep one of them"),
+        (cyanide, "a cyanide, perhaps: write one of the two as N"),
+    ):
+        edge = np.flatnonzero(pairs)
+        if len(edge):
+            k = edge[int(np.argmin(length[edge]))]
+            a, b = (_name(numbers, int(v[k])) for v in (bonds.i, bonds.j))
+            where = f"{a} and {b} are {length[k]:.2f} Å apart"
+            where += " with metals on both" if pairs is cyanide else ""
+            raise StructureError(f"{where} ({(len(edge) + 1) // 2} such pairs): {why}")
+
+
+def _check_half_hydrogens(
+    numbers: NDArray[np.integer],
+    positions: NDArray[np.float64],
+    cell: NDArray[np.float64],
+    pbc: NDArray[np.bool_],
+    bonds: Bonds,
+) -> None:
+    """Refuse four hydrogens in a porphyrin, and two between donors that share one."""
+    held = (numbers[bonds.i] == 1) & np.isin(numbers[bonds.j], [7, 8])
+    hydrogen, owner = bonds.i[held], bonds.j[held]
+    if len(hydrogen) < 2:
+        return
+    lattice = complete_cell(positions, cell, pbc)
+    x = (positions - free_origin(positions, lattice, pbc))[hydrogen]
+    i, j, d = neighbour_list("ijd", positions=x, cell=lattice, pbc=pbc, cutoff=_NEAREST_ACIDIC)
+    apart = owner[i] != owner[j]
+    if apart.any():
+        i, j, d = i[apart], j[apart], d[apart]
+        k = int(np.argmin(d))
+        a, b = (_name(numbers, int(hydrogen[v[k]])) for v in (i, j))
+        raise StructureError(
+            f"{a} and {b}, on two atoms, are {d[k]:.2f} Å apart ({len(d) // 2} such pairs): halves "
+            "of a disordered hydrogen, perhaps: keep one of them"
         )
 
 

@@ -109,10 +109,12 @@ def check_charges(
     # A charge is named per block only where blocks of this kind explain all of it.
     sum_text = "" if q * count == total else f" ({total:+d} in the cell)"
     inside = member[start[block] : start[block + 1]]
+    # What is all carbon and hydrogen is no anion.
+    carbanion = q < 0 and role[block] != "node" and set(numbers[inside].tolist()) <= {1, 6}
     lacks = q < 0 and _may_lack_hydrogen(blocks, numbers, inside, str(role[block]), valence)
     ends = int(hydroxides(blocks, numbers)[inside].sum()) if valence is not None else 0
     waters = role[block] == "node" and 0 < -q <= ends and not lacks
-    if valence is not None and charge == 0 and not lacks and not waters:
+    if valence is not None and charge == 0 and not (lacks or waters or carbanion):
         ion = "anions" if total > 0 else "cations"
         return f"{ion} missing: framework {total:+d} ({q:+d} per {what} {name})"
     if lacks or waters:
@@ -121,6 +123,8 @@ def check_charges(
             f"{-q} hydrogen{'s are' if q < -1 else ' is'} missing on it ({what_lacks}); add them "
             "(mofal blocks --add-hydrogens tries)"
         )
+    elif carbanion:
+        why = f"{-q} hydrogen{'s are' if q < -1 else ' is'} missing on its carbon"
     elif q > 0:
         why = "an anion is missing, or it has too many hydrogens"
     else:

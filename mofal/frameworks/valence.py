@@ -6,6 +6,7 @@ which one, and the cell as a whole, its ions included, is balanced where the bon
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -70,11 +71,12 @@ _LONGER = {
 _SOFTNESS = 0.37  # Å, the same sources
 # What a state costs per metal: half the square of how far the sum of its bonds is from it, in units
 # of this, and a little where it is not the usual one; states that cost this much more than the best
-# are none. What the cell may pay in all, per metal, to be neutral.
+# are none. What the cell may pay to be neutral, per metal whose state changes: Cu(I) for Cu(II) or
+# an Fe(II) in Fe3O cost 0 to 2; a Co(III) or Tb(IV) with the bonds of Co(II) or Tb(III) 3.3 to 5.
 _WIDTH = 0.35
 _UNUSUAL = 0.6
 _TOO_MUCH = 6.0
-_AFFORDABLE = 4.0
+_AFFORDABLE = 3.0
 
 
 # For what an O is bonded to, one length per metal will do: size r (Å) and softness c of an element,
@@ -115,7 +117,7 @@ class States:
     state : (atom,) int array
         Of each metal; 0 for other atoms.
     mixed : list of str
-        Elements of which one kind of site holds two states.
+        Elements that hold two states.
     left : int
         Charge of the cell that stays: of ions that are not in the file.
     """
@@ -211,10 +213,12 @@ def cell_states(
         ways = grown
     cheapest = min(ways, key=lambda total: ways[total][0])
     wanted = charge - ligands
-    if wanted in ways and ways[wanted][0] - ways[cheapest][0] <= _AFFORDABLE * len(metal):
-        cheapest = wanted
+    if wanted in ways:
+        (price, chosen), (least, usual) = ways[wanted], ways[cheapest]
+        changed = sum(_changes(len(m), a, b) for m, a, b in zip(groups, chosen, usual))
+        cheapest = wanted if price - least <= _AFFORDABLE * changed else cheapest
     states = np.zeros(n, np.int64)
-    mixed = set()
+    held: set[tuple[int, int]] = set()
     for members, (first, second, k) in zip(groups, ways[cheapest][1]):
         if second < first:
             first, second, k = second, first, len(members) - k
@@ -224,10 +228,16 @@ def cell_states(
             each = [bond_valences(z, bonds, length, members[[a]]).get(first, 0.0) for a in order]
             order = np.argsort(each, kind="stable")
         states[members[order]] = np.where(np.arange(len(members)) < len(members) - k, first, second)
-        if 0 < k < len(members):
-            mixed.add(int(z[members[0]]))
+        held.update((int(z[members[0]]), state) for state in states[members].tolist())
+    mixed = {element for element, count in Counter(e for e, _ in held).items() if count > 1}
     left = int(cheapest + ligands - charge)
     return States(states, sorted(chemical_symbols[k] for k in mixed), left)
+
+
+def _changes(count: int, a: tuple[int, int, int], b: tuple[int, int, int]) -> int:
+    """How many of one kind of site differ between two choices of (state, other state, how many)."""
+    one, two = (Counter([s] * (count - k) + [t] * k) for s, t, k in (a, b))
+    return (one - two).total()
 
 
 def _options(z: int, count: int, sums: dict[int, float]) -> list[tuple[float, int, int, int]]:

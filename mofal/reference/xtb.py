@@ -5,17 +5,86 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from mofal.errors import DependencyError, ReferenceError
 from mofal.reference.ase_calculator import AseReference
 from mofal.reference.options import check_known, number, whole_number
 
 if TYPE_CHECKING:
+    from ase import Atoms
     from ase.calculators.calculator import Calculator
 
+    from mofal.reference.base import Attempt
+
 METHODS = ("GFN1-xTB", "GFN2-xTB")
+_HEAVIEST = 86
+_CAREFUL = 0.1  # tblite's own damping is 0.4
+
+
+def unpaired_valence(numbers: npt.ArrayLike, n_unpaired: int) -> int:
+    """How many of the unpaired electrons of a structure xTB itself has.
+
+    GFN-xTB holds the 4f electrons of a lanthanide in its core and leaves it three of valence, as
+    in Ln(III): its spin is none of the calculation's.
+
+    Parameters
+    ----------
+    numbers : (atom,) int
+        Atomic numbers.
+    n_unpaired : int
+        Unpaired electrons of the structure, those of f shells included: all of them parallel, or
+        as few as there can be.
+
+    Returns
+    -------
+    int
+    """
+    shell = np.asarray(numbers, np.int64).reshape(-1) - 57
+    shell = shell[(shell >= 1) & (shell <= 14)]
+    for in_core in (int(np.minimum(shell, 14 - shell).sum()), int((shell % 2).sum())):
+        if in_core <= n_unpaired:
+            return n_unpaired - in_core
+    return (n_unpaired + int(shell.sum())) % 2
+
+
+class XtbReference(AseReference):
+    """A level of tblite; see `make_xtb`.
+
+    Where the charges do not converge, they are mixed in smaller steps once more: the equations, and
+    what solves them, are the same.
+    """
+
+    def calculate_here(self, atoms: Atoms) -> Attempt:
+        """Label one structure in this process, without limits; see `AseReference.calculate`."""
+        first = super().calculate_here(atoms)
+        if first.status != "not_converged":
+            return first
+        self._local.careful = True
+        try:
+            second = super().calculate_here(atoms)
+        finally:
+            self._local.careful = False
+        return replace(second, wall_time_s=first.wall_time_s + second.wall_time_s)
+
+    def _made(self) -> Calculator:
+        calculator = super()._made()
+        if getattr(self._local, "careful", False):
+            calculator.set(mixer_damping=_CAREFUL)
+        return calculator
+
+    def _why_not(self, atoms: Atoms) -> str:
+        heavy = sorted({s for s, z in zip(atoms.symbols, atoms.numbers) if z > _HEAVIEST})
+        known = f"{self.name} has no parameters for {', '.join(heavy)}: it ends at Rn"
+        return known if heavy else super()._why_not(atoms)
+
+    def _set_state(self, work: Atoms, charge: int, n_unpaired: int) -> str:
+        return super()._set_state(work, charge, unpaired_valence(work.numbers, n_unpaired))
 
 
 def gfn1_xtb(variant: str = "", *, spec: str = "", **options: Any) -> AseReference:
@@ -90,7 +159,7 @@ def make_xtb(
     max_iterations = whole_number(name, "max_iterations", max_iterations)
     if find_spec("tblite") is None:
         raise DependencyError(f"{name} needs tblite; type: pip install 'mofal[xtb]'")
-    return AseReference(
+    return XtbReference(
         functools.partial(_calculator, method, accuracy, electronic_temperature_K, max_iterations),
         name=name,
         spec=spec or name,

@@ -18,7 +18,7 @@ from mofal.campaign.prepare import examine, make_system, settle
 from mofal.campaign.steps.sample import sample_seed
 from mofal.cli import main
 from mofal.data import select, structure_ids, to_atoms
-from mofal.errors import StructureError
+from mofal.errors import ConfigError, StructureError
 from mofal.reference import get_reference, structure_id_of
 from tests.frameworks import published
 
@@ -206,7 +206,7 @@ def test_max_atoms__said_before_anything_is_labelled(tmp_path: Path) -> None:
     """Mantles that are made smaller, cores that no mantle makes small enough, and the seed data."""
     mof5 = primitive(published.mof5())
     for most, expected in (
-        (28, "there are no clusters around C6O13Zn4: 29 atoms with the smallest mantle"),
+        (35, "there are no clusters around C6H4: no neighbour of it fits, max_atoms is 35"),
         (50, "the cluster around C6O13Zn4 (C18H14O13Zn4, 49 atoms) lacks 4 of its neighbours"),
     ):
         file = campaign(tmp_path, mof5, selection={"max_atoms": most})
@@ -220,6 +220,9 @@ def test_max_atoms__said_before_anything_is_labelled(tmp_path: Path) -> None:
     seed = site.group("cycle-000/samples.zarr").load()
     assert seed["n_atoms"].values.max() <= 50
     assert seed["mantle_shortened"].values.all()
+    none = campaign(tmp_path, mof5, selection={"max_atoms": 28})
+    with pytest.raises(ConfigError, match="C6O13Zn4 cannot be labelled: 29 atoms with the smalle"):
+        examine(Campaign(none, directory=tmp_path / "none").site)
 
 
 def test_make_system__rods_are_repeated(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from ase.data import covalent_radii
 
 from mofal.clusters import blueprint, check_bonds, cut, random_cores
+from mofal.clusters.electrons import electron_reasons, unpaired_electrons
 from mofal.data import (
     concat,
     make_structures,
@@ -527,6 +528,19 @@ def test_cut__open_shells_need_a_spin():
     assert clusters["open_shell"].values[0]
     clusters, _ = cut(ds, {"S_pr": blocks}, core, unpaired={"Cu": 0})
     assert int(clusters["n_unpaired"][0]) == 0
+
+
+def test_unpaired_electrons__of_two_states_the_open_one_counts():
+    # Two clusters: Cu(II) beside Cu(I), and two Cu(I) that the user says are open.
+    numbers, owner = np.array([29, 29, 8, 29, 29]), np.array([0, 0, 0, 1, 1])
+    is_open = np.array([True, False, False, False, False])
+    counted = unpaired_electrons(numbers, owner, 2, {"Cu": 1}, is_open)
+    assert counted.tolist() == [1, 2]
+    assert unpaired_electrons(numbers, owner, 2, {"Cu": 1}).tolist() == [2, 2]
+    # 95 electrons and one of them unpaired: nothing to refuse.
+    electrons = np.array([95, 116])
+    _, n, reasons = electron_reasons(numbers, owner, is_open, electrons, {"Cu": 1})
+    assert (n.tolist(), reasons) == ([1, 2], ["", ""])
 
 
 def test_cut__open_shells_are_seen_without_oxidation_states():

@@ -71,15 +71,15 @@ def check_sound(ds, blocks, clusters):
     ("make", "core", "shells", "limits"),
     [
         (published.mof5, "C6O13Zn4", 1, (80, 60, 29)),
-        (published.mof5, "C6H4", 1, (60, 20)),
+        (published.mof5, "C6H4", 1, (60,)),
         (published.hkust1, "C4Cu2O8", 1, (50, 18)),
         (published.dmof, "C4O8Zn2", 1, (90, 60)),
-        (published.zif, "C4H5N2", 1, (60, 12)),
+        (published.zif, "C4H5N2", 1, (60,)),
         (published.mil53, "Cr", 2, (150, 100, 64)),
-        (published.mil53, "C8H4O4", 2, (200, 110, 20)),
+        (published.mil53, "C8H4O4", 2, (200, 110)),
         (published.mil53, "HO", 2, (100, 70)),
         (published.mof74, "Mg", 2, (100, 80, 64)),
-        (published.mof74, "C8H2O6", 1, (150, 20)),
+        (published.mof74, "C8H2O6", 1, (150,)),
     ],
 )
 def test_cut__max_atoms_is_kept_and_clusters_are_sound(make, core, shells, limits):
@@ -128,6 +128,25 @@ def test_cut__what_is_too_large_alone_is_refused():
     assert refused["reason"].values[0] == "66 atoms with the smallest mantle, max_atoms is 65"
     with pytest.raises(ConfigError, match="expected the atoms that a cluster may have"):
         cut_one(ds, blocks, brick, max_atoms=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "core", "limit"),
+    [
+        (published.mof5, "C6H4", 20),
+        (published.zif, "C4H5N2", 12),
+        (published.mil53, "C8H4O4", 20),
+        (published.mil53, "HO", 10),
+    ],
+)
+def test_cut__a_linker_without_its_nodes_is_refused(make, core, limit):
+    """Benzene, an azole, an acid and water are molecules, and no environments of a framework."""
+    ds, blocks = load(make)
+    k = int(np.flatnonzero(blocks["formula"].values == core)[0])
+    clusters, refused = cut_one(ds, blocks, k, max_atoms=limit)
+    assert clusters.sizes["structure"] == 0
+    said = f"no neighbour of it fits, max_atoms is {limit}: a molecule by itself"
+    assert refused["reason"].values.tolist() == [said]
 
 
 def test_cut__what_is_near_a_missing_linker_stays():

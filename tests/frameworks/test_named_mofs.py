@@ -71,8 +71,14 @@ NAMED = [
     ("phosphotungstate of Cu(I)", "EDORIY_charged",
      {("O40PW12", -3): 4, ("C2H3CuN", 1): 8, ("Cu", 1): 4, ("C10H8N2", 0): 20}, "4 guest"),
     ("samarium nitrilotriacetate", "FAVGOB_clean", None, ""),
-    # Trimers and a cluster whose charges the file leaves open: its composition is what is known.
-    ("MIL-100(Fe)", "CIGXIA_manual", None, "mixed valence (Fe)"),
+    # Its F or OH are not in the file, and all bonds are those of Fe(III).
+    ("MIL-100(Fe)", "CIGXIA_manual", None, "anions missing: framework +68"),
+    # All Co are bound like Co(II), and its ammonium ions are not in the file.
+    ("cobalt oxalate phosphite", "MATHEV_clean",
+     {("Co", 2): 8, ("C2O4", -2): 6, ("HO3P", -2): 4}, "cations missing: framework -4"),
+    # Two kinds of site with a state each.
+    ("copper thiocyanate", "PYDCUT_clean", None, "mixed valence (Cu)"),
+    # A cluster whose charges the file leaves open: its composition is what is known.
     ("UTSA-16", "GEBCAT_clean", None, ""),
 ]  # fmt: skip
 
@@ -82,7 +88,7 @@ INCOMPLETE = [
      {("C8H16O32Zr6", 0): 3, ("C40H22", 0): 6}),
     ("MOF-808", "ja500330a_si_007_auto", r"6 of its 12 OH are water",
      {("C6H22O32Zr6", 0): 16, ("C6H3", 0): 32}),
-    ("ZIF-8 without methyl H", "OFERUN06_clean", r"1 neighbours and lacks one",
+    ("ZIF-8 without methyl H", "OFERUN06_clean", r"1 neighbour and lacks one",
      {("Zn", 2): 6, ("C4H5N2", -1): 12}),
 ]  # fmt: skip
 
@@ -130,7 +136,7 @@ def test_read_framework__named(folder, name, file, expected, note):
         assert sum(charge * count for (_, charge), count in found.items()) == 0
     if name == "MIL-100(Fe)":
         assert formulas == {"C6Fe3O13": 68, "C6H3": 136}
-        assert sum(charge * count for (_, charge), count in found.items()) == 0
+        assert sum(charge * count for (_, charge), count in found.items()) == 68
     if name == "UTSA-16":
         # K Co3 (citrate 4-)(citrate 3-): one of the file's two half H is too many.
         assert formulas == {"K": 4, "Co": 12, "C6H5O7": 8}

@@ -362,6 +362,28 @@ def guest_oxygen(atoms: Atoms) -> Atoms:
     return atoms + Atoms("O", positions=[[10.375, 10.375, 10.375]])
 
 
+def in_the_pore(symbols: str, *positions: tuple[float, float, float]):
+    """A group of atoms in the middle of UiO-66, Å."""
+    return edited(lambda atoms: atoms + Atoms(symbols, positions=np.array(positions) + 10.375))
+
+
+def benzyl(atoms: Atoms) -> Atoms:
+    """A CH2 that lacks its third H, flat, in the place of the last ring H."""
+    near = atoms.get_distances(len(atoms) - 1, range(len(atoms)), mic=True)
+    ring = int(np.argsort(near)[1])
+    out = atoms.get_distance(ring, len(atoms) - 1, mic=True, vector=True)
+    out /= np.linalg.norm(out)
+    other = next(k for k in range(len(atoms) - 1) if atoms.numbers[k] == 6 and k != ring
+                 and atoms.get_distance(ring, k, mic=True) < 1.5)  # fmt: skip
+    side = atoms.get_distance(ring, other, mic=True, vector=True)
+    side -= (side @ out) * out
+    side /= np.linalg.norm(side)
+    c = atoms.positions[ring] + 1.50 * out
+    new = [c, *(c + 1.09 * (0.5 * out + s * 0.866 * side) for s in (1, -1))]
+    del atoms[len(atoms) - 1]
+    return atoms + Atoms("CH2", positions=new)
+
+
 def two_frames(folder: Path) -> Path:
     path = folder / "two.extxyz"
     ase.io.write(path, [uio66(), uio66()])
@@ -464,9 +486,28 @@ MALFORMED: dict[str, tuple] = {
     "amine without hydrogens": (
         edited(aniline_without_hydrogen, linker="BDC-NH2"), "per linker C6H3N.*2 hydrogens"
     ),
-    "methyl without hydrogens": (edited(methyl_without_hydrogen), "1 neighbours and lacks"),
+    "methyl without hydrogens": (edited(methyl_without_hydrogen), "1 neighbour and lacks"),
     "guest without hydrogens": (edited(guest_oxygen), "formal charge -2 per guest molecule O"),
     "stray hydrogen": (edited(stray_hydrogen), "bonded to nothing"),
+    "phosphate in two orientations": (
+        in_the_pore("PO8", (0, 0, 0), *(0.88 * np.array(list(np.ndindex(2, 2, 2))) * 2 - 0.88)),
+        r"P \(atom 456\) has 8 bonds .1 such atoms.: two alternatives",
+    ),
+    "oxygen in two places": (in_the_pore("O2", (0, 0, 0), (1, 0, 0)), "are 1.00 Å apart.*keep one"),
+    "chloride in two places": (
+        in_the_pore("ZnCl2", (0, 0, 0), (2, 1, 0), (2, -1, 0)), "Cl.*2.00 Å apart.*keep one"
+    ),
+    "cyanide on a centre": (
+        in_the_pore("LiC2Li", (-2.7, 0, 0), (-0.58, 0, 0), (0.58, 0, 0), (2.7, 0, 0)),
+        r"1.16 Å apart with metals on both \(1 such pairs\): a cyanide",
+    ),
+    "hydrogen between two places": (
+        in_the_pore("NHNH", (-2, 0, 0), (-1, 0, 0), (1.6, 0, 0), (0.6, 0, 0)),
+        r"on two atoms, are 1.60 Å apart .1 such pairs.: halves of a disordered hydrogen",
+    ),
+    "benzylic hydrogen missing": (
+        edited(benzyl), "linker C7H5.*1 hydrogen is missing on its carbon"
+    ),
     "two molecules in one place": (edited(crowded_carbon), "has 5 bonds"),
     "rod, MIL-53": (
         atoms_file(published.mil53), r"rod, infinite along \[0 0 1\].*rule='auto'", "carboxylate"

@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, molecule
+from tblite.ase import TBLite
 
 from mofal.errors import ReferenceError
 from mofal.reference import get_reference
-from mofal.reference.base import why_not
+from mofal.reference.base import refusal, why_not
+from mofal.reference.xtb import unpaired_valence
 
 
 @pytest.fixture(scope="module")
@@ -165,3 +168,41 @@ def test_isolated_atom_energies__stated_by_the_user(tmp_path):
     assert get_reference(spec).isolated_atom_energies(["H"], cache=tmp_path) == {"H": -3.5}
     # They are no part of the level, but do not mix with those that are calculated.
     assert get_reference("gfn1-xtb").isolated_atom_energies(["H"], cache=tmp_path)["H"] < -10
+
+
+@pytest.mark.parametrize(
+    ("symbols", "n_unpaired", "expected"),
+    [
+        ("Gd2", 14, 0),  # 4f7 each, in the core
+        ("SmCu", 6, 1),  # 4f5 and a d9
+        ("Sm", 1, 0),
+        ("Sm2", 2, 0),
+        ("Eu", 0, 0),
+        ("EuCu", 1, 1),
+        ("Cu2", 2, 2),
+        ("LaLu", 0, 0),
+    ],
+)
+def test_unpaired_valence__f_electrons_are_in_the_core(symbols, n_unpaired, expected) -> None:
+    assert unpaired_valence(Atoms(symbols).numbers, n_unpaired) == expected
+
+
+@pytest.mark.parametrize(("metal", "n_unpaired"), [("Gd", 7), ("Sm", 5), ("Sm", 1), ("Eu", 6)])
+def test_calculate__spin_of_a_lanthanide(xtb, tmp_path, metal, n_unpaired) -> None:
+    d = 2.4
+    ring = [[0, 0, 0], [d, 0, 0], [-d / 2, 0.866 * d, 0], [-d / 2, -0.866 * d, 0]]
+    atoms = Atoms(f"{metal}Cl3", ring, info={"n_unpaired": n_unpaired})
+    assert refusal(xtb, atoms) == ""
+    label = xtb.calculate(atoms, directory=tmp_path)
+    assert label.converged, label.reason
+    assert label.n_unpaired == n_unpaired
+    # tblite itself is given a closed shell.
+    atoms.info.clear()
+    atoms.calc = TBLite(method="GFN1-xTB", multiplicity=1, verbosity=0)
+    assert label.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
+
+
+def test_refusal__elements_beyond_the_method(xtb, tmp_path) -> None:
+    atoms = Atoms("UO2", [[0, 0, 0], [0, 0, 1.8], [0, 0, -1.8]])
+    assert "no parameters for U" in refusal(xtb, atoms)
+    assert xtb.calculate(atoms, directory=tmp_path).status == "inconsistent"
