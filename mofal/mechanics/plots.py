@@ -114,8 +114,9 @@ def plot_pressure(
         axes: Any = figure.subplots()
         for k, (name, (points, curve)) in enumerate(curves.items()):
             colour = COLOURS[k % len(COLOURS)]
-            top = curve.largest_pressure.value
-            label = f"{name}: P_max {'> ' if curve.bound else ''}{top:.2f} GPa"
+            top = curve.largest_pressure
+            bound = f"> {min(top.low, top.value):.2f}" if curve.bound else f"{top.value:.2f}"
+            label = f"{name}: P_max {bound} GPa"
             if curve.bulk_modulus is not None:
                 label += f", K {curve.bulk_modulus.value:.1f} GPa"
             axes.plot(curve.volume, curve.pressure, color=colour, label=label)

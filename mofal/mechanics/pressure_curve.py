@@ -304,7 +304,8 @@ def describe_pressure(
         )
     top = curve.largest_pressure
     lines.append(
-        f"  P_max > {top.value:.3f} GPa: the largest pressure lies at the edge of the data"
+        f"  P_max > {min(top.low, top.value):.3f} GPa (97.5 %): the largest pressure of the curve, "
+        f"{top.value:.3f} GPa, lies at the edge of the data"
         if curve.bound
         else f"  P_max {top.text('.3f')} GPa"
     )
