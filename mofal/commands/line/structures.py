@@ -29,9 +29,10 @@ def run_build(args: argparse.Namespace) -> int:
         return 0
     repeat = tuple(args.repeat) if args.repeat else None
     ds = build(args.name, cell=args.cell, repeat=repeat, seed=args.seed)
+    if args.output:  # first: who pipes the description into `head` wants the file all the same
+        write(ds, args.output)
     say(describe_structure(ds))
     if args.output:
-        write(ds, args.output)
         say(f"wrote {args.output}")
     return 0
 
