@@ -149,17 +149,21 @@ def mechanics(
         workers=workers or cpu_count(),
         mend="leave --engine out, or give another --directory",
     )
+    plans = make_plans(crystals, level, place, what, chosen)
     if dry_run:
         for line in describe_work(crystals, level, what, chosen, workers or cpu_count()):
             say(line)
+        known = [piece.done for plan in plans.all for piece in plan.pieces()]
+        if any(known):
+            say(f"of this {sum(known)} points are there already; the time is that of all")
         return 0
-    plans = make_plans(crystals, level, place, what, chosen)
     with only_one(place):
-        keep_engine(level, place, reason)
         if level.engine == "compiled":
             say(f"compiled network ({reason})")
             if here:
                 prepare_engine(level, say)
+        # Not before: a network that cannot be made binds nobody.
+        keep_engine(level, place, reason)
         if retry_failed:
             n = sum(plan.forget_failed() for plan in plans.all)
             say(f"{n} points are tried again")

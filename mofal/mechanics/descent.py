@@ -193,6 +193,10 @@ class QuasiNewton:
         if went @ change > 1e-10 * np.linalg.norm(went) * np.linalg.norm(change):
             self.pairs = [*self.pairs, (went, change)][-self.memory :]
 
+    def discard(self) -> None:
+        """Take nothing in of the step that was taken last."""
+        self._last = None
+
     def step(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
         """Step from where the gradient is this."""
         rest = gradient.copy()

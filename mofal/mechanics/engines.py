@@ -117,6 +117,7 @@ def choose_engine(
     if wanted in (None, "eager") or (wanted == "compiled" and not here):
         return replace(level, engine=wanted or "eager"), "asked for"
     from mofal.potential import choose
+    from mofal.potential.compiling import GAIN, USUAL_SECONDS
 
     largest = max(atoms, key=len)
     with limit_threads(1):
@@ -130,6 +131,10 @@ def choose_engine(
                 trial.get_forces()
                 seconds = time.perf_counter() - start
         total = evaluations * sum(len(a) for a in atoms) / len(largest)
+        if wanted == "auto" and not here:  # whose compiler and cache are not known here
+            saved = GAIN * total * seconds
+            engine = "compiled" if saved > USUAL_SECONDS else "eager"
+            return replace(level, engine=engine), f"saves about {saved:.0f} s of processor time"
         choice = choose(
             level.potential(),
             str(wanted),

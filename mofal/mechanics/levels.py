@@ -217,9 +217,11 @@ def check_level(level: Level, atoms: Atoms) -> None:
     except Exception as error:
         # Calculators raise what they like for an element that they lack.
         first = (str(error).strip().splitlines() or [""])[0]
+        mend = "give a level that knows its elements"
+        if "converge" in first.lower():
+            mend = "give it more iterations, or a structure nearer to its rest"
         raise ConfigError(
-            f"{level.spec} fails on the structure given: {type(error).__name__}: {first}; "
-            "give a level that knows its elements"
+            f"{level.spec} fails on the structure given: {type(error).__name__}: {first}; {mend}"
         ) from None
     if stress.shape != (6,) or not np.isfinite(stress).all():
         raise ConfigError(

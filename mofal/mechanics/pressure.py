@@ -63,7 +63,8 @@ class PressureVolume:
     def record(self, name: str, run: int) -> Path:
         """Trace of one run: beside the curve, where settings with other points find it too."""
         chain = self._chain_of(name, run)
-        content = [self.curve.key, self.settings.run_content, name, run, chain]
+        value = next(v for n, _, v in self.points() if n == name)  # all of its digits
+        content = [self.curve.key, self.settings.run_content, name, value, run, chain]
         return self.curve.place / "runs" / f"{name}-{run}-{hash_json(_plain(content))[:8]}.npz"
 
     def _chain_of(self, name: str, run: int) -> list[float]:
@@ -180,15 +181,22 @@ class PressureVolume:
         return self.sound and all(piece.done for piece in self.pieces())
 
     def forget_failed(self) -> int:
-        """Remove runs that did not finish; returns how many."""
-        failed = [
-            p.output
-            for p in self.pieces()
-            if p.kind == "walk" and p.done and not _finished(p.output)
-        ]
-        for path in failed:
-            path.unlink(missing_ok=True)
-        return len(failed)
+        """Remove what failed, starts and runs, and all that began from it; returns how many."""
+        gone: set[Path] = set()
+        for piece in self.pieces():
+            stale = bool(gone.intersection(piece.needs))
+            if piece.done and not stale:
+                stale = not (
+                    _finished(piece.output)
+                    if piece.kind == "walk"
+                    else Record.load(piece.output).status == "relaxed"
+                )
+            if stale:
+                gone.add(piece.output)
+        there = [path for path in gone if path.exists()]
+        for path in there:
+            path.unlink()
+        return len(there)
 
     def gather(self, share: float = 1.0) -> tuple[PressurePoints, list[str]]:
         """Means and errors of all points with a finished run, and lines on those without.
@@ -196,6 +204,10 @@ class PressureVolume:
         Of a first part of each run where `share` is less than one.
         """
         rows, lost = [], []
+        for (at, back), piece in self.starts().items() if self.sound else []:
+            if piece.done and (begin := Record.load(piece.output)).status != "relaxed":
+                way = ", way back" if back else ""
+                lost.append(f"start at {at:.4f} V0{way}: {begin.status}: {begin.reason}")
         for name, ensemble, value in self.points():
             good: list[dict[str, NDArray]] = []
             ways: list[bool] = []
@@ -212,7 +224,7 @@ class PressureVolume:
             if good:
                 if share < 1.0:
                     good = [_first(run, share) for run in good]
-                rows.append(self._row(name, ensemble, good, ways))
+                rows.append(self._row(name, ensemble, value, good, ways))
         if not rows:
             raise DataError(f"{self.system}: no run of P(V) has finished")
         return PressurePoints.of(rows), lost
@@ -232,7 +244,12 @@ class PressureVolume:
         return from_atoms(frames, system=self.system), volumes
 
     def _row(
-        self, name: str, ensemble: str, runs: list[dict[str, NDArray]], ways: list[bool]
+        self,
+        name: str,
+        ensemble: str,
+        value: float,
+        runs: list[dict[str, NDArray]],
+        ways: list[bool],
     ) -> dict[str, Any]:
         volume = [run["volume"] for run in runs]
         pressure = [run["pressure_GPa"] for run in runs]
@@ -243,7 +260,7 @@ class PressureVolume:
             "ensemble": ensemble,
             "volume": v,
             "volume_error": dv if ensemble == "npt" else 0.0,
-            "pressure": float(name[3:]) if ensemble == "npt" else p,
+            "pressure": value if ensemble == "npt" else p,
             "pressure_error": 0.0 if ensemble == "npt" else dp,
             "runs": len(runs),
         }
@@ -294,8 +311,13 @@ def run_point(
         name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()
     }
     chosen = PressureSettings(**given)
-    atoms = Record.load(Path(source)).atoms
-    path = Path(output)
+    begin = Record.load(Path(source))
+    atoms, path = begin.atoms, Path(output)
+    if begin.status not in ("relaxed", "not_converged"):
+        reason = f"it was to begin where the crystal was left: {begin.status}, {begin.reason}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _save(path, {"status": "not_begun", "reason": reason})
+        return {"status": "not_begun", "reason": reason, "text": "not begun"}
     bonds = bonds_of(Path(source).parent)
     checkpoint = path.with_suffix(".checkpoint.npz")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)

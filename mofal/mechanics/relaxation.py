@@ -30,6 +30,9 @@ MAX_STRAIN = 0.02
 UPHILL = 1e-5
 """Rise of the energy (eV per atom) that counts as one: sums of single precision are not exact."""
 
+MOST_REFUSED = 10
+"""Steps out of the crystal that are taken back before a relaxation is said to leave it."""
+
 METRIC_STEPS = 40
 """Steps after which the metric is made anew: what is not done by then has come far."""
 
@@ -161,7 +164,7 @@ def relax(
     status, reason = "not_converged", f"not done after {criteria.max_steps} steps"
     # Far from a minimum a step along a soft mode may lead uphill: it is taken back, and the reach
     # of the next ones is halved until they lead down again.
-    reach = 1.0
+    reach, refused = 1.0, 0
     lowest, gradient, step = np.inf, np.zeros(0), np.zeros(0)
     try:
         place = Coordinates(work, cell)
@@ -171,22 +174,32 @@ def relax(
             forces, stress = work.get_forces(), work.get_stress()
             calls += 1
             problem = _problem(work, start_cell, forces, stress, criteria, bonds)
-            if problem:
+            refused += bool(problem)
+            if problem and (not step.size or refused > MOST_REFUSED):
                 status, reason = problem
                 break
-            sane = work.copy()
-            if _done(forces, stress, cell, criteria):
+            rises = bool(problem)
+            if not problem:
+                rises = float(work.get_potential_energy()) > lowest + UPHILL * len(work)
+            done = not problem and _done(forces, stress, cell, criteria)
+            if done or not rises:
+                sane = work.copy()
+            if done:
                 status, reason = "relaxed", ""
                 break
             if calls > criteria.max_steps:
+                if rises:
+                    place.move(-step)
                 break
-            here = float(work.get_potential_energy())
-            optimizer.learn(found)
-            if here > lowest + UPHILL * len(work):
+            if problem:
+                optimizer.discard()
+            else:
+                optimizer.learn(found)
+            if rises:
                 place.move(-step)
                 reach = 0.5 * min(reach, place.share(step, MAX_STEP, MAX_STRAIN))
             else:
-                lowest, gradient = here, found
+                lowest, gradient = float(work.get_potential_energy()), found
                 reach = min(1.0, 1.5 * reach)
             if calls % METRIC_STEPS == 0:
                 optimizer = QuasiNewton(Metric(work, place.basis))

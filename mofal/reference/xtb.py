@@ -45,12 +45,18 @@ def unpaired_valence(numbers: npt.ArrayLike, n_unpaired: int) -> int:
     -------
     int
     """
-    shell = np.asarray(numbers, np.int64).reshape(-1) - 57
-    shell = shell[(shell >= 1) & (shell <= 14)]
-    for in_core in (int(np.minimum(shell, 14 - shell).sum()), int((shell % 2).sum())):
+    most, fewest = _in_core(numbers)
+    for in_core in (most, fewest):
         if in_core <= n_unpaired:
             return n_unpaired - in_core
-    return (n_unpaired + int(shell.sum())) % 2
+    return (n_unpaired + fewest) % 2
+
+
+def _in_core(numbers: npt.ArrayLike) -> tuple[int, int]:
+    """Unpaired 4f electrons of a structure, all of them parallel, and as few as there can be."""
+    shell = np.asarray(numbers, np.int64).reshape(-1) - 57
+    shell = shell[(shell >= 1) & (shell <= 14)]
+    return int(np.minimum(shell, 14 - shell).sum()), int((shell % 2).sum())
 
 
 class XtbReference(AseReference):
@@ -84,6 +90,13 @@ class XtbReference(AseReference):
         return known if heavy else super()._why_not(atoms)
 
     def _set_state(self, work: Atoms, charge: int, n_unpaired: int) -> str:
+        most, fewest = _in_core(work.numbers)
+        if fewest < n_unpaired < most:
+            # f against d: which of the electrons are the valence's is not said by their number.
+            return (
+                f"{n_unpaired} unpaired electrons beside 4f shells with {most} in parallel and "
+                f"{fewest} at least: give {most} and more, or {fewest}"
+            )
         return super()._set_state(work, charge, unpaired_valence(work.numbers, n_unpaired))
 
 

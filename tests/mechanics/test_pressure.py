@@ -289,6 +289,9 @@ def test_pressure__points_added_later_leave_the_runs_of_others_where_they_are(tm
     assert moved(volumes=(0.96, 0.97, 0.98, 1.0, 1.02)) == back | {("nvst0.9600", 0)}
     assert set(first.values()).isdisjoint(records(barostat_fs=400.0).values())
     assert not moved(volumes=(0.96, 0.98, 1.0, 1.02), draws=50, blocks=5, runs=2)
+    # Names show three digits; runs are told apart by all.
+    near = [records(pressures_GPa=(p,))["npt+0.123", 0] for p in (0.1226, 0.1234)]
+    assert near[0] != near[1]
 
 
 def test_pressure__a_run_that_leaves_the_crystal_is_told(tmp_path):
@@ -303,6 +306,23 @@ def test_pressure__a_run_that_leaves_the_crystal_is_told(tmp_path):
     assert lost == ["npt-0.050-0: exploded: the cell"]
     assert one.forget_failed() == 1
     assert not one.complete
+
+
+def test_pressure__a_start_that_fails_is_told_and_tried_again(tmp_path):
+    """What begins at a volume whose relaxation left the crystal is not begun."""
+    settings = replace(SHORT, length_fs=400.0, blocks=4, both_ways=False)
+    one = pressure_of(tmp_path, settings)
+    start = one.starts()[0.96, False].output
+    begin = Record.load(one.curve.point("minimum"))
+    replace(begin, status="bond_broken", reason="a bond").save(start)
+    run_serial(one)
+    points, lost = one.gather()
+    assert len(points.volume) == 5
+    assert lost[0] == "start at 0.9600 V0: bond_broken: a bond"
+    assert "nvst0.9600-0: not_begun" in lost[1]
+    assert one.forget_failed() == 2  # the start, and what was to begin from it
+    run_serial(one)
+    assert one.gather()[1] == []
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,13 @@ def test_calculate__spin_of_a_lanthanide(xtb, tmp_path, metal, n_unpaired) -> No
     assert label.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
 
 
+def test_refusal__f_electrons_against_d_are_no_number(xtb) -> None:
+    """Gd has 7 in its core, parallel; 4 in all says nothing of those that xTB has."""
+    assert "give 7 and more, or 1" in refusal(
+        xtb, Atoms("GdCu2", np.eye(3) * 3, info={"n_unpaired": 4})
+    )
+
+
 def test_refusal__elements_beyond_the_method(xtb, tmp_path) -> None:
     atoms = Atoms("UO2", [[0, 0, 0], [0, 0, 1.8], [0, 0, -1.8]])
     assert "no parameters for U" in refusal(xtb, atoms)

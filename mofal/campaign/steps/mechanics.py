@@ -252,11 +252,12 @@ def campaign_mechanics(site: Site, pools: Pools, say: Say) -> None:
         workers=cpu_count(),
         mend=mend_of(site),
     )
-    keep_engine(level, place, reason)
     if level.engine == "compiled":
         say(f"mechanics: compiled network ({reason})")
         if here:
             prepare_engine(level, say)
+    # Not before: a network that cannot be made binds nobody.
+    keep_engine(level, place, reason)
     plans = _plans_at(site, level, crystals)
     for one in plans.all:
         one.prepare()

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from mofal.commands.line.parser import command, say
+from mofal.errors import ConfigError
 
 
 def add_hold(commands: Any) -> None:
@@ -181,4 +182,8 @@ def pressure_of(args: argparse.Namespace) -> Any:
         given["pressures_GPa"] = tuple(args.pressures)
     if args.pv_volumes is not None:
         given["volumes"] = tuple(args.pv_volumes)
-    return PressureSettings(**given)
+    try:
+        return PressureSettings(**given)
+    except ConfigError as error:
+        told = str(error).replace("write barostat_fs=", "write --barostat ")
+        raise ConfigError(told.replace("barostat_fs is", "--barostat is")) from None
