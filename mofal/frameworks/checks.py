@@ -45,8 +45,11 @@ _MOST = {"N": 4, "O": 3, "F": 2, "Si": 6, "P": 6, "S": 6, "Cl": 4, "Br": 4}
 # Å: O2 is 1.21, a superoxide 1.28, a peroxide 1.45; cyanide 1.15, C2 of an acetylide 1.20.
 _SHORTEST_OO = 1.15
 _LONGEST_CYANIDE = 1.30
-# Å between H on two N or O: the two of a porphyrin lie 2.3 apart, its half ones 1.6.
-_NEAREST_ACIDIC = 1.7
+# Å between H on two N: the two of a porphyrin lie 2.3 apart, its half ones 1.6. Halves on O lie in
+# one hydrogen bond (O to O 2.4 to 2.8 Å, 0.6 to 0.9 apart); H of an OH and a water may come nearer
+# than 1.7 where a program has placed them.
+_NEAREST_ON_N = 1.7
+_NEAREST_ACIDIC = 1.1
 _FAR = 1e6  # Å: further out no digit is left for a bond length
 _VOLUME_PER_ATOM = (4.0, 400.0)  # Å^3: denser than diamond; emptier than any known framework
 
@@ -279,8 +282,9 @@ def _check_half_hydrogens(
         return
     lattice = complete_cell(positions, cell, pbc)
     x = (positions - free_origin(positions, lattice, pbc))[hydrogen]
-    i, j, d = neighbour_list("ijd", positions=x, cell=lattice, pbc=pbc, cutoff=_NEAREST_ACIDIC)
-    apart = owner[i] != owner[j]
+    i, j, d = neighbour_list("ijd", positions=x, cell=lattice, pbc=pbc, cutoff=_NEAREST_ON_N)
+    nitrogen = numbers[owner] == 7
+    apart = (owner[i] != owner[j]) & ((d < _NEAREST_ACIDIC) | (nitrogen[i] & nitrogen[j]))
     if apart.any():
         i, j, d = i[apart], j[apart], d[apart]
         k = int(np.argmin(d))

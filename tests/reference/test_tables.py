@@ -151,7 +151,7 @@ def test_gather__a_failed_structure_costs_no_other_one(tmp_path):
     frames = [molecule("H2O"), Atoms("NoF", [[0, 0, 0], [0, 0, 2.0]])]
     attempts = [label_one(atoms, reference, directory=tmp_path) for atoms in frames]
     labels = gather(from_atoms(frames), attempts, reference=reference, cache=tmp_path)
-    assert list(labels.status.values) == ["converged", "crashed"]
+    assert list(labels.status.values) == ["converged", "inconsistent"]
     atoms = json.loads(labels.attrs["isolated_atom_energies"])
     assert atoms == reference.isolated_atom_energies(["H", "O"], cache=tmp_path)
     good = select(labels, 0)
