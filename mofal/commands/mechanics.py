@@ -203,8 +203,9 @@ def describe_work(
             f"{name}: {len(atoms)} atoms{of}, {atoms.get_volume():.0f} Å³; {', '.join(what)}: "
             f"about {calls:,.0f} force calls of {1000 * seconds:.0f} ms{engine}"
         )
-    hours = total / workers / 3600.0
-    long = f"{hours:.1f} h" if hours > 1 else f"{60 * hours:.0f} min"
+    rest = total / workers
+    long = f"{rest / 3600:.1f} h" if rest > 3600 else f"{rest / 60:.0f} min"
+    long = long if rest >= 90 else f"{rest:.0f} s"
     lines.append(f"about {long} on {workers} processes of one thread; nothing was begun")
     return lines
 

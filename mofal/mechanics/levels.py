@@ -49,6 +49,13 @@ class Level:
         """What tells results of this level from those of others."""
         return self.identity if self.engine == "eager" else f"{self.identity} {self.engine}"
 
+    @property
+    def label(self) -> str:
+        """Its name over a picture: a reference's own, the last two parts of a model's path."""
+        if self.kind != "potential":
+            return self.spec
+        return "/".join(Path(self.spec).parts[-2:])
+
     def potential(self) -> Any:
         """The model, with its eager network.
 

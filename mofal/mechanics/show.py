@@ -84,7 +84,7 @@ def show_curves(
             table["mean_log_likelihood"] = ("volume_point", domain.log_likelihood)
         if one.complete:
             write_group(table, one.place / "fit.zarr", kind="table")
-        plot_curve(found, title=f"{name}, {one.level.spec}", n_atoms=n, known=known).savefig(
+        plot_curve(found, title=f"{name}, {one.level.label}", n_atoms=n, known=known).savefig(
             place / f"{name}-eos.png", dpi=150
         )
         if one.blocks is not None:
@@ -93,7 +93,7 @@ def show_curves(
                 write_group(motion, one.place / "motion.zarr", kind="table")
             for line in describe_motion(motion):
                 say(line)
-            plot_motion(motion, title=f"{name}, {one.level.spec}").savefig(
+            plot_motion(motion, title=f"{name}, {one.level.label}").savefig(
                 place / f"{name}-motion.png", dpi=150
             )
         shown[name], sizes[name] = found, n
