@@ -246,6 +246,11 @@ class PotentialSettings(Section):
         description="a model directory, or example:NAME: the campaign's first model as it is, "
         "instead of training one on the seed data",
     )
+    pretrained: str | None = Field(
+        None,
+        description="a model directory, or example:NAME, of any level of theory: the training on "
+        "the seed data begins with its weights",
+    )
     validation_fraction: Fraction = 0.2
     regions: Literal["all", "core", "weighted"] = "all"
     threads: Count = Field(1, description="of a training task; features and walks take one")
@@ -277,6 +282,20 @@ class PotentialSettings(Section):
                 )
             out[stage] = {**TRAININGS[preset].model_dump(), **shared, **given}
         return out
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> PotentialSettings:
+        if self.start is not None and self.pretrained is not None:
+            raise ValueError(
+                "give `start` (the first model, as it is) or `pretrained` (weights that the first "
+                "training begins with), and not both"
+            )
+        return self
+
+    @property
+    def begins(self) -> bool:
+        """Whether a potential is given, as the first model or to train it from."""
+        return self.start is not None or self.pretrained is not None
 
     @field_validator("architecture", mode="before")
     @classmethod
@@ -590,9 +609,10 @@ class CampaignConfig(Section):
         """All that decides the results; where things run and how many cycles may change."""
         content = _without_devices(_without_free(self.model_dump(mode="json", exclude=set(_FREE))))
         _without_unset(content)
-        start = content["potential"].get("start")
-        if start is not None and not start.startswith("example:"):
-            content["potential"]["start"] = _content_hash(Path(start) / "model.json")
+        for key in ("start", "pretrained"):
+            given = content["potential"].get(key)
+            if given is not None and not given.startswith("example:"):
+                content["potential"][key] = _content_hash(Path(given) / "model.json")
         for part in (*_seeds(content), *content["systems"].values()):
             # The same file under another name is the same campaign.
             if part.get("file") is not None:
@@ -623,6 +643,7 @@ def _without_unset(content: dict[str, Any]) -> None:
     for part, name in (
         *((s, n) for s in _seeds(content) for n in ("labels", "keys", "example", "frames")),
         (content["potential"], "start"),
+        (content["potential"], "pretrained"),
         (content["selection"], "max_atoms"),
     ):
         if part.get(name) is None:

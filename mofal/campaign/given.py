@@ -52,22 +52,20 @@ def example_labels(config: CampaignConfig, reference: Reference | None) -> xr.Da
     return select(ds, np.array(sorted(set(kept))))
 
 
-def start_place(config: CampaignConfig) -> Path | None:
-    """Directory of the potential that a campaign starts from, if it is given one."""
-    start = config.potential.start
-    if start is None:
-        return None
-    name = start.removeprefix("example:")
-    return seed_place(name) / "model" if name != start else Path(start)
+def given_place(name: str) -> Path:
+    """Directory of a potential that travels with mofal (``example:NAME``), or of the user's."""
+    example = name.removeprefix("example:")
+    return seed_place(example) / "model" if example != name else Path(name)
 
 
 def start_potential(config: CampaignConfig, level_hash: str = "") -> NequIPPotential:
-    """Load the potential that a campaign starts from.
+    """Load the potential that a campaign's first model is, or that its training begins with.
 
     Parameters
     ----------
     level_hash : str
-        Of the campaign's reference; "" where it is not known yet.
+        Of the campaign's reference; "" where it is not known yet. Weights that a training begins
+        with (`pretrained`) may have learnt any level.
 
     Raises
     ------
@@ -76,17 +74,20 @@ def start_potential(config: CampaignConfig, level_hash: str = "") -> NequIPPoten
     """
     from mofal.potential import load
 
+    key = "start" if config.potential.start is not None else "pretrained"
+    name = getattr(config.potential, key)
+    assert name is not None  # who calls has looked
     try:
-        place = start_place(config)
-        assert place is not None  # who calls has looked
+        place = given_place(name)
         potential = load(place)
     except MofalError as error:
-        raise ConfigError(f"potential.start: {error}") from None
+        raise ConfigError(f"potential.{key}: {error}") from None
     learnt = str(potential.provenance.get("level_hash", ""))
-    if level_hash and learnt and learnt != level_hash:
+    if key == "start" and level_hash and learnt and learnt != level_hash:
         raise ConfigError(
             f"potential.start: {place} learnt labels of level {learnt}, the campaign's reference "
-            f"{config.reference.name} is {level_hash}: one potential cannot learn two levels"
+            f"{config.reference.name} is {level_hash}: one potential cannot learn two levels. "
+            "potential.pretrained begins a training on the seed data with its weights instead"
         )
     return potential
 
@@ -100,10 +101,11 @@ def check_start(config: CampaignConfig, elements: list[str], level_hash: str) ->
         It is none, learnt another level, or has no type for an element of the campaign.
     """
     potential = start_potential(config, level_hash)
+    key = "start" if config.potential.start is not None else "pretrained"
     lacking = [e for e in elements if e not in potential.elements]
     if lacking:
         raise ConfigError(
-            f"potential.start: it has no type for {', '.join(lacking)} (it has "
+            f"potential.{key}: it has no type for {', '.join(lacking)} (it has "
             f"{', '.join(potential.elements)}); add types to a copy of it with "
             "mofal.potential.grow(potential, ...) and start from that"
         )

@@ -201,11 +201,13 @@ def _resolve(config: CampaignConfig, base: Path, *, where: str) -> CampaignConfi
         for s in (config.seed_data, *config.more_seed_data)
     ]
     potential = config.potential
-    if potential.start is not None and not potential.start.startswith("example:"):
-        start = found(Path(potential.start), "potential.start")
-        if not (start / "model.json").is_file():
-            raise ConfigError(f"{where}: potential.start is {start}, which holds no model.json")
-        potential = potential.model_copy(update={"start": str(start)})
+    for key in ("start", "pretrained"):
+        given = getattr(potential, key)
+        if given is not None and not given.startswith("example:"):
+            place = found(Path(given), f"potential.{key}")
+            if not (place / "model.json").is_file():
+                raise ConfigError(f"{where}: potential.{key} is {place}, which holds no model.json")
+            potential = potential.model_copy(update={key: str(place)})
     caches = []
     for cache in config.reference.caches:
         full = cache.path if cache.path.is_absolute() else base / cache.path

@@ -186,7 +186,7 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     notes += check_electrons(site, made, reference)
     elements = campaign_elements(config, [s for s, _ in made.values()], seed)
     level = reference.level_hash if reference is not None else ""
-    if config.potential.start is not None:
+    if config.potential.begins:
         check_start(config, elements, level)
     return Findings(made, elements, level, tuple(notes))
 
@@ -369,7 +369,7 @@ def campaign_elements(
     from ase.data import atomic_numbers, chemical_symbols
 
     found = set(config.potential.elements)
-    if config.potential.start is not None:
+    if config.potential.begins:
         found |= set(start_potential(config).elements)
     for ds in [*structures, *seed]:
         found |= {chemical_symbols[z] for z in np.unique(ds["numbers"].values)}

@@ -16,10 +16,11 @@ from mofal.campaign.given import example_labels
 from mofal.campaign.loading import dump_config, parse_config
 from mofal.campaign.prepare import examine
 from mofal.commands.hold import hold_file
-from mofal.data import open_group, select, to_atoms
+from mofal.data import open_group, relative_energy, select, to_atoms
 from mofal.data.documents import parse_yaml
 from mofal.dynamics.holding import survival
 from mofal.errors import ConfigError
+from mofal.potential import load
 
 START = "example:uio66-gfn1"
 
@@ -52,6 +53,18 @@ def test_example_labels__a_share_of_both_parts() -> None:
             {"potential": {"start": START}, "systems": {"z": {"build": "UiO-66-NH2"}}},
             "it has no type for N",
         ),
+        (
+            {"potential": {"pretrained": START}, "systems": {"z": {"build": "UiO-66-NH2"}}},
+            "potential.pretrained: it has no type for N",
+        ),
+        (
+            {
+                "potential": {"start": START},
+                "reference": {"name": "gfn2-xtb"},
+                "seed_data": {"perturbed": {"system": "d", "frames": 2}},
+            },
+            "potential.pretrained begins a training",
+        ),
     ],
 )
 def test_examine__a_start_that_cannot_be(
@@ -78,6 +91,35 @@ def test_survival__is_a_poisson_rate() -> None:
     once = survival(np.full(10, 5000.0), np.arange(10) == 0)
     assert once.low == pytest.approx(np.exp(-5.572 / 50), abs=1e-4)
     assert once.high == pytest.approx(np.exp(-0.02532 / 50), abs=1e-4)
+
+
+def test_pretrained__weights_of_another_level_begin_the_training(tmp_path: Path) -> None:
+    """One tiny step: forces are the given potential's, energies those of the new level."""
+    short = {"max_epochs": 1, "learning_rate": 1e-9, "min_learning_rate": 0.0}
+    content = campaign(
+        cycles=0,
+        systems={"p": {"build": "S_pr", "cell": "primitive"}},
+        seed_data={"clusters": {"per_system": 2, "frames": 1}},
+        selection={"shells": 0},  # bare bricks, 66 atoms
+        reference={"name": "gfn2-xtb"},
+        potential={"pretrained": START, "validation_fraction": 0.5, "seed": short},
+        schedule={"backend": "inline"},
+    )
+    Campaign(parse_config(content), directory=tmp_path / "out").run()
+    site = Site(tmp_path / "out")
+    data = site.training_set(0, whole=True)
+    given, model = load(seed_place("uio66-gfn1") / "model"), load(site.path("cycle-000/model"))
+    assert model.architecture == given.architecture
+    before, after = given.evaluate(data), model.evaluate(data)
+    np.testing.assert_allclose(after["forces"], before["forces"], atol=1e-4)
+    learnt = data["split"].values == "train"
+    off = [
+        np.asarray((relative_energy(data) - e["energy"]) / data["n_atoms"])[learnt]
+        for e in (before, after)
+    ]
+    assert abs(off[1]).max() < 1e-3 < 0.05 < abs(off[0]).min()
+    with pytest.raises(ConfigError, match="and not both"):
+        parse_config(campaign(potential={"pretrained": START, "start": START}))
 
 
 # ---------------------------------------------------------------------------------- several sources

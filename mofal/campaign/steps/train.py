@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mofal.campaign import paths, plan
 from mofal.campaign.directory import Site
-from mofal.campaign.given import start_potential
+from mofal.campaign.given import given_place, start_potential
 from mofal.campaign.plan import Step
 from mofal.campaign.steps.base import (
     Heard,
@@ -39,11 +39,16 @@ def train(site: Site, cycle: int, last: bool) -> Summary:
         if not site.exists(paths.model(0)):
             start_potential(site.config, site.facts["level_hash"]).save(out)
         return {"given": f"{settings.start}, as it is"}
+    start: Path | None = None if cycle == 0 else site.path(paths.model(cycle - 1))
+    changes: dict[str, Any] = {"device": site.device("train")}
+    if cycle == 0 and settings.pretrained is not None:
+        start = given_place(settings.pretrained)
+        changes["allow_other_level"] = True  # what it is for; all labels are of the campaign's
     train_potential(
         site.training_set(cycle, whole=True),
-        chosen.model_copy(update={"device": site.device("train")}),
+        chosen.model_copy(update=changes),
         out=out,
-        start=None if cycle == 0 else site.path(paths.model(cycle - 1)),
+        start=start,
         elements=site.elements if cycle == 0 else None,
         seed=site.integer_seed("train", cycle),
         progress=heard,
