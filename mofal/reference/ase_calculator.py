@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import sys
 import threading
 import time
 import traceback
@@ -181,7 +182,8 @@ class AseReference:
 
         Its threads are not limited: `limit_threads` does that, once for all of the calls.
         """
-        return self._make()
+        with torch_as_it_starts():
+            return self._make()
 
     def calculate_here(self, atoms: Atoms) -> Attempt:
         """Label one structure in this process, without limits; see `calculate`.
@@ -229,7 +231,7 @@ class AseReference:
     def _made(self) -> Calculator:
         """Make a calculator; what goes wrong here is no structure's fault."""
         try:
-            return self._make()
+            return self.make_calculator()
         except Exception as error:
             if is_machine(error):
                 raise
@@ -250,7 +252,7 @@ class AseReference:
             return ""
         work = bare(atoms)
         try:
-            work.calc = self._make()
+            work.calc = self.make_calculator()
         except Exception:  # its first label will say what is wrong with it
             return ""
         return self._set_state(work, *state)
@@ -355,6 +357,26 @@ def classify(error: BaseException) -> tuple[str, str]:
     ):
         return "not_converged", text
     return "crashed", text
+
+
+@contextlib.contextmanager
+def torch_as_it_starts() -> Iterator[None]:
+    """Make a calculator with torch's own default of single precision.
+
+    NequIP, which a campaign uses in the same processes, sets the default of the whole process to
+    double; networks of others load their weights into what they find (SevenNet then cannot be
+    made: "Float did not match Double"). What has been made does not ask for the default again.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or torch.get_default_dtype() == torch.float32:
+        yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextlib.contextmanager

@@ -99,6 +99,23 @@ def test_label_one__calculator_that_cannot_be_made_is_no_result(faulty, tmp_path
     assert len(list(LabelCache(tmp_path / "labels").records())) == 1
 
 
+def test_calculator__is_made_as_torch_starts_also_beside_nequip(faulty, tmp_path):
+    """NequIP sets double precision for the whole process; another network wants single."""
+    import torch
+
+    from mofal.potential.network import prepare
+
+    prepare()
+    before = torch.get_default_dtype()
+    assert before == torch.float64
+    attempt = label_one(
+        Atoms("H", [[0.0, 0.0, 2.0]]), faulty.replace("Springs", "SinglePrecision"),
+        directory=tmp_path,
+    )  # fmt: skip
+    assert (attempt.status, attempt.energy) == ("converged", pytest.approx(2.0))
+    assert torch.get_default_dtype() == before
+
+
 def test_calculate__directory_that_cannot_be_made(faulty, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="Not a directory"):

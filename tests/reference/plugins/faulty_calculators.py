@@ -80,6 +80,18 @@ class Springs(Calculator):
         Path(self.count_in, name).touch()
 
 
+class SinglePrecision(Springs):
+    """A network of others: its parts are made in torch's default and meet weights in single."""
+
+    def __init__(self):
+        import torch
+
+        weights = torch.nn.Linear(3, 1)
+        weights.load_state_dict({"weight": torch.full((1, 3), 0.5), "bias": torch.zeros(1)})
+        single = torch.ones(3, dtype=torch.float32)
+        super().__init__(stiffness=float(weights(single).detach()) / 1.5)
+
+
 class NeedsFile(Springs):
     """Springs that cannot be made without a file."""
 
