@@ -88,8 +88,7 @@ def test_campaign__from_sbatch_to_report(undisturbed):
     ("seed", "accidents"),
     [
         (0, ("driver", "scancel", "worker")),
-        (1, ("scheduler", "node", "driver")),
-        (2, ("controller", "driver", "worker")),
+        (1, ("scheduler", "node", "controller", "driver")),
     ],
 )
 def test_campaign__through_accidents(lab, undisturbed, tmp_path, seed, accidents):
