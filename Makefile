@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 1
-# Lint and the build of GPAW, of one core each, run side by side.
+# Lint, of one core, runs beside the build of GPAW and the first of the tests.
 MAKEFLAGS += -j2
 
-.PHONY: help install gpaw cp2k chromium core-mof demo test check lint slurm-test bench docs clean
+.PHONY: help install gpaw cp2k chromium core-mof demo test suite check lint slurm-test bench docs clean
 
 help:
 	@echo "make demo        the main job: a campaign on one machine, with its report (under 20 minutes)"
@@ -60,12 +60,14 @@ lint: $(STAMP)
 check: lint
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not slurm and not gpaw"
 
-# By themselves, for they mostly wait; a SLURM of its own for each of the two files.
+# By themselves, for they mostly wait; a SLURM of its own for each of the two processes.
 SLURM_TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/slurm
 
-# In the order of the files: the longest tests are in files of few tests, which must not come last.
-test: lint gpaw cp2k chromium core-mof
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slurm"
+test: lint suite
+
+# In the order of tests/conftest.py: long files must not come last.
+suite: gpaw cp2k chromium core-mof
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slurm" --durations=25
 	$(SLURM_TEST)
 
 slurm-test: $(STAMP)

@@ -16,12 +16,13 @@ from mofal.clusters import select as select_cores
 from mofal.data import open_group, select, write_group
 from mofal.density import fit_density, score
 from mofal.frameworks import find_blocks
-from mofal.potential import load, split_structures
+from mofal.potential import split_structures
 from paper import cutters, data, judge
 from paper.cutting import gpaw_seconds, grid_points
 from paper.forces import LOCAL, MEV, Result, _title, curve_of, grid, marks_of, table_of
 from paper.judge import Finding
 from paper.lab import DEFECTS, SEED, Lab
+from paper.models import loaded
 from paper.store import Node
 
 RULES = ("random", "paper", "covering")
@@ -46,7 +47,7 @@ def make_chosen(
     if rule == "random":
         cores = random_cores(ds, blocks, n=n, seed=seed, roles=("node",))
     else:
-        potential, labels = load(model), open_group(known).load()
+        potential, labels = loaded(model), open_group(known).load()
         # What the model has learnt from, without its validation part: as in claim 9.
         learnt = split_structures(labels, seed=1)["split"].values.astype(str) == "train"
         density = fit_density(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,21 @@ import numpy as np
 import xarray as xr
 
 from mofal.data import concat, open_group, select, write_group
-from mofal.potential import TrainingSettings, create, load, split_structures, train
+from mofal.potential import (
+    NequIPPotential,
+    TrainingSettings,
+    create,
+    load,
+    split_structures,
+    train,
+)
 from paper.settings import ELEMENTS
+
+
+@lru_cache(maxsize=4)
+def loaded(model: Path) -> NequIPPotential:
+    """A model: to build its network takes longer than to judge a few frames with it."""
+    return load(model)
 
 
 def draw_subset(n: int, count: int, which: int, seed: int) -> np.ndarray:
@@ -47,7 +61,7 @@ def make_model(
         TrainingSettings(**settings),
         out=path,
         seed=seed,
-        start=load(start) if warm else None,
+        start=loaded(start) if warm else None,
         elements=None if warm else ELEMENTS,
         checkpoint_every=20,
     )
@@ -55,7 +69,7 @@ def make_model(
 
 def make_untrained(path: Path, trained: Path, *, seed: int) -> None:
     """The architecture of a model with random weights, as its training began."""
-    model = load(trained)
+    model = loaded(trained)
     create(
         model.architecture,
         model.elements,
@@ -67,7 +81,7 @@ def make_untrained(path: Path, trained: Path, *, seed: int) -> None:
 def make_prediction(path: Path, model: Path, labels: Path) -> None:
     """Energies and forces of a model on labelled structures."""
     ds = open_group(labels).load()
-    out = load(model).evaluate(ds)[["energy", "forces"]]
+    out = loaded(model).evaluate(ds)[["energy", "forces"]]
     write_group(
         out.rename(energy="predicted_energy", forces="predicted_forces"), path, kind="table"
     )
@@ -75,7 +89,7 @@ def make_prediction(path: Path, model: Path, labels: Path) -> None:
 
 def make_features(path: Path, model: Path, structures: Path) -> None:
     """Features of every atom."""
-    write_group(load(model).featurize(open_group(structures).load()), path, kind="table")
+    write_group(loaded(model).featurize(open_group(structures).load()), path, kind="table")
 
 
 def plain(ds: xr.Dataset) -> xr.Dataset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from mofal.potential import ARCHITECTURES, TrainingSettings
+from mofal.potential import ARCHITECTURES, Architecture, TrainingSettings
 
 ELEMENTS = ("H", "C", "O", "Zr", "Hf")
 """Types of every model: Hf from the start, as in the paper."""
@@ -134,6 +134,7 @@ class Size:
 _PAPER_CELLS = {"S_pr": "conventional", "S_ld": "conventional", "S_hf": "conventional"}
 _MIXED = {**_PAPER_CELLS, "S_pr": "primitive"}
 _TOPOLOGIES = ("S_pr", "S_ld", "S_ld-2-1", "S_reo", "S_bcu", "S_scu", "S_pr^hf")
+_ARCHITECTURES = {**ARCHITECTURES, "least": Architecture(r_max=4.0, n_layers=1, n_features=4)}
 _SHORT = {"learning_rate": 0.01, "batch_size": 2, "ema_decay": 0.99, "energy_weight": 10.0}
 
 SIZES: dict[str, Size] = {
@@ -161,6 +162,9 @@ SIZES: dict[str, Size] = {
         curve_systems=("S_pr", "S_reo"),
         realisations=1,
         mechanics_cell=(1, 1, 1),
+        # Most of what a model costs here is to build its network, which goes with the layers.
+        architecture="least",
+        larger="least",
         training=_SHORT,
     ),
     # About an hour of one core.
@@ -253,7 +257,7 @@ def base_settings(size: Size, *, more: bool, factor: int = 1, larger: bool = Fal
     rate = float(size.training["learning_rate"])
     values = {
         **size.training,
-        "architecture": ARCHITECTURES[size.larger if larger else size.architecture],
+        "architecture": _ARCHITECTURES[size.larger if larger else size.architecture],
         "decay": "cosine",
         "max_atoms_seen": seen,
         "stop_patience": 100_000,

@@ -33,8 +33,6 @@ def check_engines(site: Site) -> None:
     ConfigError
         With the place in the campaign file and the mend.
     """
-    from mofal.potential.compiling import cache_folder, has_compiler
-
     config = site.config
     named = [("exploration", "walk", config.exploration.engine)] if config.cycles else []
     if config.mechanics is not None:
@@ -42,6 +40,8 @@ def check_engines(site: Site) -> None:
     for section, kind, engine in named:
         if engine != "compiled" or not is_here(config.schedule, kind):
             continue
+        from mofal.potential.compiling import cache_folder, has_compiler  # with torch
+
         # One that was compiled elsewhere and brought here may be the right one.
         if not has_compiler() and not any(cache_folder().glob("*/about.json")):
             raise ConfigError(

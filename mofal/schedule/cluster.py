@@ -40,6 +40,8 @@ ORPHANED = 180.0
 REASON_TIMEOUT = 10.0
 #: States of attempts of which a message will tell how they ended.
 IN_HAND = frozenset({"queued", "processing", "waiting", "no-worker"})
+#: Seconds that Dask may take to see the end of an attempt that has told its result.
+SEEN = 10.0
 #: Least worth (s of work) of one more worker on SLURM; local ones cost nothing.
 WORTH = 60.0
 
@@ -64,6 +66,7 @@ class ClusterBackend:
         self._tls = settings.encrypted
         self._post: Post = lambda message: None
         self._futures: dict[str, Future] = {}
+        self._ending: list[tuple[Future, float]] = []  # held until then, see `_end`
         self._workers: dict[str, WorkerInfo] = {}
         self._seen: set[str] = set()  # all that ever came
         self._names: dict[str, str] = {}  # address -> worker
@@ -117,6 +120,7 @@ class ClusterBackend:
         """End all jobs (but those on SLURM that stay for another driver) and the rest."""
         self._jobs.close(keep)
         self._futures.clear()
+        self._ending.clear()
         self._link.close()
 
     def performance_report(self, path: Path) -> bool:
@@ -124,6 +128,8 @@ class ClusterBackend:
         client = self._link.client
         if client is None:
             return False
+        while self._still_ending():
+            time.sleep(0.01)
         since, self._reported = self._reported, time.time()
         return performance_report(client, path, since=since, say=self._say)
 
@@ -132,6 +138,7 @@ class ClusterBackend:
         message = event[1]
         match message["type"]:
             case "finished":
+                self._post(("call", lambda: self._end(message["attempt"])))
                 self._post(("finished", message["attempt"], json.loads(message["result"])))
             case "worker":
                 self._post(("call", lambda: self._arrived(message)))
@@ -216,6 +223,20 @@ class ClusterBackend:
         """The dispatcher has no more use for this attempt."""
         self._futures.pop(identity, None)
 
+    def _end(self, identity: str) -> None:
+        """Keep the future of an attempt that has told its result until Dask has seen the end.
+
+        Released before, it is an attempt given up, of which no record of Dask's says anything.
+        """
+        if identity in self._futures:
+            self._ending.append((self._futures[identity], time.monotonic() + SEEN))
+
+    def _still_ending(self) -> bool:
+        """Let go of those whose end Dask has seen, or never will; whether any is left."""
+        now = time.monotonic()
+        self._ending = [(f, until) for f, until in self._ending if not f.done() and now < until]
+        return bool(self._ending)
+
     lends = True
 
     def lend(self, worker: str, identity: str) -> None:
@@ -299,6 +320,7 @@ class ClusterBackend:
 
     def tick(self) -> None:
         """Look after scheduler and jobs."""
+        self._still_ending()
         if self._gone_since is not None:
             self._replace_scheduler()
         elif self._link.dead():
@@ -317,6 +339,7 @@ class ClusterBackend:
     def _leave_scheduler(self, reason: str) -> None:
         self._link.drop()
         self._futures.clear()
+        self._ending.clear()
         self._missing.clear()
         # Its workers finish what they have in hand, and then come to the new one.
         for name in list(self._workers):

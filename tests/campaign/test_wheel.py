@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -18,6 +19,21 @@ import yaml
 from tests.campaign.conftest import SMALL
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+#: Commands one after the other in one process, which imports everything once.
+IN_TURN = """
+import json, sys
+import mofal
+from mofal.cli import main
+print(mofal.__file__)
+for argv in json.loads(sys.argv[1]):
+    try:
+        code = main(argv)
+    except SystemExit as ended:  # --help
+        code = ended.code
+    if code:
+        sys.exit(f"mofal {' '.join(argv)} ended with {code}")
+"""
 
 
 def readme_commands() -> list[list[str]]:
@@ -55,8 +71,15 @@ class Installed:
 
     def run(self, *argv: str) -> str:
         """Output of a command that must end well."""
+        return self._run(self.script, *argv)
+
+    def run_in_turn(self, *commands: list[str]) -> str:
+        """Where mofal lies, and the output of commands that must all end well."""
+        return self._run(sys.executable, "-c", IN_TURN, json.dumps(commands))
+
+    def _run(self, *command: str) -> str:
         done = subprocess.run(
-            [self.script, *argv],
+            command,
             cwd=self.work,
             env=self.environment,
             capture_output=True,
@@ -64,7 +87,7 @@ class Installed:
             timeout=500,
             check=False,
         )
-        assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr
         return done.stdout
 
@@ -90,18 +113,9 @@ def test_wheel__holds_all_files_of_the_package(wheel: Path) -> None:
 def test_wheel__readme_commands_run_from_another_directory(
     installed: Installed, finished: Path
 ) -> None:
-    run = installed.run
-    where = subprocess.run(
-        [sys.executable, "-c", "import mofal; print(mofal.__file__)"],
-        cwd=installed.work,
-        env=installed.environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert Path(where.stdout.strip()).is_relative_to(installed.packages)
     # What the README shows, in the smallest form of its kind: a campaign, a molecule, few frames.
-    run("build", "S_ld", "--cell", "primitive", "-o", "my.cif")
+    assert "mofal init" in installed.run("--help")
+    installed.run("build", "S_ld", "--cell", "primitive", "-o", "my.cif")
     (installed.work / "x.extxyz").write_text(
         "2\nProperties=species:S:1:pos:R:3\nH 0 0 0\nH 0 0 .74\n"
     )
@@ -121,15 +135,18 @@ def test_wheel__readme_commands_run_from_another_directory(
     }
     commands = readme_commands()
     assert len(commands) >= 10
-    for _, *argv in commands:
-        run(*instead.get(" ".join(argv), argv))
+    said = installed.run_in_turn(
+        *(instead.get(" ".join(argv), argv) for _, *argv in commands),
+        *(
+            ["init", f"{example}.yaml", "--example", example]
+            for example in ("realistic", "slurm", "demo", "dft")
+        ),
+        ["run", "demo.yaml", "--dry-run"],
+    )
+    assert Path(said.splitlines()[0]).is_relative_to(installed.packages)
     assert (installed.work / "reo.cif").is_file()
     assert (installed.work / "my-first" / "report" / "report.html").is_file()
     assert (installed.work / "uio66.nequip.zip").is_file()
-    for example in ("realistic", "slurm", "demo", "dft"):
-        run("init", f"{example}.yaml", "--example", example)
-    run("run", "demo.yaml", "--dry-run")
-    assert "mofal init" in run("--help")
 
 
 @pytest.mark.slow

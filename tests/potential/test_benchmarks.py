@@ -24,7 +24,8 @@ def test_potential_speed__runs(capsys):
 
 
 @pytest.mark.slow
-def test_potential_regions__runs(tmp_path, capsys):
+def test_potential_regions__runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))  # its level
     table = module("potential_regions").main(["--size", "tiny", "--directory", str(tmp_path)])
     assert set(table) == {"seed", "control", "all", "core", "weighted", "matched"}
     assert np.isfinite([v for values in table.values() for v in values]).all()

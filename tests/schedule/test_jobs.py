@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import weakref
 
 import pytest
 
@@ -693,3 +694,38 @@ def test_handover__driver_outside_a_job_has_no_successor(tmp_path):
         _driver_settings(), directory=tmp_path, say=print, environment={}, submit=pytest.fail
     )
     made.check(time.time() + 10**7)
+
+
+def test_end__a_future_is_held_until_dask_has_seen_it_and_never_for_ever(bench, monkeypatch):
+    class Waiting:
+        seen = False
+
+        def done(self):
+            return self.seen
+
+    backend = ClusterBackend(
+        bench.settings,
+        directory=bench.layout.root.parent,
+        events=EventLog(bench.layout.root.parent),
+        say=bench.said.append,
+    )
+    backend._jobs = bench.jobs
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    futures = {name: Waiting() for name in ("seen", "worker-lost", "given-up")}
+    backend._futures = dict(futures)
+    held = {name: weakref.ref(future) for name, future in futures.items()}
+    for name in ("seen", "worker-lost"):  # their workers told their results
+        backend._end(name)
+    for name in held:
+        backend.forget(name)
+    futures.clear()
+    assert held["given-up"]() is None  # at once: Dask is not to run it again
+    backend.tick()
+    held["seen"]().seen = True
+    backend.tick()
+    assert held["seen"]() is None
+    assert held["worker-lost"]() is not None
+    now += 11.0
+    backend.tick()
+    assert held["worker-lost"]() is None

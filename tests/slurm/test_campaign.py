@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -74,8 +73,7 @@ def test_campaign__from_sbatch_to_report(undisturbed):
             assert "no performance report" in log
             assert "pip install bokeh" in log
         else:
-            # Not which: an end that is told before Dask has seen it is not in Dask's record.
-            assert re.search(r"number of tasks: [1-9]", page.read_text())
+            assert "label-" in page.read_text()
     status = read_status(directory)
     assert status["node_hours"] > 0
     assert not status["driver"]["alive"]
@@ -90,8 +88,7 @@ def test_campaign__from_sbatch_to_report(undisturbed):
     ("seed", "accidents"),
     [
         (0, ("driver", "scancel", "worker")),
-        (1, ("scheduler", "node", "driver")),
-        (2, ("controller", "driver", "worker")),
+        (1, ("scheduler", "node", "controller", "driver")),
     ],
 )
 def test_campaign__through_accidents(lab, undisturbed, tmp_path, seed, accidents):

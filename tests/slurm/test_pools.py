@@ -8,50 +8,24 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from mofal.errors import ScheduleError
 from mofal.schedule import (
     Pools,
     ScheduleSettings,
     Task,
-    doctor_slurm,
     format_status,
-    read_events,
     read_status,
 )
 from mofal.schedule.files import read_json
 
 from . import tasks
 from .driver import work
+from .sections import CPU, events, make_content, make_settings
 
 ROOT = Path(__file__).parent.parent.parent
-CPU = {"kinds": ["*"], "partition": "cpu", "workers": 3, "memory": "400MB", "walltime": "10m"}
-
-
-def _content(**more):
-    """A `schedule` section with one pool, at the pace of a test."""
-    pools = more.pop("pools", None) or {"cpu": {**CPU, **more.pop("cpu", {})}}
-    return {
-        "backend": "slurm",
-        "interface": "lo",
-        "poll_interval": 1.0,
-        "idle_time": 2.0,
-        "linger": 180.0,
-        "pools": pools,
-        **more,
-    }
-
-
-def _settings(**more):
-    return ScheduleSettings.model_validate(_content(**more))
-
-
-def _events(folder, name):
-    return [event for event in read_events(folder) if event["event"] == name]
 
 
 def test_pools__kinds_go_where_they_belong(lab, tmp_path, until):
@@ -67,7 +41,7 @@ def test_pools__kinds_go_where_they_belong(lab, tmp_path, until):
         },
         "gpu": {**CPU, "kinds": ["train"], "partition": "gpu", "workers": 2, "gpus": 1},
     }
-    with Pools.from_settings(_settings(pools=pools), directory=tmp_path) as made:
+    with Pools.from_settings(make_settings(pools=pools), directory=tmp_path) as made:
         batch = []
         for kind in ("label", "walk"):
             for index in range(4):
@@ -106,8 +80,8 @@ def test_pools__kinds_go_where_they_belong(lab, tmp_path, until):
         until(lambda: not lab.jobs())
         listed = lab.run("squeue", "--noheader", "--states=all", "--format=%i %T").splitlines()
         states = dict(line.split() for line in listed)
-        numbers = {event["job"]: event["slurm_id"] for event in _events(tmp_path, "submitted")}
-        served = {event["job"] for event in _events(tmp_path, "worker")}
+        numbers = {event["job"]: event["slurm_id"] for event in events(tmp_path, "submitted")}
+        served = {event["job"] for event in events(tmp_path, "worker")}
         assert len(served) >= 4
         assert {states[numbers[job]] for job in served} == {"COMPLETED"}
     status = read_status(tmp_path)
@@ -133,7 +107,7 @@ def test_pools__lost_workers_and_jobs_are_replaced(lab, tmp_path, until):
     """A worker killed, a job cancelled, a pending job cancelled: nothing is computed twice but
     what they had in hand."""
     batch = work(tmp_path, 18, 1.0)
-    with Pools.from_settings(_settings(), directory=tmp_path) as pools:
+    with Pools.from_settings(make_settings(), directory=tmp_path) as pools:
         interrupted = 0
         for number, _ in enumerate(pools.run(batch), start=1):
             running = [job for job in lab.jobs() if job[2] == "RUNNING"]
@@ -181,7 +155,7 @@ def _driver(folder, number, seconds, content):
 
 
 def test_driver__killed_and_its_jobs_serve_the_next(lab, tmp_path):
-    content = _content(idle_time=120.0)
+    content = make_content(idle_time=120.0)
     first = _driver(tmp_path, 14, 1.5, content)
     for _ in range(3):
         assert first.stdout.readline().startswith("done")
@@ -195,8 +169,8 @@ def test_driver__killed_and_its_jobs_serve_the_next(lab, tmp_path):
     # Nobody did anything twice: what the workers had in hand, they finished without a driver.
     assert set(tasks.starts(tmp_path / "trace").values()) == {1}
     assert len(tasks.durables(tmp_path / "trace")) == 14
-    assert {event["slurm_id"] for event in _events(tmp_path, "adopted")} == jobs
-    assert not _events(tmp_path, "submitted")[3:]  # the three of the first driver served both
+    assert {event["slurm_id"] for event in events(tmp_path, "adopted")} == jobs
+    assert not events(tmp_path, "submitted")[3:]  # the three of the first driver served both
     assert out.count("found") >= 3
 
 
@@ -204,7 +178,7 @@ def test_driver__killed_and_its_jobs_serve_the_next(lab, tmp_path):
 def test_claims__what_is_in_hand_is_left_to_end(lab, tmp_path, until, who):
     """Nothing else waits, the next driver (or scheduler) has no worker yet: no reason to cancel
     the jobs, however long what they do takes."""
-    content = _content(cpu={"workers": 2}, idle_time=1.0)
+    content = make_content(cpu={"workers": 2}, idle_time=1.0)
     driver = _driver(tmp_path, 2, 10.0, content)
     until(lambda: len(tasks.starts(tmp_path / "trace")) == 2)
     if who == "driver":
@@ -221,7 +195,7 @@ def test_claims__what_is_in_hand_is_left_to_end(lab, tmp_path, until, who):
 
 
 def test_driver__killed_for_good_and_its_jobs_end_by_themselves(lab, tmp_path, until):
-    driver = _driver(tmp_path, 3, 1.0, _content(linger=2.0))
+    driver = _driver(tmp_path, 3, 1.0, make_content(linger=2.0))
     assert driver.stdout.readline().startswith("done")
     driver.kill()
     driver.wait()
@@ -234,7 +208,7 @@ def test_controller__killed_and_restarted(lab, tmp_path):
     batch = work(tmp_path, 12, 1.0)
     said = []
     with Pools.from_settings(
-        _settings(cpu={"workers": 2}), directory=tmp_path, progress=said.append
+        make_settings(cpu={"workers": 2}), directory=tmp_path, progress=said.append
     ) as pools:
         for number, _ in enumerate(pools.run(batch), start=1):
             if number == 2:
@@ -246,45 +220,10 @@ def test_controller__killed_and_restarted(lab, tmp_path):
     assert sum(tasks.starts(tmp_path / "trace").values()) <= 13
 
 
-def test_sbatch__controller_away_at_the_start(lab, tmp_path, until):
-    lab.signal_daemon("slurmctld", signal.SIGTERM)
-    said = []
-    with Pools.from_settings(_settings(), directory=tmp_path, progress=said.append) as pools:
-        handles = [pools.submit(task) for task in work(tmp_path, 2, 0.1)]
-        until(lambda: any("squeue" in line for line in said))
-        assert not any(handle.done for handle in handles)
-        lab.start_daemon("slurmctld")
-        assert [outcome.status for outcome in pools.as_completed(handles)] == ["done", "done"]
-
-
-@pytest.mark.parametrize(
-    ("pool", "words"),
-    [({"partition": "nowhere"}, "[Ii]nvalid partition"), ({"walltime": "3h"}, "TimeLimit")],
-)
-def test_sbatch__request_that_this_cluster_never_takes(lab, tmp_path, pool, words):
-    settings = _settings(cpu=pool, poll_interval=0.2)
-    with (
-        Pools.from_settings(settings, directory=tmp_path) as pools,
-        pytest.raises(ScheduleError, match=rf"SLURM refused its jobs \d times: .*{words}"),
-    ):
-        list(pools.run(work(tmp_path, 2, 0.1)))
-
-
-def test_pools__jobs_that_die_on_arrival_are_not_submitted_for_ever(lab, tmp_path):
-    settings = _settings(cpu={"prologue": ["echo the module is not there >&2", "exit 3"]})
-    with (
-        Pools.from_settings(settings, directory=tmp_path) as pools,
-        pytest.raises(ScheduleError, match="before a worker connected") as caught,
-    ):
-        list(pools.run(work(tmp_path, 3, 0.1)))
-    assert "the module is not there" in str(caught.value)
-    assert len(_events(tmp_path, "submitted")) <= 6
-
-
 def test_node__lost_with_everything_on_it(lab, tmp_path, until):
     lab.run("scontrol", "update", "NodeName=c2", "State=DRAIN", "Reason=test")
     batch = work(tmp_path, 10, 1.0)
-    with Pools.from_settings(_settings(cpu={"workers": 2}), directory=tmp_path) as pools:
+    with Pools.from_settings(make_settings(cpu={"workers": 2}), directory=tmp_path) as pools:
         for number, _ in enumerate(pools.run(batch), start=1):
             if number == 3:
                 assert {job[3] for job in lab.jobs("%i|%j|%T|%N")} == {"c1"}
@@ -296,17 +235,17 @@ def test_node__lost_with_everything_on_it(lab, tmp_path, until):
 
 def test_walltime__nothing_is_started_that_would_not_end(lab, tmp_path):
     """Generations of jobs, and not one task is cut: each worker drains before its end."""
-    settings = _settings(cpu={"walltime": "24s", "workers": 2}, idle_time=1.0)
+    settings = make_settings(cpu={"walltime": "24s", "workers": 2}, idle_time=1.0)
     with Pools.from_settings(settings, directory=tmp_path) as pools:
         outcomes = list(pools.run(work(tmp_path, 30, 1.5)))
     assert len(outcomes) == 30
     assert set(tasks.starts(tmp_path / "trace").values()) == {1}
-    assert len(_events(tmp_path, "submitted")) >= 3
-    assert not _events(tmp_path, "lost")
+    assert len(events(tmp_path, "submitted")) >= 3
+    assert not events(tmp_path, "lost")
 
 
 def test_handover__driver_in_a_job_passes_the_campaign_on(lab, tmp_path, until):
-    content = _content(
+    content = make_content(
         cpu={"workers": 2},
         idle_time=120.0,
         # The successor is submitted after 20 s, and there is time for it to start.
@@ -324,56 +263,9 @@ def test_handover__driver_in_a_job_passes_the_campaign_on(lab, tmp_path, until):
     log = tmp_path / "schedule" / "logs" / "driver-job.log"
     until(lambda: log.exists() and "FINISHED" in log.read_text(), timeout=400)
     assert "LEFT handed over to another driver" in log.read_text()
-    assert len(_events(tmp_path, "driver-start")) == 2
-    assert len(_events(tmp_path, "submitted")) == 2  # the workers served both
+    assert len(events(tmp_path, "driver-start")) == 2
+    assert len(events(tmp_path, "submitted")) == 2  # the workers served both
     # What they had in hand was not lost.
     assert set(tasks.starts(tmp_path / "trace").values()) == {1}
     assert len(tasks.durables(tmp_path / "trace")) == 46
     until(lambda: not [job for job in lab.jobs() if "driver" not in job[1]])
-
-
-def test_doctor_slurm__pools_that_work(lab, tmp_path):
-    findings = list(doctor_slurm(_settings(), folder=tmp_path))
-    assert [finding[0] for finding in findings] == [
-        "slurm commands",
-        "slurm controller",
-        "pool cpu",
-        "way back from cpu",
-    ]
-    assert all(finding[1] for finding in findings), findings
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("pool", "words"),
-    [
-        ({"partition": "nowhere"}, "no partition 'nowhere'"),
-        ({"walltime": "3h"}, "walltime beyond"),
-        ({"threads": 64}, "64 cores on nodes of 4"),
-        ({"memory": "1TB"}, "more memory than a node has"),
-        ({"gpus": 1}, "GPUs where the partition has none"),
-    ],
-)
-def test_doctor_slurm__pools_that_cannot_be_had(lab, tmp_path, pool, words):
-    findings = list(doctor_slurm(_settings(cpu=pool), folder=tmp_path))
-    name, ok, detail, mend = findings[-1]
-    assert (name, ok) == ("pool cpu", False)
-    assert words in detail
-    assert mend
-
-
-def test_doctor_slurm__worker_that_cannot_come_back(lab, tmp_path):
-    settings = _settings(cpu={"python": "/nowhere/python"})
-    *_, (name, ok, detail, mend) = doctor_slurm(settings, folder=tmp_path, timeout=30)
-    assert (name, ok) == ("way back from cpu", False)
-    assert "/nowhere/python" in detail
-    assert "python:" in mend
-
-
-def test_doctor_slurm__no_controller(lab, tmp_path):
-    lab.signal_daemon("slurmctld", signal.SIGTERM)
-    start = time.monotonic()
-    *_, (name, ok, detail, _) = doctor_slurm(_settings(), folder=tmp_path)
-    assert (name, ok) == ("slurm controller", False)
-    assert detail
-    assert time.monotonic() - start < 120
