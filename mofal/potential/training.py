@@ -200,6 +200,38 @@ def align_shifts(origin: NequIPPotential, ds: xr.Dataset, elements: Sequence[str
     return change
 
 
+def unfounded_energies(ds: xr.Dataset, training: np.ndarray) -> np.ndarray:
+    """Structures whose mean energy nothing in the training part tells.
+
+    Energies per atom of a composition that the training part's do not span are off by tenths of an
+    eV, whatever the forces: a handful of such structures would alone decide which epoch is the best.
+
+    Parameters
+    ----------
+    ds : Dataset of structures
+    training : (structure,) bool
+        Which of them train.
+
+    Returns
+    -------
+    (structure,) bool
+        False throughout where it would hold for all that validate.
+    """
+    from mofal.data import count_elements
+
+    counts = count_elements(
+        ds["numbers"].values, ds["structure_index"].values, ds.sizes["structure"]
+    )
+    fractions = counts / counts.sum(axis=1, keepdims=True)
+    _, sizes, directions = np.linalg.svd(np.unique(fractions[training], axis=0))
+    # The directions that `align_shifts` fits.
+    basis = directions[: len(sizes)][sizes > 1e-2 * sizes[0]]
+    beyond = np.linalg.norm(fractions - fractions @ basis.T @ basis, axis=1) > 1e-2
+    seen = {tuple(row) for row in counts[training].tolist()}
+    beyond &= np.array([tuple(row) not in seen for row in counts.tolist()], bool)
+    return beyond if not beyond[~training].all() else np.zeros_like(beyond)
+
+
 def data_hash(ds: xr.Dataset, settings: TrainingSettings) -> str:
     """Identity of a training set: structures, labels, weights and split."""
     stress = hash_arrays(np.nan_to_num(stress_targets(ds), nan=1e30))
@@ -342,6 +374,7 @@ def _fit(
     progress: Progress,
     checkpoint_every: int,
 ) -> NequIPPotential:
+    import torch
     from nequip.data import register_fields
 
     from mofal.potential.loop import Batches, Clock, make_module, run, set_weights
@@ -370,13 +403,16 @@ def _fit(
             f"{len(training)} structures to train on and {len(validation)} to validate on; "
             "both parts need at least one"
         )
+    unfounded = unfounded_energies(data, part == TRAIN)
+    for k in np.flatnonzero(unfounded):
+        graphs[k]["total_energy"].fill_(torch.nan)
     n_atoms = sum(len(g["pos"]) for g in training)
     first = _first_values(training, settings)
     if origin:
         first["avg_num_neighbors"] = origin.avg_num_neighbors
     config = builder_config(architecture, elements, seed=seed, **first)
     with BUILDING:
-        masked = bool(charged_clusters(data).any())
+        masked = bool((charged_clusters(data) | unfounded).any())
         module = make_module(config, settings, energies_masked=masked)
     if origin:
         set_weights(module, _start_weights(origin, data, settings, part == TRAIN))
@@ -396,6 +432,11 @@ def _fit(
             f"training on {len(training)} structures ({n_atoms} atoms), validating on "
             f"{len(validation)}, {len(batches)} steps per epoch"
             + (f", from model {origin.model_hash}" if origin else "")
+            + (
+                f"; not by the energies of {unfounded.sum()}, of compositions unlike the training's"
+                if unfounded.any()
+                else ""
+            )
         )
     run(module, clock, validation, settings=settings)
     network = build_network(config)
