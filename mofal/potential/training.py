@@ -204,7 +204,7 @@ def unfounded_energies(ds: xr.Dataset, training: np.ndarray) -> np.ndarray:
     """Structures whose mean energy nothing in the training part tells.
 
     Energies per atom of a composition that the training part's do not span are off by tenths of an
-    eV, whatever the forces: a handful of such structures would alone decide which epoch is the best.
+    eV, whatever the forces: one such structure would decide which epoch is the best.
 
     Parameters
     ----------

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ase.build import molecule
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from mofal import data
@@ -18,7 +19,13 @@ from mofal.errors import DataError, PotentialError, StoreError
 from mofal.potential import TrainingSettings, create, load, split_structures, train
 from mofal.potential.metrics import StressError
 from mofal.potential.network import collate, energy_part, weights_of
-from mofal.potential.training import align_shifts, energy_targets, force_weights, prepare_graphs
+from mofal.potential.training import (
+    align_shifts,
+    energy_targets,
+    force_weights,
+    prepare_graphs,
+    unfounded_energies,
+)
 
 from .conftest import SMALL, emt_atoms, emt_frames
 
@@ -575,6 +582,44 @@ def test_train__of_charged_clusters_only_core_forces_count(labelled, settings, t
     # Without the charge they are learnt: another model.
     neutral = train(labelled, one, out=tmp_path / "c", seed=1)
     assert neutral.model_hash != first.model_hash
+
+
+def test_unfounded_energies__are_of_compositions_beyond_the_span():
+    """Water and ethene make ethanol, and neither methane nor carbon dioxide."""
+    frames = [molecule(m) for m in ("H2O", "C2H4", "H2O", "CH4", "CO2", "CH3CH2OH")]
+    ds = data.from_atoms(frames, system="gas")
+
+    def unfounded(training: list[int]) -> list[int]:
+        mask = np.isin(np.arange(len(frames)), training)
+        return np.flatnonzero(unfounded_energies(ds, mask)).tolist()
+
+    assert unfounded([0, 1]) == [3, 4]
+    assert unfounded([0, 1, 4]) == []
+    assert unfounded([0]) == [1, 3, 4, 5]
+    assert unfounded([1, 3, 4, 5]) == []
+    alone = select(ds, np.array([0, 1]))
+    assert not unfounded_energies(alone, np.array([True, False])).any()  # what else to judge by?
+
+
+def test_train__foreign_compositions_do_not_choose_the_epoch(labelled, settings, tmp_path):
+    """The energy of one that validates, and is of copper alone, may be anything."""
+    plan = vary(settings, max_steps=40)
+    ds = split_structures(labelled, seed=1)
+    ends = np.cumsum(ds["n_atoms"].values)
+    k = int(np.flatnonzero(ds["split"].values == "validation")[0])
+    numbers = ds["numbers"].values.copy()
+    numbers[ends[k] - ds["n_atoms"].values[k] : ends[k]] = 29
+    ds = ds.assign(numbers=("atom", numbers))
+    shifted = ds.assign(
+        energy=ds["energy"] + np.where(np.arange(ds.sizes["structure"]) == k, 55, 0)
+    )
+    lines: list[str] = []
+    first = train(ds, plan, out=tmp_path / "a", seed=1, progress=lines.append)
+    second = train(shifted, plan, out=tmp_path / "b", seed=1)
+    assert first.model_hash == second.model_hash
+    assert first.history == second.history
+    assert any("not by the energies of 1, of compositions unlike" in line for line in lines)
+    assert np.isfinite(first.history[-1]["validation_energy_mae_per_atom"])
 
 
 def test_per_atom_energy_mse__is_nequips_where_all_energies_are_known():
