@@ -2,7 +2,7 @@
 
     python benchmarks/potential_holds.py [MODEL ...] [--size tiny|full] [--system S_pr]
         [--temperature 600] [--runs 10] [--length 5000] [--engine eager|compiled] [--nve]
-        [--workers 2] [--directory DIR]
+        [--precision single double] [--workers 2] [--directory DIR]
 
 MODEL: directories of models or campaigns; default: the seed that travels with mofal. Every run
 starts from the ideal primitive cell with velocities of its own, NVT, 0.5 fs, and ends where a bond
@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+PRECISIONS = ("single", "double")
 SIZES = {"tiny": {"runs": 1, "length_fs": 5.0}, "full": {"runs": 10, "length_fs": 5000.0}}
 
 
@@ -107,7 +108,8 @@ def nve_table(models, options, length_fs: float, place: Path) -> list[dict]:
     rows = []
     for model in models:
         given = load(model)
-        for name, potential in (("single", given), ("double", in_double(given))):
+        for name in options.precision:
+            potential = given if name == "single" else in_double(given)
             if options.engine == "compiled":
                 potential.compile(progress=print)
             row = nve(
@@ -135,6 +137,7 @@ def main(argv: list[str] | None = None) -> list[dict]:
     parser.add_argument("--length", type=float, help="fs")
     parser.add_argument("--engine", choices=("eager", "compiled"), default="eager")
     parser.add_argument("--nve", action="store_true")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--workers", type=int)
     parser.add_argument("--directory")
     options = parser.parse_args(argv)
