@@ -1,12 +1,13 @@
 """Do walks end when they should, and only then? Reference walks, and potentials that go wrong.
 
     python benchmarks/dynamics_ends.py reference [--walks 8] [--length 250] [--timestep 0.5]
-        --directory DIR
+        [--moved-by gfn1-xtb|seed] --directory DIR
     python benchmarks/dynamics_ends.py delay [--walks 10] [--length 300] --directory DIR
 
 `reference`: walks of the pristine primitive cell (114 atoms) with GFN1-xTB itself at 600 K, NVT,
 from thermal frames; none should end before its time by bonds or by an explosion. Then the seed
-potential goes through the recorded frames: would the density on board have ended one?
+potential goes through the recorded frames: would the density on board have ended one? With
+`--moved-by seed` the seed potential, a hundred times as fast, stands in for GFN1-xTB.
 
 `delay`: early checkpoints of two trainings on 25 harmonic frames walk the same cell with nothing
 watched; a frame every 5 fs is labelled as the walk goes, until the force error of an atom passes
@@ -30,6 +31,9 @@ from numpy.typing import NDArray
 
 SIZES = {"tiny": {"walks": 1, "length": 4.0}, "full": {}}
 QUANTILE, PATIENCE_FS = 0.005, 20.0
+QUANTILES, PATIENCES_FS = (0.001, 0.002, 0.005, 0.01, 0.02), (2.5, 5.0, 10.0, 20.0)
+HARMONIC = 25
+"""So many frames at the beginning of the seed's data are harmonic: no dynamics at all."""
 # Nothing watched but what can no longer be computed: neighbours of a gas as hot as stars.
 OFF = {"max_temperature": 50.0, "max_force": 1000.0, "min_distance": 0.1}
 NO_BONDS = {"bond_z": None, "bond_mean_z": None}
@@ -106,13 +110,34 @@ def pristine():
     return ideal, limits, open_group(place / "labels.zarr").load(), place / "model"
 
 
-def starts(labels):
-    """`STARTS` frames at the ideal volume, spread over the data."""
+def starts(labels, limits):
+    """`STARTS` frames of dynamics at the ideal volume, no bond of which is far from its length."""
     from mofal.data import select
 
     volume = np.abs(np.linalg.det(labels["cell"].values))
-    order = np.argsort(np.abs(volume / np.median(volume) - 1), kind="stable")[: 4 * STARTS]
-    return select(labels, np.sort(order)[:: max(1, len(order) // STARTS)][:STARTS])
+    n = labels.sizes["atom"] // labels.sizes["structure"]
+    sound = [
+        k
+        for k in range(HARMONIC, labels.sizes["structure"])
+        if abs(volume[k] / np.median(volume) - 1) < 0.02
+        and largest_z(
+            labels["positions"].values[n * k : n * k + n], labels["cell"].values[k], limits
+        )
+        < 4.0
+    ]
+    return select(labels, np.array(sound)[:: len(sound) // STARTS][:STARTS])
+
+
+def strains(positions, cell, limits) -> NDArray:
+    """Relative change of the length of every bond."""
+    from mofal.dynamics.checks import bond_lengths
+
+    return bond_lengths(positions, cell, limits.bonds, limits.shifts) / limits.expected - 1.0
+
+
+def largest_z(positions, cell, limits) -> float:
+    """The largest of them in spreads of the bond's kind."""
+    return float((np.abs(strains(positions, cell, limits)) / limits.spread).max())
 
 
 def calibrated(potential, data):
@@ -131,41 +156,52 @@ def calibrated(potential, data):
     return density
 
 
-def longest_below(potential, density, frames, settings) -> tuple[int, int]:
-    """Atoms that are unfamiliar at the start, and the most steps that another one stays so."""
-    from mofal.data import select
-    from mofal.dynamics.watch import Watch
+def xtb():
+    """Calculator of GFN1-xTB."""
+    from tblite.ase import TBLite
 
-    watch = Watch(QUANTILE, round(PATIENCE_FS / settings.timestep_fs))
-    longest = 0
-    for x in np.array_split(
-        np.arange(frames.sizes["structure"]), max(1, frames.sizes["structure"] // 50)
-    ):
+    return TBLite(method="GFN1-xTB", verbosity=0)
+
+
+def quantiles(potential, density, frames) -> NDArray:
+    """Quantile of every atom's environment, shape (frame, atom)."""
+    from mofal.data import select
+
+    found = []
+    n = frames.sizes["structure"]
+    for x in np.array_split(np.arange(n), max(1, n // 50)):
         part = select(frames, x)
         numbers = part["numbers"].values
         features = np.asarray(potential.featurize(part)["features"].values, np.float64)
-        quantile = density.quantile(density.score_samples(features, numbers), numbers)
-        for row in np.asarray(quantile).reshape(len(x), -1):
-            if len(watch.since) == 0:
-                watch.begin(row)
-            else:
-                watch.step(row)
-                longest = max(longest, int(watch.since.max()))
-    return int(watch.from_start.sum()), longest
+        scores = density.score_samples(features, numbers)
+        found.append(np.asarray(density.quantile(scores, numbers)).reshape(len(x), -1))
+    return np.concatenate(found)
 
 
-def reference_walks(walks: int, length: float, timestep: float, place: Path) -> dict:
+def longest_below(series: NDArray, quantile: float) -> tuple[NDArray, int]:
+    """Most steps so far that an atom has stayed below (frame,), and how many were at the start."""
+    from mofal.dynamics.watch import Watch
+
+    watch = Watch(quantile, 1)
+    watch.begin(series[0])
+    most, longest = 0, [0]
+    for row in series[1:]:
+        watch.step(row)
+        most = max(most, int(watch.since.max()))
+        longest.append(most)
+    return np.array(longest), int(watch.from_start.sum())
+
+
+def reference_walks(walks: int, length: float, timestep: float, by: str, place: Path) -> dict:
     """Walks with GFN1-xTB; a row each, and the bound on the rate of false alarms."""
     from scipy.stats import chi2
-    from tblite.ase import TBLite
 
     from mofal.data import select
     from mofal.dynamics import WalkSettings, walk
-    from mofal.dynamics.checks import bond_lengths
     from mofal.potential import load
 
     _, limits, labels, model = pristine()
-    begin = starts(labels)
+    begin = starts(labels, limits)
     settings = WalkSettings(
         ensemble="nvt",
         temperature_K=600,
@@ -178,37 +214,36 @@ def reference_walks(walks: int, length: float, timestep: float, place: Path) -> 
     density = calibrated(potential, labels)
     rows = []
     for k in range(walks):
-        done, path = place / f"reference-{k}.json", place / f"reference-{k}.positions"
+        name = f"{'reference' if by == 'gfn1-xtb' else by}-{k}"
+        done, path = place / f"{name}.json", place / f"{name}.positions"
         if done.exists():
             rows.append(json.loads(done.read_text()))
         else:
             result = walk(
                 begin, k % STARTS,
-                calculator=recording(TBLite(method="GFN1-xTB", verbosity=0), path),
-                settings=settings, seed=(3, k), bonds=limits, out=place / f"reference-{k}.npz",
+                calculator=recording(potential.calculator() if by == "seed" else xtb(), path),
+                settings=settings, seed=(3, k), bonds=limits, out=place / f"{name}.npz",
                 progress=lambda line: print("  " + line, flush=True),
             )  # fmt: skip
             one = select(begin, k % STARTS)
             frames = at(one, recorded(path, one.sizes["atom"]))
-            strains = np.array(
-                [
-                    bond_lengths(x, one["cell"].values[0], limits.bonds, limits.shifts)
-                    / limits.expected
-                    - 1
-                    for x in frames["positions"].values.reshape(-1, one.sizes["atom"], 3)
-                ]
-            )
-            from_start, longest = longest_below(potential, density, frames, settings)
+            cell, moved = one["cell"].values[0], frames["positions"].values
+            z = [largest_z(x, cell, limits) for x in moved.reshape(-1, one.sizes["atom"], 3)]
+            series = quantiles(potential, density, frames)
+            below = {q: longest_below(series, q) for q in QUANTILES}
             rows.append(
                 {
+                    "moved_by": by,
                     "timestep_fs": timestep,
                     "status": str(result.record["walk_status"].values[0]),
                     "stopped_fs": float(result.record["stopped_fs"].values[0]),
                     "temperature_K": float(result.trace["temperature_K"].values.mean()),
-                    "largest_strain": float(np.abs(strains).max()),
-                    "largest_in_spreads": float((np.abs(strains) / limits.spread).max()),
-                    "unfamiliar_at_start": from_start,
-                    "longest_unfamiliar_fs": longest * timestep,
+                    "largest_bond_in_spreads": max(z),
+                    "unfamiliar_at_start": below[QUANTILE][1],
+                    "longest_unfamiliar_fs": float(below[QUANTILE][0][-1] * timestep),
+                    "longest_below_fs": {
+                        str(q): float(b[0][-1] * timestep) for q, b in below.items()
+                    },
                 }
             )
             done.write_text(json.dumps(rows[-1]))
@@ -221,6 +256,9 @@ def reference_walks(walks: int, length: float, timestep: float, place: Path) -> 
         f"{walks} walks, {total:.2f} ps: {ended} ended by bonds or explosion (rate below "
         f"{most[0]:.1f} per ps at 95 %), {alarms} by the density (below {most[1]:.1f})"
     )
+    for q in QUANTILES:
+        longest = sorted((r["longest_below_fs"][str(q)] for r in rows), reverse=True)
+        print(f"longest time of an atom below {q:g}, fs: " + ", ".join(f"{v:g}" for v in longest))
     return {"rows": rows, "ended": ended, "alarms": alarms, "total_ps": total}
 
 
@@ -250,8 +288,8 @@ def delay_walks(walks: int, length: float, place: Path) -> list[dict]:
     from mofal.reference import LabelCache, gather, get_reference, label_one
 
     _, limits, labels, _ = pristine()
-    harmonic = select(labels, np.arange(25))  # what a first model has seen: no dynamics at all
-    begin = starts(labels)
+    harmonic = select(labels, np.arange(HARMONIC))  # what a first model has seen
+    begin = starts(labels, limits)
     reference, cache = get_reference("gfn1-xtb"), LabelCache(place / "labels")
     silent = {**OFF, **NO_BONDS, "unfamiliar_quantile": 0.0}
     only = {  # what is on, and which end counts
@@ -277,7 +315,10 @@ def delay_walks(walks: int, length: float, place: Path) -> list[dict]:
         def follow(atoms, results, one=one, row=row, errors=errors, step=step):
             """Label every tenth step."""
             now, step[0] = step[0] * 0.5, step[0] + 1
-            if (step[0] - 1) % 10:
+            passed = row["passes_of_atoms_fs"]
+            if now >= passed + AFTER_FS:
+                raise Enough
+            if np.isfinite(passed) or (step[0] - 1) % 10:
                 return
             frame = at(one, atoms.positions[None])
             if label_one(frame, reference, directory=cache).status == "converged":
@@ -293,8 +334,6 @@ def delay_walks(walks: int, length: float, place: Path) -> list[dict]:
             for name, limit in (("passes_fs", 5 * rmse), ("passes_of_atoms_fs", 75**0.5 * rmse)):
                 if largest > max(1.0, limit):
                     row[name] = min(row[name], now)
-            if np.isfinite(row["passes_of_atoms_fs"]) and now > 0:
-                raise Enough
 
         def run(changes, calculator, length, k=k, density=density):
             settings = WalkSettings(
@@ -312,19 +351,31 @@ def delay_walks(walks: int, length: float, place: Path) -> list[dict]:
             found = str(record["walk_status"].values[0])
             counts = found == status or (name == "all" and found != "finished")
             row[name] = float(record["stopped_fs"].values[0]) if counts else np.inf
+            row[f"{name}_kept"] = float(record["length_fs"].values[0]) if counts else np.inf
             if name == "all":
                 row |= {"status": found, "reason": str(record["walk_reason"].values[0])}
                 row["unfamiliar_at_start"] = int(record["unfamiliar_at_start"].values[0])
+        frames = at(one, recorded(path, one.sizes["atom"]))
+        series = quantiles(potential, density, frames)
+        row["density_at"] = {
+            f"{q:g} for {p:g} fs": 0.5 * next(iter(np.flatnonzero(longest >= 2 * p)), np.inf)
+            for q in QUANTILES
+            for longest in [longest_below(series, q)[0]]
+            for p in PATIENCES_FS
+        }
         rows.append(row)
         done.write_text(json.dumps(row))
         print(f"walk {k}: {row}", flush=True)
     for passes in ("passes_fs", "passes_of_atoms_fs"):
-        for name in only:
-            late = [r[name] - r[passes] for r in rows if np.isfinite(r[passes])]
-            timely = sum(value <= 10.0 for value in late)
+        gone = [r for r in rows if np.isfinite(r[passes])]
+        ends = {n: [r[n] for r in gone] for n in [*only, *(f"{n}_kept" for n in only)]}
+        if passes == "passes_fs" and gone:
+            ends |= {n: [r["density_at"][n] for r in gone] for n in gone[0]["density_at"]}
+        for name, times in ends.items():
+            late = sorted(t - r[passes] for t, r in zip(times, gone))
             print(
-                f"{name}: at most 10 fs after {passes} in {timely} of {len(late)}; delay "
-                + ", ".join("> 40" if np.isinf(v) else f"{v:+.0f}" for v in sorted(late))
+                f"{name}: at most 10 fs after {passes} in {sum(v <= 10.0 for v in late)} of "
+                f"{len(late)}; delay " + ", ".join(f"{v:+.0f}" for v in late)
             )
     return rows
 
@@ -337,6 +388,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--walks", type=int)
     parser.add_argument("--length", type=float, help="fs")
     parser.add_argument("--timestep", type=float, default=0.5, help="fs, of reference walks")
+    parser.add_argument("--moved-by", choices=("gfn1-xtb", "seed"), default="gfn1-xtb")
     parser.add_argument("--directory")
     options = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -350,7 +402,9 @@ def main(argv: list[str] | None = None):
         place = Path(options.directory or scratch)
         place.mkdir(parents=True, exist_ok=True)
         if options.what == "reference":
-            return reference_walks(size["walks"], size["length"], options.timestep, place)
+            return reference_walks(
+                size["walks"], size["length"], options.timestep, options.moved_by, place
+            )
         return delay_walks(size["walks"], size["length"], place)
 
 
