@@ -358,7 +358,7 @@ def delay_walks(walks: int, length: float, place: Path) -> list[dict]:
         frames = at(one, recorded(path, one.sizes["atom"]))
         series = quantiles(potential, density, frames)
         row["density_at"] = {
-            f"{q:g} for {p:g} fs": 0.5 * next(iter(np.flatnonzero(longest >= 2 * p)), np.inf)
+            f"{q:g} for {p:g} fs": 0.5 * float(next(iter(np.flatnonzero(longest >= 2 * p)), np.inf))
             for q in QUANTILES
             for longest in [longest_below(series, q)[0]]
             for p in PATIENCES_FS
@@ -369,8 +369,11 @@ def delay_walks(walks: int, length: float, place: Path) -> list[dict]:
     for passes in ("passes_fs", "passes_of_atoms_fs"):
         gone = [r for r in rows if np.isfinite(r[passes])]
         ends = {n: [r[n] for r in gone] for n in [*only, *(f"{n}_kept" for n in only)]}
-        if passes == "passes_fs" and gone:
-            ends |= {n: [r["density_at"][n] for r in gone] for n in gone[0]["density_at"]}
+        for n in gone[0]["density_at"] if gone else ():
+            ends[n] = [r["density_at"][n] for r in gone]
+            ends[f"{n}, or another"] = [
+                min(r["density_at"][n], r["bonds"], r["explosion"]) for r in gone
+            ]
         for name, times in ends.items():
             late = sorted(t - r[passes] for t, r in zip(times, gone))
             print(
