@@ -9,7 +9,7 @@ from thermal frames; none should end before its time by bonds or by an explosion
 potential goes through the recorded frames: would the density on board have ended one? With
 `--moved-by seed` the seed potential, a hundred times as fast, stands in for GFN1-xTB.
 
-`delay`: early checkpoints of two trainings on 25 harmonic frames walk the same cell with nothing
+`delay`: early checkpoints of a training on 25 harmonic frames walk the same cell with nothing
 watched; a frame every 5 fs is labelled as the walk goes, until the force error of an atom passes
 the larger of 1 eV/Å and five times the RMSE at the start: of components, and, later, of atoms. The
 same walk (same seed, same bits) with each criterion alone, and with all, says when it would have
@@ -306,7 +306,7 @@ def delay_walks(walks: int, length: float, place: Path) -> list[dict]:
             print(f"walk {k}: {rows[-1]}", flush=True)
             continue
         which = k % len(EPOCHS)
-        potential = load(checkpoints(harmonic, 100 + k // len(EPOCHS), place)[which])
+        potential = load(checkpoints(harmonic, 100, place)[which])
         density = calibrated(potential, harmonic)
         one = select(begin, k % STARTS)
         row = {"epochs": EPOCHS[which], "passes_fs": np.inf, "passes_of_atoms_fs": np.inf}
