@@ -36,6 +36,7 @@ def hold_file(
     timestep_fs: float = 0.5,
     seed: int = 0,
     device: str = "cpu",
+    engine: str = "eager",
     directory: str | os.PathLike[str] | None = None,
     schedule: ScheduleSettings | None = None,
     say: Say = print,
@@ -50,6 +51,9 @@ def hold_file(
         Directory of a model, or of a campaign (its last model).
     device : str
         Where the potential computes: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
+    engine : str
+        Network that the runs are made with: ``eager``, or ``compiled`` (three times as fast on a
+        CPU; made first where there is none for this machine, in minutes).
 
     Returns
     -------
@@ -59,6 +63,8 @@ def hold_file(
     from mofal.frameworks import build, find_blocks, read_framework, system_names
     from mofal.potential import load
 
+    if engine not in ("eager", "compiled"):
+        raise ConfigError(f"the engine is {engine!r}, expected eager or compiled")
     if runs < 1:
         raise ConfigError(f"--runs is {runs}, expected at least 1")
     for name, value in (
@@ -95,6 +101,12 @@ def hold_file(
             f"(it knows {', '.join(loaded.elements)})"
         )
     blocks = find_blocks(structure) if rule is None else find_blocks(structure, rule=rule)
+    if engine == "compiled":
+        from mofal.potential.network import threads
+
+        with threads(1):  # as the runs compute
+            loaded.compile(progress=say)
+    made = "" if engine == "eager" else f"{engine}-"
     place = Path(directory) if directory else Path(f"{Path(what).name}.hold")
     with only_one(place):
         identity = f"{structure['structure_id'].values[0]}"[:12]
@@ -104,7 +116,7 @@ def hold_file(
         for k in range(runs):
             name = (
                 f"{identity}-{loaded.model_hash[:12]}-{temperature_K:g}K-{length_fs:g}fs-"
-                f"{timestep_fs:g}-{seed}-{k:02d}"
+                f"{timestep_fs:g}-{made}{seed}-{k:02d}"
             )
             out = (place / name).absolute()
             kwargs = {
@@ -117,6 +129,7 @@ def hold_file(
                 "length_fs": length_fs,
                 "timestep_fs": timestep_fs,
                 "device": device,
+                "engine": engine,
             }
             tasks.append(
                 Task("walk", f"hold-{name}", hold_once, kwargs, output=out, resumable=True)

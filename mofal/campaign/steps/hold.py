@@ -39,6 +39,7 @@ def hold_once(
     length_fs: float,
     timestep_fs: float,
     device: str = "cpu",
+    engine: str = "eager",
 ) -> dict[str, Any]:
     """One run with one model; its record and trace are on disk when this returns."""
     from mofal.dynamics.holding import hold, hold_settings
@@ -50,9 +51,12 @@ def hold_once(
     place = Path(out)
     place.parent.mkdir(parents=True, exist_ok=True)
     checkpoint = place.with_name(place.name + ".checkpoint.npz")
+    potential = load(model, device=device)
+    if engine == "compiled":
+        potential.compile()
     result = hold(
         frame,
-        calculator=load(model, device=device).calculator(),
+        calculator=potential.calculator(),
         bonds=bond_limits(
             frame,
             temperature_K=temperature_K,
