@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 # Lint, of one core, runs beside the build of GPAW and the first of the tests.
 MAKEFLAGS += -j2
 
-.PHONY: help install gpaw cp2k chromium core-mof demo test suite check lint slurm-test bench docs clean
+.PHONY: help install gpaw cp2k chromium core-mof demo test check lint slurm-test bench docs clean
 
 help:
 	@echo "make demo        the main job: a campaign on one machine, with its report (under 20 minutes)"
@@ -63,10 +63,8 @@ check: lint
 # By themselves, for they mostly wait; a SLURM of its own for each of the two processes.
 SLURM_TEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/slurm
 
-test: lint suite
-
 # In the order of tests/conftest.py: long files must not come last.
-suite: gpaw cp2k chromium core-mof
+test: lint gpaw cp2k chromium core-mof
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slurm" --durations=25
 	$(SLURM_TEST)
 

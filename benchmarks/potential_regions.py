@@ -3,7 +3,8 @@
     python benchmarks/potential_regions.py [--size tiny|full] [--directory DIR] [--seeds 1 2 3]
 
 The demo's system: a potential that knows the primitive cell of UiO-66 learns one with a linker
-missing from clusters, labelled with GFN1-xTB. The same start, clusters and number of steps for each
+missing from clusters, labelled with GFN1-xTB (at `tiny`: by the potential that travels with
+mofal). The same start, clusters and number of steps for each
 variant; the control sees the seed data only, and as many atoms. `weighted` counts the mantle by a
 half and the caps not at all; `matched` weighs each atom by how well forces match at its distance
 from the cut: both the clusters and the frames that they were cut from are labelled. Errors are on

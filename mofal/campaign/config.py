@@ -249,7 +249,7 @@ class PotentialSettings(Section):
     pretrained: str | None = Field(
         None,
         description="a model directory, or example:NAME, of any level of theory: the training on "
-        "the seed data begins with its weights",
+        "the seed data begins with its weights (and has its architecture)",
     )
     validation_fraction: Fraction = 0.2
     regions: Literal["all", "core", "weighted"] = "all"

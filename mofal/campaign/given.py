@@ -93,19 +93,39 @@ def start_potential(config: CampaignConfig, level_hash: str = "") -> NequIPPoten
 
 
 def check_start(config: CampaignConfig, elements: list[str], level_hash: str) -> None:
-    """Refuse a start that cannot become the campaign's first model.
+    """Refuse a potential that cannot become the campaign's first model, or what that begins with.
 
     Raises
     ------
     ConfigError
-        It is none, learnt another level, or has no type for an element of the campaign.
+        It is none, learnt another level (`start`), has another architecture than the file says
+        (`pretrained`), or has no type for an element of the campaign.
     """
     potential = start_potential(config, level_hash)
     key = "start" if config.potential.start is not None else "pretrained"
+    if key == "pretrained" and "architecture" in config.potential.model_fields_set:
+        # The default may stand in a file that was written out without being meant.
+        default = type(config.potential).model_fields["architecture"].default
+        if config.potential.architecture not in (potential.architecture, default):
+            raise ConfigError(
+                "potential.architecture is not that of potential.pretrained, whose weights fit no "
+                f"other network: leave it out, or write architecture: {_written(potential)}"
+            )
     lacking = [e for e in elements if e not in potential.elements]
     if lacking:
         raise ConfigError(
             f"potential.{key}: it has no type for {', '.join(lacking)} (it has "
             f"{', '.join(potential.elements)}); add types to a copy of it with "
-            "mofal.potential.grow(potential, ...) and start from that"
+            f"mofal.potential.grow(potential, ...) and give that as potential.{key}"
         )
+
+
+def _written(potential: NequIPPotential) -> str:
+    """Architecture of a potential as a campaign file has it."""
+    from mofal.potential import ARCHITECTURES
+
+    for name, architecture in ARCHITECTURES.items():
+        if architecture == potential.architecture:
+            return name
+    fields = potential.architecture.model_dump()
+    return "{" + ", ".join(f"{k}: {v}" for k, v in fields.items()) + "}"

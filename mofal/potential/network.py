@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mofal.data.locks import TORCH_DEFAULTS
 from mofal.errors import DataError
 from mofal.potential.settings import Architecture
 from mofal.potential.standalone import neighbour_edges
@@ -28,7 +29,7 @@ _NOISY = ("lightning", "lightning.pytorch", "lightning.fabric", "nequip", "torch
 
 
 # ---------------------------------------------------------------------------------- environment
-BUILDING = threading.RLock()
+BUILDING = TORCH_DEFAULTS
 """Held while a network is built: NequIP changes torch's default dtype and random state for that
 time, which two threads that build (or make metrics) at once would take from each other."""
 

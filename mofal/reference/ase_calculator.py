@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mofal.data.electrons import electronic_state
+from mofal.data.locks import TORCH_DEFAULTS
 from mofal.errors import DependencyError, ReferenceError
 from mofal.reference.base import (
     Attempt,
@@ -122,6 +123,7 @@ class AseReference:
         self.stated_atoms = energies(name, "isolated_atom_energies", isolated_atom_energies or {})
         # One calculator per thread: the threads of a worker label side by side.
         self._local = threading.local()
+        self._as_torch_starts = False
         self.name = name
         self.spec = spec
         self.threads = whole_number(name, "threads", threads)
@@ -182,8 +184,19 @@ class AseReference:
 
         Its threads are not limited: `limit_threads` does that, once for all of the calls.
         """
-        with torch_as_it_starts():
+        try:
             return self._make()
+        except RuntimeError:
+            # NequIP, which a campaign uses in the same processes, sets torch's default to double;
+            # networks of others may load weights in single into what they find (SevenNet: "Float
+            # did not match Double"). They are made, and from then on asked, as torch starts.
+            with TORCH_DEFAULTS:  # beside threads that have it changed for a while
+                if not torch_is_changed():
+                    raise
+                with torch_as_it_starts():
+                    made = self._make()
+            self._as_torch_starts = True
+            return made
 
     def calculate_here(self, atoms: Atoms) -> Attempt:
         """Label one structure in this process, without limits; see `calculate`.
@@ -213,9 +226,10 @@ class AseReference:
                     if self._fresh or getattr(self._local, "calculator", None) is None:
                         self._local.calculator = self._made()
                     work.calc = self._local.calculator
-                forces = np.array(work.get_forces())
-                energy = float(work.get_potential_energy())
-                stress = self._stress(work)
+                with torch_as_it_starts() if self._as_torch_starts else contextlib.nullcontext():
+                    forces = np.array(work.get_forces())
+                    energy = float(work.get_potential_energy())
+                    stress = self._stress(work)
             done = finish(
                 attempt, energy=energy, forces=forces, stress=stress, positions=work.positions
             )
@@ -361,22 +375,24 @@ def classify(error: BaseException) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def torch_as_it_starts() -> Iterator[None]:
-    """Make a calculator with torch's own default of single precision.
+    """Compute with torch's own default of single precision, where NequIP has set double.
 
-    NequIP, which a campaign uses in the same processes, sets the default of the whole process to
-    double; networks of others load their weights into what they find (SevenNet then cannot be
-    made: "Float did not match Double"). What has been made does not ask for the default again.
+    The default is the whole process's, so one thread at a time has it changed.
     """
+    torch = sys.modules["torch"]
+    with TORCH_DEFAULTS:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+def torch_is_changed() -> bool:
+    """Whether torch is here, and its default is no longer that which it starts with."""
     torch = sys.modules.get("torch")
-    if torch is None or torch.get_default_dtype() == torch.float32:
-        yield
-        return
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    return torch is not None and torch.get_default_dtype() != torch.float32
 
 
 @contextlib.contextmanager

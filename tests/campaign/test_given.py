@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from mofal import Campaign
 from mofal.campaign.directory import Site
 from mofal.campaign.examples import seed_place
 from mofal.campaign.given import example_labels
-from mofal.campaign.loading import dump_config, parse_config
+from mofal.campaign.loading import dump_config, load_config, parse_config
 from mofal.campaign.prepare import examine
 from mofal.commands.hold import hold_file
 from mofal.data import open_group, relative_energy, select, to_atoms
@@ -120,6 +122,31 @@ def test_pretrained__weights_of_another_level_begin_the_training(tmp_path: Path)
     assert abs(off[1]).max() < 1e-3 < 0.05 < abs(off[0]).min()
     with pytest.raises(ConfigError, match="and not both"):
         parse_config(campaign(potential={"pretrained": START, "start": START}))
+
+
+def test_pretrained__a_directory_is_found_beside_its_file_and_known_by_its_content(
+    tmp_path: Path,
+) -> None:
+    known = []
+    for place in ("here", "there"):
+        folder = tmp_path / place
+        shutil.copytree(seed_place("uio66-gfn1") / "model", folder / f"of-{place}")
+        (folder / "c.yaml").write_text(
+            json.dumps(campaign(potential={"pretrained": f"of-{place}", "architecture": "tiny"}))
+        )
+        known.append(load_config(folder / "c.yaml"))
+    assert known[0].identity() == known[1].identity()
+    again = parse_config(parse_yaml(dump_config(known[0]), where="c").content)
+    assert (again.potential.pretrained, again.identity()) == (
+        str(tmp_path / "here" / "of-here"), known[0].identity(),
+    )  # fmt: skip
+    assert known[0].identity() != parse_config(campaign()).identity()
+    (tmp_path / "here" / "of-here" / "model.json").unlink()
+    with pytest.raises(ConfigError, match=r"potential.pretrained is .*holds no model.json"):
+        load_config(tmp_path / "here" / "c.yaml")
+    wrong = campaign(potential={"pretrained": START, "architecture": "extended"})
+    with pytest.raises(ConfigError, match="architecture: tiny"):
+        examine(Site(tmp_path / "out", parse_config(wrong)))
 
 
 # ---------------------------------------------------------------------------------- several sources

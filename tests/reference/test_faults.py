@@ -108,11 +108,22 @@ def test_calculator__is_made_as_torch_starts_also_beside_nequip(faulty, tmp_path
     prepare()
     before = torch.get_default_dtype()
     assert before == torch.float64
-    attempt = label_one(
-        Atoms("H", [[0.0, 0.0, 2.0]]), faulty.replace("Springs", "SinglePrecision"),
-        directory=tmp_path,
-    )  # fmt: skip
-    assert (attempt.status, attempt.energy) == ("converged", pytest.approx(2.0))
+    name = faulty.replace("Springs", "SinglePrecision")
+    reference = get_reference(name)
+    attempts = [None] * 8
+
+    def label(k):
+        h = Atoms("H", [[0.0, 0.0, 1.0 + k]])
+        attempts[k] = label_one(h, reference, directory=tmp_path)
+
+    threads = [threading.Thread(target=label, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k, attempt in enumerate(attempts):
+        assert (attempt.status, attempt.reason) == ("converged", "")
+        assert attempt.energy == pytest.approx(0.5 * (1 + k) ** 2)
     assert torch.get_default_dtype() == before
 
 

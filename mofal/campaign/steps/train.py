@@ -53,7 +53,8 @@ def train(site: Site, cycle: int, last: bool) -> Summary:
         seed=site.integer_seed("train", cycle),
         progress=heard,
     )
-    return {**_training_summary(site, paths.model(cycle)), **heard.notes}
+    begun = {"begun": settings.pretrained} if changes.get("allow_other_level") else {}
+    return {**_training_summary(site, paths.model(cycle)), **heard.notes, **begun}
 
 
 @on_site
@@ -133,6 +134,7 @@ def finish(site: Site, step: Step, outcomes: Sequence[Outcome], pending: Collect
     return (
         f"{summary['steps']} steps, {summary['atoms_seen']:,} atoms seen"
         + (f", stopped by {summary['stopped_by']}" if summary.get("stopped_by") else "")
+        + (f", from the weights of {summary['begun']}" if summary.get("begun") else "")
         + (f"; {summary['note']}" if summary.get("note") else "")
     )
 

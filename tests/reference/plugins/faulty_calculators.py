@@ -81,15 +81,25 @@ class Springs(Calculator):
 
 
 class SinglePrecision(Springs):
-    """A network of others: its parts are made in torch's default and meet weights in single."""
+    """A network of others, in single: its parts are made in torch's default, and its input too."""
 
     def __init__(self):
         import torch
 
-        weights = torch.nn.Linear(3, 1)
-        weights.load_state_dict({"weight": torch.full((1, 3), 0.5), "bias": torch.zeros(1)})
-        single = torch.ones(3, dtype=torch.float32)
-        super().__init__(stiffness=float(weights(single).detach()) / 1.5)
+        super().__init__()
+        self.network = torch.nn.Linear(3, 1)
+        weights = {"weight": torch.full((1, 3), 1 / 3), "bias": torch.zeros(1)}
+        self.network.load_state_dict(weights)
+        self._ask(torch.ones(3, dtype=torch.float32))
+
+    def _ask(self, x):
+        return float(self.network(x).detach())
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        import torch
+
+        self.stiffness = self._ask(torch.ones(3))
+        super().calculate(atoms, properties, system_changes)
 
 
 class NeedsFile(Springs):
