@@ -188,7 +188,30 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     level = reference.level_hash if reference is not None else ""
     if config.potential.begins:
         check_start(config, elements, level)
+        notes += unlearnt(config, [s for s, _ in made.values()], seed)
     return Findings(made, elements, level, tuple(notes))
+
+
+def unlearnt(
+    config: CampaignConfig, structures: Sequence[xr.Dataset], seed: Sequence[xr.Dataset]
+) -> list[str]:
+    """Say which elements of the systems no label holds that the first model may have learnt."""
+    from ase.data import chemical_symbols
+
+    if config.potential.start is None or not seed:
+        return []
+    there, learnt = (
+        {int(z) for ds in several for z in np.unique(ds["numbers"].values)}
+        for several in (structures, seed)
+    )
+    lacking = [chemical_symbols[z] for z in sorted(there - learnt)]
+    if not lacking:
+        return []
+    return [
+        f"no label of the seed data holds {', '.join(lacking)}: if {config.potential.start} has "
+        "not learnt it elsewhere, its type is untrained and the first walks go astray; labels with "
+        "it in seed_data and potential.pretrained in the place of potential.start train it first"
+    ]
 
 
 def check_stress(

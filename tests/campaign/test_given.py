@@ -16,12 +16,13 @@ from mofal.campaign.directory import Site
 from mofal.campaign.examples import seed_place
 from mofal.campaign.given import example_labels
 from mofal.campaign.loading import dump_config, load_config, parse_config
-from mofal.campaign.prepare import examine
+from mofal.campaign.prepare import examine, unlearnt
 from mofal.commands.hold import hold_file
 from mofal.data import open_group, relative_energy, select, to_atoms
 from mofal.data.documents import parse_yaml
 from mofal.dynamics.holding import survival
 from mofal.errors import ConfigError
+from mofal.frameworks import build
 from mofal.potential import load
 
 START = "example:uio66-gfn1"
@@ -75,6 +76,16 @@ def test_examine__a_start_that_cannot_be(
     with pytest.raises(ConfigError, match=words):
         examine(Site(tmp_path / "out", parse_config(campaign(**changes))))
     assert not (tmp_path / "out").exists()
+
+
+def test_unlearnt__an_element_of_the_systems_that_no_label_holds() -> None:
+    labels = open_group(seed_place("uio66-gfn1") / "labels.zarr").load()
+    hafnium, zirconium = build("S_hf"), build("S_ld", cell="primitive")
+    config = parse_config(campaign(potential={"start": START}))
+    assert unlearnt(config, [zirconium], [labels]) == []
+    (said,) = unlearnt(config, [zirconium, hafnium], [labels])
+    assert "no label of the seed data holds Hf:" in said
+    assert unlearnt(parse_config(campaign()), [hafnium], [labels]) == []
 
 
 @pytest.mark.parametrize("name", ["length_fs", "temperature_K", "timestep_fs"])
