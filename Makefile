@@ -12,7 +12,7 @@ MAKEFLAGS += -j2
 
 help:
 	@echo "make demo        the main job: a campaign on one machine, with its report (under 20 minutes)"
-	@echo "make test        everything, a real SLURM included (about 25 minutes on 2 cores)"
+	@echo "make test        everything, a real SLURM included (under 25 minutes on 2 cores, and 5 for what it installs)"
 	@echo "make check       lint, types and the fast tests (under 3 minutes)"
 	@echo "make slurm-test  only the tests on a real SLURM that they start themselves"
 	@echo "make bench       the benchmarks that have a tiny size, at it"

@@ -99,15 +99,22 @@ def test_label_one__calculator_that_cannot_be_made_is_no_result(faulty, tmp_path
     assert len(list(LabelCache(tmp_path / "labels").records())) == 1
 
 
-def test_calculator__is_made_as_torch_starts_also_beside_nequip(faulty, tmp_path):
-    """NequIP sets double precision for the whole process; another network wants single."""
+@pytest.fixture
+def doubles():
+    """Torch's default as NequIP's set-up leaves it, whatever other tests of the process did."""
     import torch
 
     from mofal.potential.network import prepare
 
-    prepare()
     before = torch.get_default_dtype()
-    assert before == torch.float64
+    prepare()
+    torch.set_default_dtype(torch.float64)
+    yield torch
+    torch.set_default_dtype(before)
+
+
+def test_calculator__is_made_as_torch_starts_also_beside_nequip(faulty, tmp_path, doubles):
+    """NequIP sets double precision for the whole process; another network wants single."""
     name = faulty.replace("Springs", "SinglePrecision")
     reference = get_reference(name)
     attempts = [None] * 8
@@ -124,7 +131,7 @@ def test_calculator__is_made_as_torch_starts_also_beside_nequip(faulty, tmp_path
     for k, attempt in enumerate(attempts):
         assert (attempt.status, attempt.reason) == ("converged", "")
         assert attempt.energy == pytest.approx(0.5 * (1 + k) ** 2)
-    assert torch.get_default_dtype() == before
+    assert doubles.get_default_dtype() == doubles.float64
 
 
 def test_calculate__directory_that_cannot_be_made(faulty, tmp_path):
