@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -188,29 +188,49 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     level = reference.level_hash if reference is not None else ""
     if config.potential.begins:
         check_start(config, elements, level)
-        notes += unlearnt(config, [s for s, _ in made.values()], seed)
+    notes += unlearnt(config, {name: s for name, (s, _) in made.items()}, seed)
     return Findings(made, elements, level, tuple(notes))
 
 
 def unlearnt(
-    config: CampaignConfig, structures: Sequence[xr.Dataset], seed: Sequence[xr.Dataset]
+    config: CampaignConfig, structures: Mapping[str, xr.Dataset], seed: Sequence[xr.Dataset]
 ) -> list[str]:
-    """Say which elements of the systems no label holds that the first model may have learnt."""
+    """Say which elements of the systems nothing holds that the first model learns from.
+
+    Parameters
+    ----------
+    config : CampaignConfig
+    structures : mapping of str to Dataset
+        The systems, by name.
+    seed : sequence of Dataset
+        Seed data that is there.
+    """
     from ase.data import chemical_symbols
 
-    if config.potential.start is None or not seed:
-        return []
+    start = config.potential.start
+    known = list(seed)
+    if start is None:
+        for source in (s.seed_data for s in config.seed_sources):
+            if source.perturbed is not None:
+                known.append(structures[source.perturbed.system])
+            elif source.clusters is not None:
+                known += [structures[name] for name in config.explored]
+    elif not seed:
+        return []  # what the start learnt is not known
     there, learnt = (
         {int(z) for ds in several for z in np.unique(ds["numbers"].values)}
-        for several in (structures, seed)
+        for several in (structures.values(), known)
     )
-    lacking = [chemical_symbols[z] for z in sorted(there - learnt)]
+    lacking = ", ".join(chemical_symbols[z] for z in sorted(there - learnt))
     if not lacking:
         return []
+    said = f"no label of the seed data holds {lacking}: "
+    if start is None:
+        return [said + "its type is untrained and the first walks go astray; add labels with it"]
     return [
-        f"no label of the seed data holds {', '.join(lacking)}: if {config.potential.start} has "
-        "not learnt it elsewhere, its type is untrained and the first walks go astray; labels with "
-        "it in seed_data and potential.pretrained in the place of potential.start train it first"
+        f"{said}if {start} has not learnt it elsewhere, its type is untrained and the first walks "
+        "go astray; labels with it in seed_data and potential.pretrained in the place of "
+        "potential.start train it first"
     ]
 
 

@@ -80,12 +80,20 @@ def test_examine__a_start_that_cannot_be(
 
 def test_unlearnt__an_element_of_the_systems_that_no_label_holds() -> None:
     labels = open_group(seed_place("uio66-gfn1") / "labels.zarr").load()
-    hafnium, zirconium = build("S_hf"), build("S_ld", cell="primitive")
-    config = parse_config(campaign(potential={"start": START}))
-    assert unlearnt(config, [zirconium], [labels]) == []
-    (said,) = unlearnt(config, [zirconium, hafnium], [labels])
-    assert "no label of the seed data holds Hf:" in said
-    assert unlearnt(parse_config(campaign()), [hafnium], [labels]) == []
+    one = {"d": build("S_ld", cell="primitive")}
+    both = {**one, "hf": build("S_hf")}
+    systems = {name: {"build": "S_ld"} for name in both}
+    given = parse_config(campaign(systems=systems, potential={"start": START}))
+    alone = parse_config(campaign(systems=systems))
+    drawn = parse_config(
+        campaign(systems=systems, seed_data={"perturbed": {"system": "hf", "frames": 2}})
+    )
+    assert unlearnt(given, one, [labels]) == unlearnt(given, both, []) == []
+    for config, words in ((given, "potential.pretrained in the place"), (alone, "add labels with")):
+        (said,) = unlearnt(config, both, [labels])
+        assert said.startswith("no label of the seed data holds Hf:")
+        assert words in said
+    assert unlearnt(drawn, both, []) == []
 
 
 @pytest.mark.parametrize("name", ["length_fs", "temperature_K", "timestep_fs"])
