@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 1
-# Lint, of one core, runs beside the build of GPAW and the first of the tests.
+# Lint and the build of GPAW, of one core each, run side by side.
 MAKEFLAGS += -j2
 
 .PHONY: help install gpaw cp2k chromium core-mof demo test check lint slurm-test bench docs clean

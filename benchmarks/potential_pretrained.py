@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 SIZES = {
-    "tiny": {"frames": (3,), "test": 1, "atoms": 1500, "reference": "gfn1-xtb"},
+    "tiny": {"frames": (3,), "test": 1, "atoms": 1500, "reference": "gfn2-xtb"},
     "full": {
         "frames": (4, 8, 16),
         "test": 8,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +44,8 @@ def make_relaxed(path: Path, *, reference: str, relaxes: bool, steps: int = 120)
     start = build("S_pr", cell="primitive")
     if relaxes:
         atoms = to_atoms(start, 0)
-        with single_precision():
-            atoms.calc = get_reference(reference).make_calculator()  # type: ignore[attr-defined]
-        with limit_threads(1), single_precision():
+        atoms.calc = get_reference(reference).make_calculator()  # type: ignore[attr-defined]
+        with limit_threads(1):
             LBFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=0.01, steps=steps)
         atoms.calc = None
         start = from_atoms([atoms], system="S_pr")
@@ -181,24 +177,6 @@ def make_clusters(
 
 
 # ------------------------------------------------------------------------------ labels
-@contextlib.contextmanager
-def single_precision() -> Iterator[None]:
-    """Torch's own default precision: NequIP leaves double behind, in which SevenNet cannot be made.
-
-    A process that has trained or evaluated a potential labels too, where Dask gives it both.
-    """
-    torch = sys.modules.get("torch")
-    if torch is None:
-        yield
-        return
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def make_labels_part(
     path: Path, structures: Path, *, reference: str, first: int, last: int, cache: str
 ) -> None:
@@ -208,8 +186,7 @@ def make_labels_part(
     store = LabelCache(cache)
     ended = []
     for k in range(first, min(last, ds.sizes["structure"])):
-        with single_precision():
-            attempt = label_one(select(ds, k), method, directory=store)
+        attempt = label_one(select(ds, k), method, directory=store)
         ended.append({"status": attempt.status, "wall_s": attempt.wall_time_s})
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(ended))
@@ -218,13 +195,12 @@ def make_labels_part(
 def make_labels(path: Path, structures: Path, *parts: Path, reference: str, cache: str) -> None:
     """Structures with their labels; those that failed are left out."""
     ds = open_group(structures).load()
-    with single_precision():
-        labels = gather(
-            ds,
-            LabelCache(cache),
-            reference=get_reference(reference),
-            cache=str(Path(cache) / "isolated"),
-        )
+    labels = gather(
+        ds,
+        LabelCache(cache),
+        reference=get_reference(reference),
+        cache=str(Path(cache) / "isolated"),
+    )
     good = converged(labels)
     if good.sizes["structure"] == 0:
         raise RuntimeError(f"no label of {structures.name} converged: {labels['reason'].values[0]}")

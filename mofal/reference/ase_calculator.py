@@ -193,10 +193,10 @@ class AseReference:
             with TORCH_DEFAULTS:  # beside threads that have it changed for a while
                 if not torch_is_changed():
                     raise
+                # Said first: a thread that makes its own meanwhile is to compute so too.
+                self._as_torch_starts = True
                 with torch_as_it_starts():
-                    made = self._make()
-            self._as_torch_starts = True
-            return made
+                    return self._make()
 
     def calculate_here(self, atoms: Atoms) -> Attempt:
         """Label one structure in this process, without limits; see `calculate`.

@@ -396,13 +396,8 @@ def test_alive__claims_are_believed_as_long_as_the_heart_beats(bench, monkeypatc
     assert not bench.jobs.alive("dft-9", "w")
 
 
-@pytest.mark.parametrize(
-    ("state", "busy", "pending"),
-    [("PENDING", 0, True), ("PENDING", 1, False), ("RUNNING", 0, False), ("COMPLETED", 0, True)],
-)
-def test_view__a_job_that_runs_is_there_before_its_worker(bench, state, busy, pending):
-    """It is not cancelled as one that only waits would be: it may finish a task of the driver
-    before, and else it waited for its start."""
+def backend_of(bench):
+    """The backend that goes with the jobs of a bench."""
     backend = ClusterBackend(
         bench.settings,
         directory=bench.layout.root.parent,
@@ -410,6 +405,17 @@ def test_view__a_job_that_runs_is_there_before_its_worker(bench, state, busy, pe
         say=bench.said.append,
     )
     backend._jobs = bench.jobs
+    return backend
+
+
+@pytest.mark.parametrize(
+    ("state", "busy", "pending"),
+    [("PENDING", 0, True), ("PENDING", 1, False), ("RUNNING", 0, False), ("COMPLETED", 0, True)],
+)
+def test_view__a_job_that_runs_is_there_before_its_worker(bench, state, busy, pending):
+    """It is not cancelled as one that only waits would be: it may finish a task of the driver
+    before, and else it waited for its start."""
+    backend = backend_of(bench)
     bench.start()
     bench.jobs.submit("dft")
     (record,) = bench.jobs.of("dft")
@@ -424,13 +430,7 @@ def test_view__a_job_that_runs_is_there_before_its_worker(bench, state, busy, pe
 
 def test_scale__job_whose_workers_are_not_connected_is_replaced(bench):
     """Its beat goes on, and nobody but it can tell: after a while it is given back."""
-    backend = ClusterBackend(
-        bench.settings,
-        directory=bench.layout.root.parent,
-        events=EventLog(bench.layout.root.parent),
-        say=bench.said.append,
-    )
-    backend._jobs = bench.jobs
+    backend = backend_of(bench)
     bench.start()
     bench.jobs.submit("dft")
     (record,) = bench.jobs.of("dft")
@@ -703,13 +703,7 @@ def test_end__a_future_is_held_until_dask_has_seen_it_and_never_for_ever(bench, 
         def done(self):
             return self.seen
 
-    backend = ClusterBackend(
-        bench.settings,
-        directory=bench.layout.root.parent,
-        events=EventLog(bench.layout.root.parent),
-        say=bench.said.append,
-    )
-    backend._jobs = bench.jobs
+    backend = backend_of(bench)
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now)
     futures = {name: Waiting() for name in ("seen", "worker-lost", "given-up")}
