@@ -590,11 +590,15 @@ def cancel_leftovers(layout: Layout, commands: Commands | None = None) -> None:
 
 def extra_paths() -> list[str]:
     """Import path of this process beyond the interpreter's own: workers import the same modules."""
-    own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    own = {
+        Path(sysconfig.get_path(name)).resolve()
+        for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    }
     paths = []
     for entry in sys.path:
         path = Path(entry or ".").resolve()
-        inside = any(str(path) == own_path or "lib-dynload" in str(path) for own_path in own)
+        # And what lies within it: setuptools, once imported, adds its `_vendor` to the path.
+        inside = any(path.is_relative_to(own_path) for own_path in own)
         if path.is_dir() and not inside and str(path) not in paths:
             paths.append(str(path))
     return paths

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sysconfig
 import time
 import weakref
+from pathlib import Path
 
 import pytest
 
@@ -549,8 +551,14 @@ def test_script__workers_share_a_job(tmp_path):
     assert "#SBATCH --mem=30517M\n" in script
 
 
-def test_extra_paths__what_the_interpreter_has_anyway_is_left_out():
+def test_extra_paths__what_the_interpreter_has_anyway_is_left_out(tmp_path, monkeypatch):
+    # As setuptools does with its `_vendor` as soon as anything imports it.
+    vendored = Path(sysconfig.get_path("purelib")) / "pip" / "_vendor"
+    assert vendored.is_dir()
+    monkeypatch.syspath_prepend(str(vendored))
+    monkeypatch.syspath_prepend(str(tmp_path))
     paths = extra_paths()
+    assert str(tmp_path.resolve()) in paths
     assert not any(
         "site-packages" in path or "python3" in path.rpartition("/")[2] for path in paths
     )
