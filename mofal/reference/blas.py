@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,6 +58,67 @@ def openblas() -> Path | None:
         if path.exists():
             return path
     return None
+
+
+CORE = """
+import ctypes, sys
+library = ctypes.CDLL(sys.argv[1])
+library.openblas_get_corename.restype = ctypes.c_char_p
+print(library.openblas_get_corename().decode())
+"""
+BEFORE_AVX2 = frozenset(
+    {"prescott", "core2", "penryn", "dunnington", "nehalem", "sandybridge", "generic", "barcelona"}
+)
+"""What OpenBLAS calls kernels that use neither AVX2 nor FMA."""
+
+
+def better_kernels(core: str, flags: Collection[str]) -> str | None:
+    """Kernels that a processor could run where OpenBLAS took others; None where it chose well.
+
+    Parameters
+    ----------
+    core : str
+        What OpenBLAS chose (`openblas_get_corename`).
+    flags : collection of str
+        The processor's, as Linux names them.
+
+    Returns
+    -------
+    str or None
+        A value for ``OPENBLAS_CORETYPE``.
+    """
+    have = set(flags)
+    if core.lower() not in BEFORE_AVX2 or not {"avx2", "fma"} <= have:
+        return None
+    wide = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+    return "SKYLAKEX" if wide <= have else "HASWELL"
+
+
+@cache
+def core_type() -> str | None:
+    """Value of ``OPENBLAS_CORETYPE`` for programs on the system's OpenBLAS; None: leave it alone.
+
+    OpenBLAS knows processors by their model. One that is younger than the library gets the kernels
+    of 2004: Debian 12's 0.3.21 multiplies matrices six times as slowly then as it can
+    (docs/reference.md). For programs in processes of their own only: within this process the
+    choice would hold for every OpenBLAS that is loaded later, and results depend on the order.
+    """
+    library = openblas()
+    if library is None or "OPENBLAS_CORETYPE" in os.environ:
+        return None
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", CORE, str(library)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=30,
+        )
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return better_kernels(done.stdout.strip(), flags)
 
 
 def install() -> str:

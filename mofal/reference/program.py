@@ -24,6 +24,7 @@ import numpy as np
 from mofal.data.electrons import electronic_state
 from mofal.errors import ReferenceError
 from mofal.reference.base import Attempt, begin, fail, hash_level, why_not
+from mofal.reference.blas import core_type
 from mofal.reference.child import Finished, beyond_pool, run_process
 from mofal.reference.options import flag, number, whole_number
 from mofal.reference.processes import machine_memory_bytes, pool_memory_bytes
@@ -276,6 +277,7 @@ class ProgramReference(ABC):
         environment: Mapping[str, str] | None = None,
     ) -> Finished:
         """Run the program on the ranks, in its directory, under the limits."""
+        kernels = core_type()
         return run_process(
             [*self._launcher(), *command],
             directory=place,
@@ -284,6 +286,7 @@ class ProgramReference(ABC):
             environment={
                 "OMP_NUM_THREADS": str(self.threads),
                 "OPENBLAS_NUM_THREADS": str(self.threads),
+                **({"OPENBLAS_CORETYPE": kernels} if kernels else {}),
                 **(environment or {}),
             },
             watch_memory=True,

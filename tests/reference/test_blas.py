@@ -1,5 +1,9 @@
 """The BLAS that tblite runs on: linked where it answers the same, left alone where it does not."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from mofal.reference import blas
@@ -59,3 +63,39 @@ def test_answer__is_that_of_a_bare_calculator():
     energy, _, forces = blas.answer().partition(" ")
     assert -3600 < float(energy) < -2000
     assert forces.count(",") == 8
+
+
+WIDE = ["sse2", "avx2", "fma", "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"]
+
+
+@pytest.mark.parametrize(
+    ("core", "flags", "wanted"),
+    [
+        ("Prescott", WIDE, "SKYLAKEX"),  # a processor younger than the library
+        ("Prescott", ["sse2", "avx2", "fma"], "HASWELL"),
+        ("Prescott", ["sse2", "sse3"], None),  # it is one
+        ("SandyBridge", ["sse2", "avx"], None),
+        ("SkylakeX", WIDE, None),
+        ("Zen", ["avx2", "fma"], None),
+    ],
+)
+def test_better_kernels(core, flags, wanted):
+    assert blas.better_kernels(core, flags) == wanted
+
+
+def test_core_type__is_one_that_this_library_runs(monkeypatch):
+    monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
+    library = blas.openblas()
+    if library is None:
+        pytest.skip("no OpenBLAS of the system's here")
+    blas.core_type.cache_clear()
+    kernels = blas.core_type()
+    command = [sys.executable, "-I", "-c", blas.CORE, str(library)]
+    chosen = {**os.environ, **({"OPENBLAS_CORETYPE": kernels} if kernels else {})}
+    core = subprocess.run(command, env=chosen, capture_output=True, text=True, check=True).stdout
+    assert kernels is None or core.strip().upper() == kernels
+    # What a user has set is left alone.
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "HASWELL")
+    blas.core_type.cache_clear()
+    assert blas.core_type() is None
+    blas.core_type.cache_clear()
