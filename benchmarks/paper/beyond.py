@@ -151,14 +151,7 @@ def claim_14(lab: Lab) -> Result:
     for row in cutters.compare(lab):
         values[row.pop("cutter")] = row
     for cutter in cutters.CUTTERS:
-        cuts = lab.store.node(
-            f"clusters.{cutter.replace(' ', '-')}",
-            cutters.make_cuts,
-            system,
-            frames,
-            cutter=cutter,
-            radius=cutters.RADIUS,
-        )
+        cuts = cutters.cuts_of(lab, cutter, frames)
         tried = lab.store.node(
             f"tried.{cutter.replace(' ', '-')}",
             make_tried,
@@ -192,7 +185,7 @@ def claim_14(lab: Lab) -> Result:
     ]
     finding.scaled.append(
         f"{name}, {n} clusters each, {lab.size.match_frames} of them for forces against the parent "
-        "and GFN1-xTB; locally periodic boxes are not among the cutters"
+        "and GFN1-xTB"
     )
     return finding, {}, {}
 

@@ -91,6 +91,8 @@ class Size:
         Factor by which one training is longer, as a check.
     match_frames : int
         Frames of force matching.
+    box_steps : int
+        Of the optimiser that moves the border of a periodic box into what is known (claim 14).
     training : mapping
         Of `TrainingSettings`, over those of `base_settings`.
     curve : mapping
@@ -128,6 +130,7 @@ class Size:
     architecture: str = "tiny"
     larger: str = "tiny"
     longer: int = 1
+    box_steps: int = 60
     training: dict[str, Any] = field(default_factory=dict)
 
 
@@ -165,6 +168,7 @@ SIZES: dict[str, Size] = {
         # Most of what a model costs here is to build its network, which goes with the layers.
         architecture="least",
         larger="least",
+        box_steps=2,
         training=_SHORT,
     ),
     # About an hour of one core.

@@ -271,6 +271,47 @@ def test_store__made_once_and_found_again(monkeypatch, tmp_path):
     assert not bad.path.exists()
 
 
+def test_boxes__hold_the_middle_and_move_the_border_into_what_is_known(monkeypatch):
+    """Its own mixtures in torch give mofal's likelihoods; the slope is that of differences."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    cutters = importlib.import_module("paper.cutters")
+    from ase.data import covalent_radii
+    from scipy.spatial.distance import pdist
+
+    from mofal.data import make_structures
+    from mofal.density import fit_density, score
+    from mofal.potential import Architecture, create
+
+    crystal = build("S_ld", cell="primitive")
+    known = sample_harmonic(build("S_pr", cell="primitive"), n=3, seed=1)
+    least = Architecture(r_max=4.0, n_layers=1, n_features=4)
+    potential = create(least, ["H", "C", "O", "Zr"], seed=1)
+    density = fit_density(potential.featurize(known), random_state=0, max_components=2)
+    centre = cutters.worst_atom(crystal)
+    atoms, places, held = cutters.box(crystal, centre, 12.0, 4.0)
+    assert atoms[0] == centre
+    assert held[0]
+    assert (np.abs(places) <= 6.0).all()
+    numbers = crystal["numbers"].values[atoms]
+    wrapped = [places + 12.0 * np.array(s) for s in np.ndindex(2, 2, 2)]
+    nearest = pdist(np.vstack(wrapped)).min()
+    assert nearest > cutters.CLOSE * 2 * covalent_radii[1]
+    strangeness = cutters.Strangeness(potential, density)
+    value, slope = strangeness.value(numbers, places, 12.0, ~held)
+    one = make_structures(
+        numbers, places, n_atoms=[len(numbers)], cell=12.0 * np.eye(3)[None], pbc=True
+    )
+    truth = score(potential.featurize(one), density)["log_likelihood"].values
+    assert value == pytest.approx(-truth[~held].mean(), rel=1e-4)
+    step = np.zeros_like(places)
+    step[np.flatnonzero(~held)[3], 1] = 1e-3
+    ends = [strangeness.value(numbers, places + s, 12.0, ~held)[0] for s in (step, -step)]
+    assert slope[step != 0][0] == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=0.02)
+    moved, values = cutters.settle(strangeness, numbers, places, held, edge=12.0, steps=10)
+    np.testing.assert_array_equal(moved[held], places[held])
+    assert min(values) < values[0]
+
+
 def test_claims_beyond__can_fail(judge):
     drawn = {"S_ld": {10: [300.0], 30: [220.0, 240.0]}}
     chosen = {"S_ld": {"random": 320.0, "paper": 250.0, "covering": 230.0}}
