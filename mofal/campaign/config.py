@@ -432,6 +432,9 @@ class HoldingSettings(Section):
     length_fs: Positive = 1000.0
     temperature_K: Positive = 600.0
     timestep_fs: Annotated[float, Field(gt=0, le=2)] = 0.5
+    engine: Literal["eager", "compiled"] = Field(
+        "eager", description="compiled: the network is compiled first, for long runs"
+    )
 
 
 class StopSettings(Section):

@@ -35,6 +35,8 @@ def check_engines(site: Site) -> None:
     """
     config = site.config
     named = [("exploration", "walk", config.exploration.engine)] if config.cycles else []
+    if config.holding is not None:
+        named.append(("holding", "walk", config.holding.engine))
     if config.mechanics is not None:
         named.append(("mechanics", "mechanics", config.mechanics.engine))
     for section, kind, engine in named:

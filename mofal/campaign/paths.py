@@ -47,4 +47,7 @@ def system_place(system: str, name: str) -> str:
 def holding(settings: HoldingSettings, system: str, tag: str) -> str:
     """Where the runs of a model (``model-000``) on a system are."""
     name = f"{tag}-{settings.temperature_K:g}K-{settings.length_fs:g}fs-{settings.runs}"
+    # A compiled network rounds otherwise, and a trajectory is not the same after some picoseconds.
+    if settings.engine != "eager":
+        name += f"-{settings.engine}"
     return str(PurePosixPath("holding", system, name))

@@ -41,11 +41,12 @@ COMPILED: dict[str, Any] = {
                     "bond_z": None, "bond_mean_z": None, "unfamiliar_quantile": 0},
     # A potential as poor as this one holds no crystal to the end of a relaxation.
     "mechanics": {"engine": "compiled", "systems": ["pristine"], "volumes": 5, "max_steps": 8},
-    "holdout": None, "holding": None, "control": False, "schedule": {"workers": 1},
+    "holdout": None, "holding": {"runs": 1, "length_fs": 3, "engine": "compiled"},
+    "control": False, "schedule": {"workers": 1},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("section", ["exploration", "mechanics"])
+@pytest.mark.parametrize("section", ["exploration", "holding", "mechanics"])
 def test_dry_run__compiled_without_a_compiler(
     section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -126,7 +127,11 @@ def test_campaign__compiled_killed_in_a_walk_ends_as_if_it_had_not_been(
     assert one.force_calls == other.force_calls
     np.testing.assert_allclose(one.positions, other.positions, atol=1e-3)
     assert one.energy == pytest.approx(other.energy, abs=1e-2)
-    # Models of two cycles, walks and mechanics: one network with the weights of each.
+    for name in ("model-000", "model-001"):
+        (runs,) = (directory / "holding" / "defective").glob(f"{name}-*-compiled/walks.zarr")
+        (engine,) = open_group(runs).load()["walk_engine"].values
+        assert str(engine).startswith("compiled, torch")
+    # Models of two cycles, walks, holding and mechanics: one network with the weights of each.
     assert len(list(cache.glob("*/about.json"))) == 1
 
     write_campaign(file, **{**COMPILED, "mechanics": {**COMPILED["mechanics"], "engine": "eager"}})

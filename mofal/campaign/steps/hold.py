@@ -153,6 +153,7 @@ def tasks(site: Site, step: Step, retry_failed: bool) -> list[Task]:
                 "length_fs": settings.length_fs,
                 "timestep_fs": settings.timestep_fs,
                 "device": site.device("walk"),
+                "engine": settings.engine,
             },
             output=work / f"run-{k:02d}",
             priority=PRIORITY,
@@ -174,7 +175,7 @@ def finish(site: Site, step: Step, outcomes: Sequence[Outcome], pending: Collect
         write_group(records, temporary / "walks.zarr", kind="table")
         write_group(traces, temporary / "traces.zarr", kind="table")
     shutil.rmtree(work, ignore_errors=True)
-    tag = step.makes.rsplit("/", 1)[-1].rsplit("-", 3)[0]
+    tag = "-".join(step.makes.rsplit("/", 1)[-1].split("-")[:2])  # model-000, control-002
     return f"{tag} " + line(step.system, records)
 
 
