@@ -126,8 +126,9 @@ def walk_rows(walks: xr.Dataset) -> tuple[list[str], list[list[str]]]:
     """How the walks of each system ended."""
     systems = walks["walk_system"].values.astype(object).astype(str)
     statuses = walks["walk_status"].values.astype(object).astype(str)
-    known = ("finished", "bond_broken", "exploded", "crashed")
+    known = ("finished", "unfamiliar", "bond_broken", "exploded", "crashed")
     kinds = [s for s in known if (statuses == s).any()]
+    kinds += sorted({*statuses.tolist()} - {*known})  # no walk is left out, whatever ended it
     rows = []
     for system in dict.fromkeys(systems.tolist()):
         mine = systems == system

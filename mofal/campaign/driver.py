@@ -339,10 +339,9 @@ class _Driver:
 
     def _finish_settled(self) -> bool:
         """Finish steps whose tasks have all ended (of labels: a quorum of them)."""
-        quorum = self.site.config.quorum
         done = []
         for step, state in self.open.items():
-            share = quorum if step.stage == "label" and step.cycle and not step.holdout else 1.0
+            share = waited_for(self.site.config, step)
             if state.settled >= share * len(state.names) - 1e-9:
                 done.append(step)
         for step in done:
@@ -367,6 +366,16 @@ class _Driver:
             if not self.site.exists(step.makes):
                 raise CampaignError(f"{step.name} ended without its product {step.makes}")
         return bool(done)
+
+
+def waited_for(config: CampaignConfig, step: Step) -> float:
+    """Share of its tasks that a step waits for: the quorum for a cycle's labels.
+
+    All of them in the last cycle: after it comes none that a late label could join.
+    """
+    if step.stage != "label" or step.holdout or not 0 < step.cycle < config.cycles:
+        return 1.0
+    return config.quorum
 
 
 _COUNTS = re.compile(r"[a-z]+ \d+/\d+( |,|$)")

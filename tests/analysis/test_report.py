@@ -200,6 +200,11 @@ def test_walk_and_attempt_rows__counts():
     header, rows = walk_rows(data.walks)
     assert header == ["system", "finished", "exploded", "length (fs)", "pressure (GPa)"]
     assert rows[0][:4] == ["S_ld", "5", "1", "250 to 500"]
+    # Every walk is in a column: those that end as unfamiliar, and what nobody has thought of.
+    walks = data.walks.assign(walk_status=("walk", ["unfamiliar"] * 3 + ["finished"] * 2 + ["new"]))
+    header, rows = walk_rows(walks)
+    assert header[1:4] == ["finished", "unfamiliar", "new"]
+    assert rows[0][1:4] == ["2", "3", "1"]
     _, rows = attempt_rows(data.attempts)
     assert [row[:3] for row in rows] == [
         ["converged", "36", "114 to 166"],

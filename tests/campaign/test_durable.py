@@ -342,6 +342,21 @@ def test_retry_failed__closed_cycles_join_the_open_one(tmp_path: Path) -> None:
     assert "stay as they are" in label.closed_failures(site)
 
 
+def test_quorum__no_label_of_the_last_cycle_is_left_behind(tmp_path: Path) -> None:
+    """What comes late joins the next cycle; the last one has no next, and waits."""
+    from mofal.campaign import driver
+
+    site = prepared(tmp_path / "campaign", cycles=2, quorum=0.8)
+    shares = {
+        (s.cycle, s.holdout): driver.waited_for(site.config, s)
+        for s in site.steps()
+        if s.stage == "label"
+    }
+    assert {cycle for cycle, _ in shares} == {0, 1, 2}
+    assert {key for key, share in shares.items() if share < 1} == {(1, False)}
+    assert shares[1, False] == 0.8
+
+
 def test_retry_failed__attempts_may_be_raised_in_a_campaign_that_runs(tmp_path: Path) -> None:
     root = tmp_path / "campaign"
     site = prepared(root, cycles=2)
