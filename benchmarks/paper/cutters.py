@@ -41,7 +41,7 @@ CUTTERS = ("sphere", "whole blocks", "boxes", "blocks")
 EDGE = 14.0
 """Å: the cube of *boxes*, as wide as the sphere."""
 HELD = 5.0
-"""Å around the worst atom within which a box is left as it was: what the network sees of it."""
+"""Å around the worst atom within which a box is left as it was: a choice, about one layer."""
 CLOSE = 0.65
 """Of the sum of two covalent radii: of closer pairs across the faces the outer atom is left out."""
 

@@ -537,7 +537,8 @@ class CampaignConfig(Section):
         False, description="also train the seed model as long on the seed data alone"
     )
     quorum: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="fraction of a cycle's labels that training waits for"
+        1.0,
+        description="fraction of a cycle's labels that training waits for; the last cycle: all",
     )
     stop: StopSettings = StopSettings()
     mechanics: MechanicsSettings | None = Field(

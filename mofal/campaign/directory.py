@@ -261,7 +261,7 @@ class Site:
             ds = self.group(relative).load()
             converged = np.flatnonzero(ds["status"].values == "converged")
             if len(converged):
-                # Only an example's labels are divided already, by walk.
+                # Only an example's labels are divided already.
                 part = select(ds[[v for v in COMMON if v in ds]], converged)
                 if any(source.seed_data.example for source in self.config.seed_sources):
                     given = (

@@ -371,7 +371,8 @@ class _Driver:
 def waited_for(config: CampaignConfig, step: Step) -> float:
     """Share of its tasks that a step waits for: the quorum for a cycle's labels.
 
-    All of them in the last cycle: after it comes none that a late label could join.
+    All of them in the last cycle: after it comes none that a late label could join. (Where `stop`
+    ends a campaign earlier, that is known only once the labels of that cycle have been gathered.)
     """
     if step.stage != "label" or step.holdout or not 0 < step.cycle < config.cycles:
         return 1.0

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def example_labels(config: CampaignConfig, reference: Reference | None) -> xr.Dataset:
     """Labels of `seed_data.example`, or so many `frames` of them, spread over all.
 
-    Training and validation were divided by walk when they were made, and stay so; of both the same
-    share is taken.
+    Training and validation were divided when they were made (frames of walks by walk), and stay so;
+    of both the same share is taken.
 
     Raises
     ------

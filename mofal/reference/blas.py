@@ -107,18 +107,30 @@ def core_type() -> str | None:
     if library is None or "OPENBLAS_CORETYPE" in os.environ:
         return None
     try:
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", CORE, str(library)],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=30,
-        )
         lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next(
+            (line.partition(":")[2].split() for line in lines if line.startswith("flags")), []
+        )
+        wanted = better_kernels(_core(library), flags)
+        # A library that was built for one processor does not listen.
+        if wanted and _core(library, OPENBLAS_CORETYPE=wanted).upper() != wanted:
+            return None
     except (OSError, subprocess.SubprocessError):
         return None
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return better_kernels(done.stdout.strip(), flags)
+    return wanted
+
+
+def _core(library: Path, **environment: str) -> str:
+    """Kernels that an OpenBLAS runs in an environment."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", CORE, str(library)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    return done.stdout.strip()
 
 
 def install() -> str:

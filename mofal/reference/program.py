@@ -277,7 +277,8 @@ class ProgramReference(ABC):
         environment: Mapping[str, str] | None = None,
     ) -> Finished:
         """Run the program on the ranks, in its directory, under the limits."""
-        kernels = core_type()
+        # With a launcher of the user's the ranks may run on another machine's processor.
+        kernels = core_type() if self.launcher is None else None
         return run_process(
             [*self._launcher(), *command],
             directory=place,

@@ -594,11 +594,13 @@ def extra_paths() -> list[str]:
         Path(sysconfig.get_path(name)).resolve()
         for name in ("stdlib", "platstdlib", "purelib", "platlib")
     }
+    # What the user has asked for is kept, wherever it lies: this list takes its place.
+    asked = {Path(p).resolve() for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p}
     paths = []
     for entry in sys.path:
         path = Path(entry or ".").resolve()
         # And what lies within it: setuptools, once imported, adds its `_vendor` to the path.
-        inside = any(path.is_relative_to(own_path) for own_path in own)
+        inside = path not in asked and any(path.is_relative_to(own_path) for own_path in own)
         if path.is_dir() and not inside and str(path) not in paths:
             paths.append(str(path))
     return paths

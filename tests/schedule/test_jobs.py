@@ -6,7 +6,6 @@ import json
 import sysconfig
 import time
 import weakref
-from pathlib import Path
 
 import pytest
 
@@ -553,15 +552,22 @@ def test_script__workers_share_a_job(tmp_path):
 
 def test_extra_paths__what_the_interpreter_has_anyway_is_left_out(tmp_path, monkeypatch):
     # As setuptools does with its `_vendor` as soon as anything imports it.
-    vendored = Path(sysconfig.get_path("purelib")) / "pip" / "_vendor"
-    assert vendored.is_dir()
-    monkeypatch.syspath_prepend(str(vendored))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    paths = extra_paths()
-    assert str(tmp_path.resolve()) in paths
-    assert not any(
-        "site-packages" in path or "python3" in path.rpartition("/")[2] for path in paths
+    packages = tmp_path / "site-packages"
+    vendored, asked, other = packages / "_vendor", packages / "mine", tmp_path / "other"
+    for folder in (vendored, asked, other):
+        folder.mkdir(parents=True)
+        monkeypatch.syspath_prepend(str(folder))
+    true = sysconfig.get_path
+    monkeypatch.setattr(
+        sysconfig, "get_path", lambda n: str(packages) if n == "purelib" else true(n)
     )
+    monkeypatch.setenv("PYTHONPATH", str(asked))
+    paths = extra_paths()
+    assert {str(other.resolve()), str(asked.resolve())} <= set(paths)
+    assert str(vendored.resolve()) not in paths
+    # The true ones: everything of this interpreter's is left out.
+    monkeypatch.undo()
+    assert not any("python3" in path.rpartition("/")[2] for path in extra_paths())
 
 
 def test_slurm_thread__a_slow_squeue_does_not_hold_up_the_driver(tmp_path):
