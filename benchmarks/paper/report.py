@@ -42,7 +42,7 @@ SHOWN: dict[int, tuple[str, ...]] = {
               for r in ("random", "paper", "covering")),
     14: tuple(f"{k}, {c}{u}" for k, u in (("labelled by GFN1-xTB", ""),
                                           ("MAE_P95 after N = 10", " (meV/Å)"))
-              for c in ("sphere", "whole blocks", "blocks")),
+              for c in ("sphere", "whole blocks", "boxes", "blocks")),
     15: tuple(f"cost at equal accuracy, GPAW model, S_{s}" for s in ("ld", "hf", "reo")),
 }  # fmt: skip
 """Numbers of the table; the findings hold all."""
@@ -67,7 +67,7 @@ UNITS: dict[int, str] = {
     11: "K, GPa",
     12: "K, GPa: pr, sup*, sup",
     13: "MAE_P95, meV/Å, N = 10: any brick, the paper's rule, coverage; ld, hf, reo",
-    14: "share labelled by GFN1-xTB, then MAE_P95 (meV/Å): spheres, whole blocks, blocks",
+    14: "share labelled by GFN1-xTB, then MAE_P95 (meV/Å): spheres, whole blocks, boxes, blocks",
     15: "cost over that of the periodic labels: ld, hf, reo",
 }
 

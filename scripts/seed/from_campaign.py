@@ -1,5 +1,7 @@
 """Make an example seed of a finished campaign: what its last model has learnt from, and the model.
 
+Held-out frames of each system lie beside them; no campaign reads those.
+
     python scripts/seed/from_campaign.py CAMPAIGN NAME [--into mofal/examples/seeds]
 
 `seed_data: {example: NAME}` and `potential: {start: example:NAME}` of campaign files name it then.
@@ -38,11 +40,17 @@ def main(argv: list[str] | None = None) -> None:
         if not model.exists():
             raise SystemExit(f"{options.campaign} has no model of cycle {last}: let it end first")
         labels = site.training_set(last, whole=True).load()
+        held_out = {
+            system: site.group(paths.holdout(system, "labels.zarr")).load()
+            for system in site.config.holdout_systems
+        }
     except MofalError as error:
         raise SystemExit(f"from_campaign: {error}") from None
     with atomic_path(place) as temporary:
         write_group(labels.drop_vars("cycle"), temporary / "labels.zarr", kind="labels")
         shutil.copytree(model, temporary / "model")
+        for system, ds in held_out.items():
+            write_group(ds, temporary / f"holdout-{system}.zarr", kind="labels")
     written = open_group(place / "labels.zarr")
     split = written["split"].values.astype(str)
     sizes = sorted(set(written["n_atoms"].values.tolist()))

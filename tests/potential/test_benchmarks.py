@@ -38,3 +38,14 @@ def test_potential_stress__runs(tmp_path, capsys):
     assert [row["weight"] for row in rows] == [0.0, 1000.0]
     assert all(np.isfinite([row["forces"], row["stress"]]).all() for row in rows)
     assert "GFN1-xTB itself" in capsys.readouterr().out
+
+
+def test_potential_as_is__the_example_of_dft_is_what_it_says(capsys, monkeypatch):
+    """The potential that travels with mofal on a frame of DFT's that it has not seen."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    rows = module("potential_as_is").main(["--size", "tiny"])
+    assert rows["defective, the campaign's"]["formates"] < 130
+    assert rows["defective, the campaign's"]["others"] < 70
+    assert rows["pristine, the campaign's"]["others"] < 70
+    assert np.isnan(rows["pristine, the campaign's"]["formates"])
+    assert "MAE of forces" in capsys.readouterr().out
