@@ -36,12 +36,13 @@ def campaign(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_example_labels__a_share_of_both_parts() -> None:
-    whole = open_group(seed_place("uio66-gfn1") / "labels.zarr").load()
+@pytest.mark.parametrize(("name", "frames"), [("uio66-gfn1", 40), ("uio66-gpaw-lcao", 10)])
+def test_example_labels__a_share_of_both_parts(name: str, frames: int) -> None:
+    whole = open_group(seed_place(name) / "labels.zarr").load()
     some = example_labels(
-        parse_config(campaign(seed_data={"example": "uio66-gfn1", "frames": 40})), None
+        parse_config(campaign(seed_data={"example": name, "frames": frames})), None
     )
-    assert abs(some.sizes["structure"] - 40) <= 1
+    assert abs(some.sizes["structure"] - frames) <= 1
     assert set(some["structure_id"].values) <= set(whole["structure_id"].values)
     share = [np.mean(ds["split"].values.astype(str) == "validation") for ds in (whole, some)]
     assert share[1] == pytest.approx(share[0], abs=0.03)
