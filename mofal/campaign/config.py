@@ -251,6 +251,11 @@ class PotentialSettings(Section):
         description="a model directory, or example:NAME, of any level of theory: the training on "
         "the seed data begins with its weights (and has its architecture)",
     )
+    like: dict[str, str] = Field(
+        {},
+        description="elements that the given potential has not learnt, each with a known one that "
+        "it begins as: {Hf: Zr}",
+    )
     validation_fraction: Fraction = 0.2
     regions: Literal["all", "core", "weighted"] = "all"
     threads: Count = Field(1, description="of a training task; features and walks take one")
@@ -290,6 +295,11 @@ class PotentialSettings(Section):
                 "give `start` (the first model, as it is) or `pretrained` (weights that the first "
                 "training begins with), and not both"
             )
+        if self.like and not self.begins:
+            raise ValueError(
+                "like says what elements begin as in a potential that is given: give `start` or "
+                "`pretrained` with it"
+            )
         return self
 
     @property
@@ -306,12 +316,12 @@ class PotentialSettings(Section):
             return ARCHITECTURES[value]
         return value
 
-    @field_validator("elements")
+    @field_validator("elements", "like")
     @classmethod
-    def _symbols(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _symbols(cls, value: Any) -> Any:
         from ase.data import chemical_symbols
 
-        for symbol in value:
+        for symbol in [*value, *value.values()] if isinstance(value, dict) else value:
             if symbol not in chemical_symbols[1:]:
                 raise ValueError(f"{symbol!r} is no chemical symbol")
         return value
@@ -652,6 +662,8 @@ def _without_unset(content: dict[str, Any]) -> None:
     ):
         if part.get(name) is None:
             part.pop(name, None)
+    if not content["potential"].get("like"):
+        content["potential"].pop("like", None)
     if not content.get("more_seed_data"):
         content.pop("more_seed_data", None)
     walks = content.get("exploration", {})

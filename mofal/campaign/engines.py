@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mofal.campaign import paths
+from mofal.campaign.config import CampaignConfig
 from mofal.campaign.directory import Site
 from mofal.data import read_json
 from mofal.errors import ConfigError
@@ -22,6 +23,12 @@ def mend_of(site: Site) -> str:
     return f"write that into mechanics of the campaign file, or remove {site.path('mechanics')}"
 
 
+def trained_stages(config: CampaignConfig) -> list[str]:
+    """Trainings that a campaign makes: keys of its potential section."""
+    stages = [] if config.potential.start is not None else ["seed"]
+    return stages + ["cycle"] * (config.cycles > 1) + ["final"] * (config.cycles > 0)
+
+
 def check_engines(site: Site) -> None:
     """Refuse an engine that cannot be had on this machine, or is not the one that was begun with.
 
@@ -35,6 +42,10 @@ def check_engines(site: Site) -> None:
     """
     config = site.config
     named = [("exploration", "walk", config.exploration.engine)] if config.cycles else []
+    named += [
+        (f"potential.{stage}", "train", getattr(config.potential, stage).engine)
+        for stage in trained_stages(config)
+    ]
     if config.holding is not None:
         named.append(("holding", "walk", config.holding.engine))
     if config.mechanics is not None:
@@ -45,7 +56,8 @@ def check_engines(site: Site) -> None:
         from mofal.potential.compiling import cache_folder, has_compiler  # with torch
 
         # One that was compiled elsewhere and brought here may be the right one.
-        if not has_compiler() and not any(cache_folder().glob("*/about.json")):
+        kept = kind != "train" and any(cache_folder().glob("*/about.json"))
+        if not has_compiler() and not kept:
             raise ConfigError(
                 f"{section}.engine is compiled, which wants a C++ compiler, and none is found "
                 "here: apt-get install g++, or write engine: eager"

@@ -72,7 +72,7 @@ def start_potential(config: CampaignConfig, level_hash: str = "") -> NequIPPoten
     ConfigError
         It is none, or learnt another level of theory.
     """
-    from mofal.potential import load
+    from mofal.potential import begin_as, load
 
     key = "start" if config.potential.start is not None else "pretrained"
     name = getattr(config.potential, key)
@@ -89,7 +89,10 @@ def start_potential(config: CampaignConfig, level_hash: str = "") -> NequIPPoten
             f"{config.reference.name} is {level_hash}: one potential cannot learn two levels. "
             "potential.pretrained begins a training on the seed data with its weights instead"
         )
-    return potential
+    try:
+        return begin_as(potential, config.potential.like) if config.potential.like else potential
+    except MofalError as error:
+        raise ConfigError(f"potential.like: {error}") from None
 
 
 def check_start(config: CampaignConfig, elements: list[str], level_hash: str) -> None:
@@ -115,8 +118,8 @@ def check_start(config: CampaignConfig, elements: list[str], level_hash: str) ->
     if lacking:
         raise ConfigError(
             f"potential.{key}: it has no type for {', '.join(lacking)} (it has "
-            f"{', '.join(potential.elements)}); add types to a copy of it with "
-            f"mofal.potential.grow(potential, ...) and give that as potential.{key}"
+            f"{', '.join(potential.elements)}); say which of those each begins as, for instance "
+            f"potential: {{like: {{{lacking[0]}: {potential.elements[-1]}}}}}"
         )
 
 

@@ -221,7 +221,9 @@ def unlearnt(
         {int(z) for ds in several for z in np.unique(ds["numbers"].values)}
         for several in (structures.values(), known)
     )
-    lacking = ", ".join(chemical_symbols[z] for z in sorted(there - learnt))
+    symbols = [chemical_symbols[z] for z in sorted(there - learnt)]
+    unknown = [e for e in symbols if e not in config.potential.like]
+    lacking = ", ".join(unknown)
     if not lacking:
         return []
     said = f"no label of the seed data holds {lacking}: "
@@ -229,8 +231,9 @@ def unlearnt(
         return [said + "its type is untrained and the first walks go astray; add labels with it"]
     return [
         f"{said}if {start} has not learnt it elsewhere, its type is untrained and the first walks "
-        "go astray; labels with it in seed_data and potential.pretrained in the place of "
-        "potential.start train it first"
+        "go astray; let it begin as what it resembles, potential: "
+        f"{{like: {{{unknown[-1]}: Zr}}}}, or train it first: labels with it in seed_data, and "
+        "potential.pretrained in the place of potential.start"
     ]
 
 

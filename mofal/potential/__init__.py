@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mofal.potential.engine import NetworkEngine
     from mofal.potential.exported import ExportedPotential
     from mofal.potential.exporting import export
-    from mofal.potential.making import create, grow
+    from mofal.potential.making import begin_as, create, grow
     from mofal.potential.model import NequIPPotential, load
     from mofal.potential.settings import (
         ARCHITECTURES,
@@ -38,6 +38,7 @@ _HOME = {
     "TRAININGS": "settings",
     "TorchSimModel": "torchsim",
     "TrainingSettings": "settings",
+    "begin_as": "making",
     "create": "making",
     "export": "exporting",
     "grow": "making",
@@ -57,6 +58,7 @@ __all__ = [
     "TRAININGS",
     "TorchSimModel",
     "TrainingSettings",
+    "begin_as",
     "create",
     "export",
     "grow",

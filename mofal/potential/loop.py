@@ -80,7 +80,11 @@ def make_module(
     """NequIP's EMA module with the paper's loss, optimiser and scheduler."""
     return Module(
         ema_decay=settings.ema_decay,
-        model={"_target_": "nequip.model.NequIPGNNModel", **model_config},
+        model={
+            "_target_": "nequip.model.NequIPGNNModel",
+            **model_config,
+            "compile_mode": "compile" if settings.engine == "compiled" else "eager",
+        },
         num_datasets={"train": 1, "val": 1, "test": 0},
         optimizer={"_target_": "torch.optim.Adam", "lr": settings.learning_rate},
         lr_scheduler={

@@ -72,6 +72,72 @@ def order_elements(elements: Sequence[str]) -> list[str]:
     return sorted(set(elements), key=lambda e: atomic_numbers[e])
 
 
+def begin_as(potential: NequIPPotential, like: Mapping[str, str]) -> NequIPPotential:
+    """Let elements that a potential has not learnt begin as elements that it has.
+
+    An element without a type is given one (`grow`); the weights of one that has a type (untrained:
+    elements of a whole campaign are types from the start) become those of the known one. Two
+    neighbours of a group are a better beginning than a random embedding; what they differ by is for
+    labels to teach.
+
+    Parameters
+    ----------
+    potential : NequIPPotential
+    like : mapping of str to str
+        Element to the known one that it begins as, such as ``{"Hf": "Zr"}``.
+
+    Raises
+    ------
+    PotentialError
+        A known element that it has no type for, or one that is to begin as something itself.
+    """
+    wrong = [old for old in like.values() if old in like or old not in potential.elements]
+    if wrong:
+        known = ", ".join(e for e in potential.elements if e not in like)
+        raise PotentialError(
+            f"nothing can begin as {wrong[0]}: this potential knows {known}, and one is to be taken"
+        )
+    new = {k: v for k, v in like.items() if k not in potential.elements}
+    grown = grow(potential, list(new), like=new) if new else potential
+    old = {k: v for k, v in like.items() if k not in new}
+    if not old:
+        return grown
+    state = weights_of(grown.network)
+    for key in _of_types(grown):
+        for element, known in old.items():
+            row, source = (grown.elements.index(e) for e in (element, known))
+            state[key][row] = state[key][source]
+    config = builder_config(
+        grown.architecture, grown.elements, avg_num_neighbors=grown.avg_num_neighbors
+    )
+    network = build_network(config)
+    put_weights(network, state)
+    return NequIPPotential(
+        network,
+        grown.architecture,
+        list(grown.elements),
+        avg_num_neighbors=grown.avg_num_neighbors,
+        provenance={"begins_as": dict(like), **grown.provenance},
+        history=grown.history,
+        batch_atoms=grown.batch_atoms,
+        device=grown.device,
+    )
+
+
+def _of_types(potential: NequIPPotential) -> list[str]:
+    """Names of the weights that have a row for each type: those that one more type changes."""
+    from ase.data import chemical_symbols
+
+    other = next(s for s in chemical_symbols[1:] if s not in potential.elements)
+    config = builder_config(
+        potential.architecture,
+        [*potential.elements, other],
+        avg_num_neighbors=potential.avg_num_neighbors,
+    )
+    wider = weights_of(build_network(config))
+    return [k for k, v in weights_of(potential.network).items() if v.shape != wider[k].shape]
+
+
 def grow(
     potential: NequIPPotential,
     elements: Sequence[str],

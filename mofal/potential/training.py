@@ -438,6 +438,10 @@ def _fit(
                 else ""
             )
         )
+    if settings.engine == "compiled" and len(training) > 1:  # a batch of one stays eager
+        from mofal.potential.compiled_steps import compile_steps
+
+        compile_steps(module, training, settings, progress=progress)
     run(module, clock, validation, settings=settings)
     network = build_network(config)
     put_weights(network, clock.best_weights)

@@ -58,6 +58,12 @@ if TYPE_CHECKING:
 INSTALL = "apt-get install cp2k"
 PROGRAMS = ("cp2k.psmp", "cp2k.popt", "cp2k")
 POTENTIAL = "GTH-PBE"
+SMOOTHING = {
+    "nn50": {"XC_SMOOTH_RHO": "NN50", "XC_DERIV": "NN50_SMOOTH"},
+    "nn10": {"XC_SMOOTH_RHO": "NN10", "XC_DERIV": "NN10_SMOOTH"},
+    "none": None,
+}
+"""CP2K's words for `Cp2kPreset.smooth`."""
 BASES = ("SZV-MOLOPT-SR-GTH", "DZVP-MOLOPT-SR-GTH")
 EPS_SCF = 1e-6
 EPS_SCF_XTB = 1e-7
@@ -85,6 +91,9 @@ class Cp2kPreset:
         Of the density's finest grid, and of what is put on it, Ry.
     vacuum : float
         Least distance of an atom of a cluster to the side of its cube, Å.
+    smooth : {"nn50", "nn10", "none"}
+        How many neighbours on the grid the density is smoothed over before PBE sees it, and its
+        derivatives with it: what an atom's place on the grid does to its force comes from there.
     """
 
     method: str
@@ -92,10 +101,11 @@ class Cp2kPreset:
     cutoff: float = 0.0
     rel_cutoff: float = 0.0
     vacuum: float = 5.0
+    smooth: str = "none"
 
 
 PRESETS: dict[str, Cp2kPreset] = {
-    "pbe": Cp2kPreset("PBE-D3(BJ)", basis=BASES[1], cutoff=400.0, rel_cutoff=50.0),
+    "pbe": Cp2kPreset("PBE-D3(BJ)", basis=BASES[1], cutoff=400.0, rel_cutoff=50.0, smooth="nn50"),
     "gfn1-xtb": Cp2kPreset("GFN1-xTB"),
 }
 # How the same answer is reached when the first way fails. None of these is part of the level.
@@ -203,6 +213,7 @@ class Cp2kReference(ProgramReference):
             "cutoff_Ry": p.cutoff,
             "rel_cutoff_Ry": p.rel_cutoff,
             "grids": 4,
+            **({"xc_smoothing": p.smooth} if p.smooth != "none" else {}),
             "eps_default": 1e-12,
             "eps_scf": EPS_SCF,
             "occupations": "fixed",
@@ -468,6 +479,7 @@ class Cp2kReference(ProgramReference):
             },
             "XC": {
                 "XC_FUNCTIONAL PBE": {},
+                "XC_GRID": SMOOTHING[p.smooth],
                 "VDW_POTENTIAL": {
                     "POTENTIAL_TYPE": "PAIR_POTENTIAL",
                     "PAIR_POTENTIAL": {
@@ -541,9 +553,9 @@ def cp2k_reference(variant: str = "pbe", *, spec: str = "", **options: Any) -> C
     variant : str
         A preset: `pbe` or `gfn1-xtb`.
     **options
-        Of `pbe`: `basis` (a family of BASIS_MOLOPT), `cutoff` and `rel_cutoff` in Ry and `vacuum`
-        in Å, where another value than the preset's is another level of theory. The others see
-        `Cp2kReference`.
+        Of `pbe`: `basis` (a family of BASIS_MOLOPT), `cutoff` and `rel_cutoff` in Ry, `vacuum` in
+        Å and `smooth` (nn50, nn10, none), where another value than the preset's is another level
+        of theory. The others see `Cp2kReference`.
 
     Raises
     ------
@@ -556,7 +568,7 @@ def cp2k_reference(variant: str = "pbe", *, spec: str = "", **options: Any) -> C
     if variant not in PRESETS:
         raise ReferenceError(f"cp2k:{variant} is no preset; there are {', '.join(PRESETS)}")
     name, preset = f"cp2k:{variant}", PRESETS[variant]
-    of_the_level = () if variant == "gfn1-xtb" else ("basis", *_OF_THE_LEVEL)
+    of_the_level = () if variant == "gfn1-xtb" else ("basis", "smooth", *_OF_THE_LEVEL)
     check_known(name, options, [*of_the_level, "program", "data", *PROGRAM_OPTIONS])
     changed: dict[str, Any] = {
         key: number(name, key, options.pop(key)) for key in _OF_THE_LEVEL if key in options
@@ -564,6 +576,9 @@ def cp2k_reference(variant: str = "pbe", *, spec: str = "", **options: Any) -> C
     basis = options.pop("basis", preset.basis)
     if preset.basis and basis not in BASES:
         raise ReferenceError(f"{name}: basis = {basis!r}; expected one of {', '.join(BASES)}")
+    smooth = str(options.pop("smooth", preset.smooth))
+    if smooth not in SMOOTHING:
+        raise ReferenceError(f"{name}: smooth = {smooth!r}; expected one of {', '.join(SMOOTHING)}")
     program = options.pop("program", None) or next(filter(shutil.which, PROGRAMS), None)
     if program is None or shutil.which(str(program)) is None:
         what = f"there is no {program}" if program else "there is no cp2k.psmp on the path"
@@ -571,7 +586,7 @@ def cp2k_reference(variant: str = "pbe", *, spec: str = "", **options: Any) -> C
     if options.get("launcher") is None and shutil.which("mpirun") is None:
         raise DependencyError(f"{name} needs mpirun; type: apt-get install openmpi-bin")
     made = Cp2kReference(
-        replace(preset, basis=basis, **changed),
+        replace(preset, basis=basis, smooth=smooth, **changed),
         name=name,
         spec=spec or name,
         program=str(program),

@@ -46,12 +46,15 @@ COMPILED: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("section", ["exploration", "holding", "mechanics"])
+@pytest.mark.parametrize("section", ["exploration", "holding", "mechanics", "potential.final"])
 def test_dry_run__compiled_without_a_compiler(
     section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    part = {**SMALL.get(section, {}), "engine": "compiled"}
-    file = write_campaign(tmp_path / "campaign.yaml", **{section: part})
+    part: dict = {**SMALL.get(section, {}), "engine": "compiled"}
+    if section == "potential.final":
+        potential = SMALL["potential"]
+        part = {**potential, "final": {**potential["final"], "engine": "compiled"}}
+    file = write_campaign(tmp_path / "campaign.yaml", **{section.partition(".")[0]: part})
     monkeypatch.setenv("MOFAL_COMPILED", str(tmp_path / "none"))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)

@@ -61,6 +61,7 @@ def test_example_labels__a_share_of_both_parts(name: str, frames: int) -> None:
             {"potential": {"pretrained": START}, "systems": {"z": {"build": "UiO-66-NH2"}}},
             "potential.pretrained: it has no type for N",
         ),
+        ({"potential": {"start": START, "like": {"N": "P"}}}, "nothing can begin as P.*knows H, C"),
         (
             {
                 "potential": {"start": START},
@@ -77,6 +78,33 @@ def test_examine__a_start_that_cannot_be(
     with pytest.raises(ConfigError, match=words):
         examine(Site(tmp_path / "out", parse_config(campaign(**changes))))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("potential", "words"),
+    [
+        ({"like": {"Hf": "Zr"}}, "give `start` or `pretrained` with it"),
+        ({"start": START, "like": {"Hf": "Zk"}}, "'Zk' is no chemical symbol"),
+    ],
+)
+def test_parse_config__what_elements_begin_as(potential: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_config(campaign(potential=potential))
+
+
+@pytest.mark.parametrize("key", ["start", "pretrained"])
+def test_examine__elements_that_begin_as_another(key: str, tmp_path: Path) -> None:
+    """One without a type (N), one whose type is untrained (Hf); no campaign is renamed."""
+    systems = {"a": {"build": "UiO-66-NH2"}, "hf": {"build": "S_hf", "cell": "primitive"}}
+    given = {key: START, "like": {"N": "C", "Hf": "Zr"}}
+    found = examine(Site(tmp_path, parse_config(campaign(systems=systems, potential=given))))
+    assert {"N", "Hf"} <= set(found.elements)
+    assert not found.notes or not any("untrained" in note for note in found.notes)
+    plain, empty = (
+        parse_config(campaign(potential={key: START, **also})) for also in ({}, {"like": {}})
+    )
+    assert plain.identity() == empty.identity()
+    assert "like" not in plain.deciding()["potential"]
 
 
 def test_unlearnt__an_element_of_the_systems_that_no_label_holds() -> None:

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from mofal import data
 from mofal.errors import PotentialError, StoreError
-from mofal.potential import Potential, create, grow, load
+from mofal.potential import Potential, begin_as, create, grow, load
 from mofal.potential.base import chunk_structures
 from mofal.potential.model import RUN_BATCHES
 from mofal.potential.network import energy_part, readout_weights
@@ -247,6 +247,27 @@ def test_grow__refuses_known_elements_and_foreign_starts(single):
         grow(single, ["Zr"])
     with pytest.raises(PotentialError, match="Ti"):
         grow(single, ["Hf"], like={"Hf": "Ti"})
+
+
+def test_begin_as__new_and_untrained_types_are_what_they_resemble(single, mixed):
+    untrained = grow(single, ["Hf"], seed=5)  # a type that means nothing yet
+    begun = begin_as(untrained, {"Hf": "Zr", "Ti": "Zr"})
+    assert set(begun.elements) == {*single.elements, "Hf", "Ti"}
+    before = single.evaluate(mixed)
+    np.testing.assert_array_equal(begun.evaluate(mixed)["forces"], before["forces"])
+    for z in (72, 22):
+        swapped = mixed.copy(deep=True)
+        swapped["numbers"].values[swapped["numbers"].values == 40] = z
+        np.testing.assert_array_equal(begun.evaluate(swapped)["energy"], before["energy"])
+    swapped["numbers"].values[swapped["numbers"].values == 22] = 72
+    assert np.abs(untrained.evaluate(swapped)["energy"] - before["energy"]).max() > 1e-3
+    assert begin_as(begun, {"Hf": "Zr"}).model_hash == begun.model_hash
+
+
+@pytest.mark.parametrize("like", [{"Hf": "Ti"}, {"Hf": "Hf"}, {"Hf": "Ce", "Ce": "Zr"}])
+def test_begin_as__refuses_what_is_not_known(single, like):
+    with pytest.raises(PotentialError, match=r"nothing can begin as (Ti|Hf|Ce)"):
+        begin_as(single, like)
 
 
 # ---------------------------------------------------------------------------------- disk

@@ -25,7 +25,7 @@ from mofal.potential import train as train_potential
 from mofal.schedule.task import Outcome, Task
 
 if TYPE_CHECKING:
-    from mofal.potential import TrainingSettings
+    from mofal.potential import NequIPPotential, TrainingSettings
 
 
 @on_site
@@ -39,10 +39,10 @@ def train(site: Site, cycle: int, last: bool) -> Summary:
         if not site.exists(paths.model(0)):
             start_potential(site.config, site.facts["level_hash"]).save(out)
         return {"given": f"{settings.start}, as it is"}
-    start: Path | None = None if cycle == 0 else site.path(paths.model(cycle - 1))
+    start: Path | NequIPPotential | None = None if cycle == 0 else site.path(paths.model(cycle - 1))
     changes: dict[str, Any] = {"device": site.device("train")}
     if cycle == 0 and settings.pretrained is not None:
-        start = given_place(settings.pretrained)
+        start = start_potential(site.config) if settings.like else given_place(settings.pretrained)
         changes["allow_other_level"] = True  # what it is for; all labels are of the campaign's
     train_potential(
         site.training_set(cycle, whole=True),

@@ -1,0 +1,108 @@
+"""Steps of a training through NequIP's compiled network. Imports torch."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from nequip.train import EMALightningModule
+
+from mofal.errors import PotentialError
+from mofal.potential.compiling import cache_folder, has_compiler
+from mofal.potential.devices import resolve_device
+from mofal.potential.network import Graph, collate
+from mofal.potential.settings import TrainingSettings
+
+FOLDER = "steps"
+"""Of the generated code, beside the compiled networks of walks."""
+FRAMES = 7
+"""In the batch that is compiled with: dimensions of equal length there are taken for the same one,
+and two (ends of an edge), three or the number of elements would have it compiled anew."""
+
+
+def compile_steps(
+    module: EMALightningModule,
+    graphs: Sequence[Graph],
+    settings: TrainingSettings,
+    *,
+    progress: Callable[[str], None] | None,
+) -> None:
+    """Have the network's forward and backward pass compiled; weights stay.
+
+    NequIP compiles at the first batch. Here it happens at one place: one process after the other
+    (the second finds what the first has generated), announced, and with one message where it fails.
+
+    Parameters
+    ----------
+    module : EMALightningModule
+        On `device` only for as long as this takes.
+    graphs : sequence of graph
+        Of the training; the smallest of them is looked at.
+    settings : TrainingSettings
+    progress : callable, optional
+
+    Raises
+    ------
+    PotentialError
+        No compiler, a compiler that fails, or a compiled network that computes something else.
+    """
+    device = resolve_device(settings.device)
+    if not has_compiler(device):
+        raise PotentialError(
+            "a compiled training wants a C++ compiler, and none is found here: "
+            "apt-get install g++, or write engine: eager"
+        )
+    place = cache_folder() / FOLDER
+    begun = time.monotonic()
+    if progress is not None:
+        progress("compiling the steps of the training (minutes the first time on a machine)")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with _alone(place / "lock"), _generated(place, settings.threads):
+            module.to(device)
+            smallest = min(graphs, key=lambda graph: len(graph["pos"]))
+            batch = {k: v.to(device) for k, v in collate([smallest] * FRAMES).items()}
+            out = module(batch)
+            (out["total_energy"].sum() + out["forces"].square().sum()).backward()
+    except Exception as error:  # of torch, of the compiler, of NequIP's comparison: any kind
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        raise PotentialError(
+            f"compiling the training failed: {type(error).__name__}: "
+            f"{lines[0][:300] if lines else 'no message'}; write engine: eager to do without"
+        ) from error
+    finally:
+        module.to("cpu")
+        module.zero_grad(set_to_none=True)
+    if progress is not None:
+        progress(f"compiled in {time.monotonic() - begun:.0f} s")
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _generated(place: Path, threads: int) -> Iterator[None]:
+    """Keep generated code in a folder of the user's, and take no more cores than a training has."""
+    from torch._inductor import config
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(name)
+    # torch puts its own default (a folder of /tmp) in where there is nothing.
+    if before is None or Path(before) == Path(default_cache_dir()):
+        os.environ[name] = str(place)
+    try:
+        with config.patch(compile_threads=threads):
+            yield
+    finally:
+        os.environ.pop(name, None)
+        if before is not None:
+            os.environ[name] = before

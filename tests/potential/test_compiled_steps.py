@@ -1,0 +1,86 @@
+"""Trainings through the compiled network: the eager one's, with the same bits when resumed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from mofal.errors import PotentialError
+from mofal.potential import TrainingSettings, train
+from mofal.potential.compiling import has_compiler
+from tests.potential.conftest import SMALL
+from tests.potential.test_training import Stop, interrupt, vary
+
+ONE_LAYER = SMALL.model_copy(update={"n_layers": 1, "n_features": 2, "l_max": 0, "parity": False})
+
+
+@pytest.fixture(scope="module")
+def plan() -> TrainingSettings:
+    return TrainingSettings(
+        architecture=ONE_LAYER, learning_rate=0.02, batch_size=4, max_epochs=4, engine="compiled"
+    )
+
+
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler here")
+def test_train__compiled_is_the_eager_training_and_goes_on_with_its_bits(
+    labelled, plan, tmp_path, monkeypatch
+):
+    from mofal.potential.loop import Clock
+
+    monkeypatch.setenv("MOFAL_COMPILED", str(tmp_path / "cache"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    lines: list[str] = []
+    options = {"seed": 1, "checkpoint_every": 2}
+    whole = train(labelled, plan, out=tmp_path / "whole", progress=lines.append, **options)
+    assert any(line.startswith("compiling") for line in lines)
+    assert list((tmp_path / "cache" / "steps").rglob("*.so"))
+    # Against the eager network, crystals and clusters in batches of four and of two.
+    eager = train(labelled, vary(plan, engine="eager"), out=tmp_path / "eager", **options)
+    for name in ("train_loss", "validation_loss", "validation_force_mae"):
+        expected = [row[name] for row in eager.history]
+        assert np.allclose([row[name] for row in whole.history], expected, rtol=1e-5)
+    forces = whole.evaluate(labelled)["forces"].values
+    assert np.allclose(forces, eager.evaluate(labelled)["forces"].values, atol=1e-4)
+    # Stopped in its third epoch, and called again.
+    with monkeypatch.context() as patch:
+        patch.setattr(Clock, "on_train_batch_end", interrupt(8))
+        with pytest.raises(Stop):
+            train(labelled, plan, out=tmp_path / "parts", **options)
+    parts = train(labelled, plan, out=tmp_path / "parts", progress=lines.append, **options)
+    assert any(line.startswith("resumed at epoch") for line in lines)
+    assert parts.model_hash == whole.model_hash
+    assert parts.history == whole.history
+
+
+def test_train__without_a_compiler(labelled, plan, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(PotentialError, match=r"wants a C\+\+ compiler.*engine: eager"):
+        train(labelled, plan, out=tmp_path / "model", seed=1)
+    assert not (tmp_path / "model").exists()
+
+
+def test_train__a_compiler_that_fails(labelled, plan, tmp_path, monkeypatch):
+    broken = tmp_path / "bin" / "g++"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho out of memory >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{broken.parent}:/bin:/usr/bin")
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("MOFAL_COMPILED", str(tmp_path / "cache"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    other = vary(plan, architecture=ONE_LAYER.model_copy(update={"n_features": 3}))  # not kept yet
+    with pytest.raises(PotentialError, match=r"compiling the training failed: .*engine: eager"):
+        train(labelled, other, out=tmp_path / "model", seed=1)
+    assert not (tmp_path / "model").exists()
+
+
+def test_settings__one_structure_a_step_is_never_compiled():
+    with pytest.raises(ValidationError, match="batch_size is 1"):
+        TrainingSettings(engine="compiled", batch_size=1)
+
+
+def test_settings__the_eager_training_is_what_it_was():
+    assert "engine" not in TrainingSettings().model_dump()
+    assert TrainingSettings(engine="compiled").model_dump()["engine"] == "compiled"
