@@ -1,7 +1,7 @@
 """Do walks end when they should, and only then? Reference walks, and potentials that go wrong.
 
     python benchmarks/dynamics_ends.py reference [--walks 8] [--length 250] [--timestep 0.5]
-        [--moved-by gfn1-xtb|seed] --directory DIR
+        [--moved-by gfn1-xtb|seed] [--first 0] --directory DIR
     python benchmarks/dynamics_ends.py delay [--walks 10] [--length 300] --directory DIR
 
 `reference`: walks of the pristine primitive cell (114 atoms) with GFN1-xTB itself at 600 K, NVT,
@@ -192,7 +192,9 @@ def longest_below(series: NDArray, quantile: float) -> tuple[NDArray, int]:
     return np.array(longest), int(watch.from_start.sum())
 
 
-def reference_walks(walks: int, length: float, timestep: float, by: str, place: Path) -> dict:
+def reference_walks(
+    walks: int, length: float, timestep: float, by: str, place: Path, first: int = 0
+) -> dict:
     """Walks with GFN1-xTB; a row each, and the bound on the rate of false alarms."""
     from scipy.stats import chi2
 
@@ -213,7 +215,7 @@ def reference_walks(walks: int, length: float, timestep: float, by: str, place: 
     potential = load(model)
     density = calibrated(potential, labels)
     rows = []
-    for k in range(walks):
+    for k in range(first, walks):
         name = f"{'reference' if by == 'gfn1-xtb' else by}-{k}"
         done, path = place / f"{name}.json", place / f"{name}.positions"
         if done.exists():
@@ -253,7 +255,7 @@ def reference_walks(walks: int, length: float, timestep: float, by: str, place: 
     alarms = sum(r["longest_unfamiliar_fs"] >= PATIENCE_FS for r in rows)
     most = [chi2.ppf(0.95, 2 * c + 2) / 2 / total for c in (ended, alarms)]
     print(
-        f"{walks} walks, {total:.2f} ps: {ended} ended by bonds or explosion (rate below "
+        f"{len(rows)} walks, {total:.2f} ps: {ended} ended by bonds or explosion (rate below "
         f"{most[0]:.1f} per ps at 95 %), {alarms} by the density (below {most[1]:.1f})"
     )
     for q in QUANTILES:
@@ -392,6 +394,7 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--length", type=float, help="fs")
     parser.add_argument("--timestep", type=float, default=0.5, help="fs, of reference walks")
     parser.add_argument("--moved-by", choices=("gfn1-xtb", "seed"), default="gfn1-xtb")
+    parser.add_argument("--first", type=int, default=0, help="beside another run: begin with this")
     parser.add_argument("--directory")
     options = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -406,8 +409,9 @@ def main(argv: list[str] | None = None):
         place.mkdir(parents=True, exist_ok=True)
         if options.what == "reference":
             return reference_walks(
-                size["walks"], size["length"], options.timestep, options.moved_by, place
-            )
+                size["walks"], size["length"], options.timestep, options.moved_by, place,
+                options.first,
+            )  # fmt: skip
         return delay_walks(size["walks"], size["length"], place)
 
 

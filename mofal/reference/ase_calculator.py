@@ -184,6 +184,9 @@ class AseReference:
 
         Its threads are not limited: `limit_threads` does that, once for all of the calls.
         """
+        if self._as_torch_starts:
+            with torch_as_it_starts():
+                return self._make()
         try:
             return self._make()
         except RuntimeError:
@@ -237,6 +240,10 @@ class AseReference:
             self._local.calculator = None  # one that failed may be left in any state
             if is_machine(error):
                 raise
+            if not self._as_torch_starts and torch_is_changed() and _is_of_precision(error):
+                # As in `make_calculator`; some networks notice only when they compute (CHGNet).
+                self._as_torch_starts = True
+                return self.calculate_here(atoms)
             status, reason = classify(error)
             log = tail(traceback.format_exc())
             done = fail(attempt, status, reason)
@@ -371,6 +378,12 @@ def classify(error: BaseException) -> tuple[str, str]:
     ):
         return "not_converged", text
     return "crashed", text
+
+
+def _is_of_precision(error: BaseException) -> bool:
+    """Whether torch says that tensors of two precisions met."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and "double" in text and "float" in text
 
 
 @contextlib.contextmanager

@@ -113,9 +113,10 @@ def doubles():
     torch.set_default_dtype(before)
 
 
-def test_calculator__is_made_as_torch_starts_also_beside_nequip(faulty, tmp_path, doubles):
+@pytest.mark.parametrize("network", ["SinglePrecision", "SingleWhenAsked"])
+def test_calculator__is_made_as_torch_starts_also_beside_nequip(network, faulty, tmp_path, doubles):
     """NequIP sets double precision for the whole process; another network wants single."""
-    name = faulty.replace("Springs", "SinglePrecision")
+    name = faulty.replace("Springs", network)
     reference = get_reference(name)
     attempts = [None] * 8
 

@@ -102,6 +102,19 @@ class SinglePrecision(Springs):
         super().calculate(atoms, properties, system_changes)
 
 
+class SingleWhenAsked(SinglePrecision):
+    """Made in single whatever torch's default is; its input is not, which shows when it is asked."""
+
+    def __init__(self):
+        import torch
+
+        Springs.__init__(self)
+        self.network = torch.nn.Linear(3, 1, dtype=torch.float32)
+        with torch.no_grad():
+            self.network.weight.fill_(1 / 3)
+            self.network.bias.zero_()
+
+
 class NeedsFile(Springs):
     """Springs that cannot be made without a file."""
 
