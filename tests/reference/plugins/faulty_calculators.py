@@ -103,7 +103,7 @@ class SinglePrecision(Springs):
 
 
 class SingleWhenAsked(SinglePrecision):
-    """Made in single whatever torch's default is; its input is not, which shows when it is asked."""
+    """Made in single whatever the default is; its input is not, which shows when asked."""
 
     def __init__(self):
         import torch
