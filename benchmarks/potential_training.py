@@ -28,7 +28,7 @@ from typing import Any
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"atoms": 2_000, "frames": 12,
              "architecture": {"r_max": 3.0, "n_layers": 1, "n_features": 2}},
-    "full": {"atoms": 150_000, "frames": None, "architecture": "tiny"},
+    "full": {"atoms": 100_000, "frames": None, "architecture": "tiny"},
 }  # fmt: skip
 BASE: dict[str, Any] = {
     "learning_rate": 0.01, "batch_size": 2, "ema_decay": 0.99, "energy_weight": 10,

@@ -125,6 +125,7 @@ def test_cp2k_reference__not_installed(monkeypatch):
         ("cp2k:pbe?cutoff=5", "cutoff = 5, rel_cutoff = 50 Ry; expected 50 to 3000"),
         ("cp2k:pbe?basis=6-31G", "basis = '6-31G'; expected one of SZV"),
         ("cp2k:gfn1-xtb?cutoff=300", "no option 'cutoff'"),
+        ("cp2k:pbe?smooth=nn5", "smooth = 'nn5'; expected one of nn50, nn10, none"),
         ("cp2k:pbe?ranks=0", "ranks = 0; expected a whole number"),
         ("cp2k:pbe?launcher=srun", "expected a command line with {ranks}"),
     ],
@@ -140,9 +141,12 @@ def test_level__data_and_resources(cp2k):
     same = get_reference("cp2k:pbe?ranks=4&time_limit_s=10&max_iterations=5&max_retries=0")
     assert same.level_hash == base.level_hash
     assert pickle.loads(pickle.dumps(same)).ranks == 4
-    others = ["cutoff=600", "rel_cutoff=60", "vacuum=6", "basis=SZV-MOLOPT-SR-GTH"]
+    others = [
+        "cutoff=600", "rel_cutoff=60", "vacuum=6", "basis=SZV-MOLOPT-SR-GTH", "smooth=none",
+    ]  # fmt: skip
     hashes = {get_reference(f"cp2k:pbe?{o}").level_hash for o in others}
-    assert len(hashes | {base.level_hash, get_reference(XTB).level_hash}) == 6
+    assert len(hashes | {base.level_hash, get_reference(XTB).level_hash}) == 7
+    assert "xc_smoothing" not in get_reference("cp2k:pbe?smooth=none").level_of_theory
     zr = base.data.kinds["Zr"]
     assert (zr.basis, zr.potential, zr.valence) == (
         "DZVP-MOLOPT-SR-GTH-q12", "GTH-PBE-q12", 12,
@@ -256,7 +260,8 @@ def test_pbe__forces_and_stress_are_those_of_the_energy(cp2k, tmp_path):
 def test_pbe__water_is_that_of_gpaw(cp2k, gpaw, tmp_path):
     """One functional, two programs: other basis, pseudopotentials and grid, all of them coarse.
 
-    Energies are relative to spin-paired, spherical atoms in both.
+    Energies are relative to spin-paired, spherical atoms in both; CP2K's come from its atomic code,
+    which knows no grid: smoothing over this coarse one shifts each O by some tenths of an eV.
     """
     atoms = water()
     ours, theirs = (
@@ -265,8 +270,8 @@ def test_pbe__water_is_that_of_gpaw(cp2k, gpaw, tmp_path):
     )
     assert ours.status == theirs.status == "converged", (ours.reason, theirs.reason)
     zero = get_reference(DZVP).isolated_atom_energies("HO", cache=tmp_path)
-    assert ours.energy - zero["O"] - 2 * zero["H"] == pytest.approx(theirs.energy, abs=0.4)
-    np.testing.assert_allclose(ours.forces, theirs.forces, atol=0.2)
+    assert ours.energy - zero["O"] - 2 * zero["H"] == pytest.approx(theirs.energy, abs=0.6)
+    np.testing.assert_allclose(ours.forces, theirs.forces, atol=0.15)
     assert np.abs(ours.forces).max() > 1.0
 
 
