@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from mofal.potential.settings import TrainingSettings
 
 FOLDER = "steps"
 """Of the generated code, beside the compiled networks of walks."""
+ATTEMPTS = 4
 FRAMES = 7
 """In the batch that is compiled with: dimensions of equal length there are taken for the same one,
 and two (ends of an edge), three or the number of elements would have it compiled anew."""
@@ -66,7 +69,7 @@ def compile_steps(
             module.to(device)
             smallest = min(graphs, key=lambda graph: len(graph["pos"]))
             batch = {k: v.to(device) for k, v in collate([smallest] * FRAMES).items()}
-            out = module(batch)
+            out = _compiled(module, batch)
             (out["total_energy"].sum() + out["forces"].square().sum()).backward()
     except Exception as error:  # of torch, of the compiler, of NequIP's comparison: any kind
         lines = [line for line in str(error).strip().splitlines() if line.strip()]
@@ -79,6 +82,26 @@ def compile_steps(
         module.zero_grad(set_to_none=True)
     if progress is not None:
         progress(f"compiled in {time.monotonic() - begun:.0f} s")
+
+
+def _compiled(module: EMALightningModule, batch: Graph) -> Graph:
+    """One forward pass, which compiles.
+
+    NequIP traces the network twice, with batches of different sizes, and refuses traces that
+    differ. Now and then one of them has a needless `alias` of a tensor in it
+    (torch 2.13, NequIP 0.19, in a worker); the next time they agree.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return module(dict(batch))
+        except RuntimeError as error:
+            dump = re.search(r"upload the files in (.+?)\.?$", str(error))
+            if "do not agree" not in str(error) or dump is None:
+                raise
+            shutil.rmtree(dump[1], ignore_errors=True)  # it lies where the command was started
+            if attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager

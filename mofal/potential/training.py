@@ -427,6 +427,10 @@ def _fit(
         checkpoint_every=checkpoint_every,
         progress=progress,
     )
+    if settings.engine == "compiled" and len(training) > 1:  # a batch of one stays eager
+        from mofal.potential.compiled_steps import compile_steps
+
+        compile_steps(module, training, settings, progress=progress)
     if progress is not None:
         progress(
             f"training on {len(training)} structures ({n_atoms} atoms), validating on "
@@ -438,10 +442,6 @@ def _fit(
                 else ""
             )
         )
-    if settings.engine == "compiled" and len(training) > 1:  # a batch of one stays eager
-        from mofal.potential.compiled_steps import compile_steps
-
-        compile_steps(module, training, settings, progress=progress)
     run(module, clock, validation, settings=settings)
     network = build_network(config)
     put_weights(network, clock.best_weights)

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from mofal.errors import PotentialError
-from mofal.potential import TrainingSettings, train
+from mofal.potential import TrainingSettings, compiled_steps, train
 from mofal.potential.compiling import has_compiler
 from tests.potential.conftest import SMALL
 from tests.potential.test_training import Stop, interrupt, vary
@@ -51,6 +51,35 @@ def test_train__compiled_is_the_eager_training_and_goes_on_with_its_bits(
     assert any(line.startswith("resumed at epoch") for line in lines)
     assert parts.model_hash == whole.model_hash
     assert parts.history == whole.history
+
+
+def test_compiled__traces_that_differ_once_are_made_again(tmp_path):
+    """NequIP's message, and the files that it leaves where it was started."""
+    calls = []
+
+    def module(batch):
+        calls.append(batch)
+        if len(calls) < 3:
+            dump = tmp_path / f"nequip_fx_dump_{len(calls)}"
+            dump.mkdir()
+            raise RuntimeError(
+                "An unexpected internal error has occurred (the fx'ed models for different input "
+                "shapes do not agree) -- please report this issue on the NequIP GitHub, and upload "
+                f"the files in {dump}."
+            )
+        return {"forces": 1}
+
+    assert compiled_steps._compiled(module, {}) == {"forces": 1}
+    assert list(tmp_path.iterdir()) == []
+
+    def broken(batch):
+        calls.append(batch)
+        raise RuntimeError("something else")
+
+    before = len(calls)
+    with pytest.raises(RuntimeError, match="something else"):
+        compiled_steps._compiled(broken, {})
+    assert len(calls) == before + 1
 
 
 def test_train__without_a_compiler(labelled, plan, tmp_path, monkeypatch):
