@@ -8,20 +8,28 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from nequip.train import EMALightningModule
 
+from mofal.data import hash_json
 from mofal.errors import PotentialError
 from mofal.potential.compiling import cache_folder, has_compiler
 from mofal.potential.devices import resolve_device
+from mofal.potential.loop import network_of
 from mofal.potential.network import Graph, collate
 from mofal.potential.settings import TrainingSettings
 
 FOLDER = "steps"
 """Of the generated code, beside the compiled networks of walks."""
 ATTEMPTS = 4
+MOST_KEPT = 4
+_WEIGHTS = frozenset({"seed", "per_type_energy_scales", "per_type_energy_shifts"})
+"""Of a network's configuration: what decides weights alone."""
+_KEPT: dict[str, tuple[dict[Any, Any], list[str], list[str]]] = {}
+"""Compiled functions of this process, with the names of the weights that they are called with."""
 FRAMES = 7
 """In the batch that is compiled with: dimensions of equal length there are taken for the same one,
 and two (ends of an edge), three or the number of elements would have it compiled anew."""
@@ -32,12 +40,15 @@ def compile_steps(
     graphs: Sequence[Graph],
     settings: TrainingSettings,
     *,
+    config: Mapping[str, Any],
     progress: Callable[[str], None] | None,
 ) -> None:
     """Have the network's forward and backward pass compiled; weights stay.
 
     NequIP compiles at the first batch. Here it happens at one place: one process after the other
     (the second finds what the first has generated), announced, and with one message where it fails.
+    A later training of this process with a network of the same shape takes what is there: weights
+    are arguments of the compiled function.
 
     Parameters
     ----------
@@ -46,6 +57,8 @@ def compile_steps(
     graphs : sequence of graph
         Of the training; the smallest of them is looked at.
     settings : TrainingSettings
+    config : mapping
+        What the network was built from (`builder_config`).
     progress : callable, optional
 
     Raises
@@ -59,6 +72,18 @@ def compile_steps(
             "a compiled training wants a C++ compiler, and none is found here: "
             "apt-get install g++, or write engine: eager"
         )
+    network: Any = network_of(module)
+    key = hash_json(
+        {
+            "network": {k: v for k, v in config.items() if k not in _WEIGHTS},
+            "device": device,
+            "threads": settings.threads,
+        }
+    )
+    if key in _KEPT:
+        functions, network.weight_names, network.buffer_names = _KEPT[key]
+        network._compiled_cache[0].update(functions)
+        return
     place = cache_folder() / FOLDER
     begun = time.monotonic()
     if progress is not None:
@@ -80,6 +105,9 @@ def compile_steps(
     finally:
         module.to("cpu")
         module.zero_grad(set_to_none=True)
+    if len(_KEPT) >= MOST_KEPT:
+        _KEPT.pop(next(iter(_KEPT)), None)
+    _KEPT[key] = (dict(network._compiled_cache[0]), network.weight_names, network.buffer_names)
     if progress is not None:
         progress(f"compiled in {time.monotonic() - begun:.0f} s")
 

@@ -430,7 +430,7 @@ def _fit(
     if settings.engine == "compiled" and len(training) > 1:  # a batch of one stays eager
         from mofal.potential.compiled_steps import compile_steps
 
-        compile_steps(module, training, settings, progress=progress)
+        compile_steps(module, training, settings, config=config, progress=progress)
     if progress is not None:
         progress(
             f"training on {len(training)} structures ({n_atoms} atoms), validating on "
