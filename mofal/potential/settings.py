@@ -116,8 +116,8 @@ class TrainingSettings(BaseModel):
         CPU threads of this training. The same seed gives the same bits whatever it is, with the
         eager network.
     engine : str
-        ``"eager"``, or ``"compiled"``: steps through NequIP's compiled network, which take less
-        than half of the time on a CPU, and give the same to rounding (docs/potential.md). It wants
+        ``"eager"``, or ``"compiled"``: steps through NequIP's compiled network, which take
+        half of the time on a CPU, and give the same to rounding (docs/potential.md). It wants
         a C++ compiler and some minutes before the first step, fewer the next time. Its bits belong
         to a machine and a number of threads.
     device : str
