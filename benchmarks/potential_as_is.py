@@ -82,8 +82,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
             try:
                 found[f"{name} as it is"] = as_is(ds, level) - (truth - dispersion(ds))
             except MofalError as error:
-                package = level.split(":")[1].partition(".")[0]
-                print(f"  ({name} is left out: {error}; pip install {package})")
+                print(f"  ({name} is left out: {error})")
         for name, difference in found.items():
             error = 1000.0 * np.abs(difference)
             row = {

@@ -115,7 +115,7 @@ def trainings(place: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in options.only:
         for seed in options.seeds:
-            out = place / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
+            out = place / options.size / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
             out.mkdir(parents=True, exist_ok=True)
             if not (out / "row.json").exists():
                 print(f"{name}, seed {seed} ...", flush=True)

@@ -1,7 +1,7 @@
 """GPAW and CP2K at PBE-D3(BJ) on the same structures: forces compared.
 
     python benchmarks/reference_gpaw_cp2k.py [--size tiny|full] [--levels cp2k:pbe gpaw:lcao ...]
-        [--frames 1] [--directory DIR] [--cache examples/labels[:rw]]
+        [--frames 1] [--directory DIR]
 
 Structures: a ring of three water molecules, and (`full`) the bare brick of S_ld, 66 atoms, in the
 first `--frames` of the frames of force matching. The first level is what the others are compared

@@ -678,9 +678,13 @@ def _seeds(content: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _without_devices(content: dict[str, Any]) -> dict[str, Any]:
-    """Say ``cpu`` for each device: where a potential computes does not make another campaign."""
+    """Say ``cpu`` for each device: where a potential computes does not make another campaign.
+
+    Nor does the engine of its trainings, so that one whose compiler fails may go on without.
+    """
     for part in (content["potential"], *(content["potential"][s] for s in _STAGES)):
         part["device"] = "cpu"
+        part.pop("engine", None)
     return content
 
 

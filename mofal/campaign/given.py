@@ -118,8 +118,8 @@ def check_start(config: CampaignConfig, elements: list[str], level_hash: str) ->
     if lacking:
         raise ConfigError(
             f"potential.{key}: it has no type for {', '.join(lacking)} (it has "
-            f"{', '.join(potential.elements)}); say which of those each begins as, for instance "
-            f"potential: {{like: {{{lacking[0]}: {potential.elements[-1]}}}}}"
+            f"{', '.join(potential.elements)}); say which of those that it has learnt each begins "
+            f"as: potential: {{like: {{{lacking[0]}: ...}}}}"
         )
 
 

@@ -188,6 +188,7 @@ def examine(site: Site, *, run_code: bool = True) -> Findings | None:
     level = reference.level_hash if reference is not None else ""
     if config.potential.begins:
         check_start(config, elements, level)
+    notes += [f"{new} begins as {old}" for new, old in config.potential.like.items()]
     notes += unlearnt(config, {name: s for name, (s, _) in made.items()}, seed)
     return Findings(made, elements, level, tuple(notes))
 
@@ -224,6 +225,13 @@ def unlearnt(
     symbols = [chemical_symbols[z] for z in sorted(there - learnt)]
     unknown = [e for e in symbols if e not in config.potential.like]
     lacking = ", ".join(unknown)
+    symbols = [chemical_symbols[z] for z in learnt]
+    for new, old in config.potential.like.items():
+        if start is not None and new in symbols and old not in symbols:
+            raise ConfigError(
+                f"potential.like: {new} is among the labels of the seed data and {old} is not, so "
+                f"that what {new} has learnt would be lost; the other way round, {old}: {new}?"
+            )
     if not lacking:
         return []
     said = f"no label of the seed data holds {lacking}: "
@@ -231,8 +239,9 @@ def unlearnt(
         return [said + "its type is untrained and the first walks go astray; add labels with it"]
     return [
         f"{said}if {start} has not learnt it elsewhere, its type is untrained and the first walks "
-        "go astray; let it begin as what it resembles, potential: "
-        f"{{like: {{{unknown[-1]}: Zr}}}}, or train it first: labels with it in seed_data, and "
+        "go astray; let it begin as what it resembles among "
+        f"{', '.join(chemical_symbols[z] for z in sorted(learnt))}, potential: "
+        f"{{like: {{{unknown[-1]}: ...}}}}, or train it first: labels with it in seed_data, and "
         "potential.pretrained in the place of potential.start"
     ]
 
@@ -316,7 +325,9 @@ def refuse_another_level(site: Site, level_hash: str) -> None:
     if now == level_hash:
         return
     name = site.config.reference.name
-    hint = "; gpaw:lcao was gpaw:lcao?h=0.2 before" if name.startswith("gpaw:lcao") else ""
+    before = {"gpaw:lcao": "gpaw:lcao?h=0.2", "cp2k:pbe": "cp2k:pbe?smooth=none"}
+    changed = [f"; {k} was {v} before" for k, v in before.items() if name.startswith(k)]
+    hint = "".join(changed)
     raise CampaignError(
         f"{site.root} began at level of theory {level_hash}, and {name} is {now} here: one "
         "potential cannot learn two levels. Name the level that it began with (its parameters are "

@@ -7,24 +7,32 @@ import fcntl
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from nequip.train import EMALightningModule
 
 from mofal.data import hash_json
 from mofal.errors import PotentialError
-from mofal.potential.compiling import cache_folder, has_compiler
+from mofal.potential.compiling import cache_folder, hardware, has_compiler
 from mofal.potential.devices import resolve_device
 from mofal.potential.loop import network_of
-from mofal.potential.network import Graph, collate
+from mofal.potential.network import Graph, allow_any_order, collate
 from mofal.potential.settings import TrainingSettings
 
 FOLDER = "steps"
 """Of the generated code, beside the compiled networks of walks."""
+ONE_AT_A_TIME = threading.Lock()
+"""Held for the whole of a compiled training: while one thread of a process traces a network, torch
+refuses compiled functions to all others."""
 ATTEMPTS = 4
+DUMP = "nequip_fx_dump_"
+"""How folders begin that NequIP leaves behind where its traces differ."""
 MOST_KEPT = 4
 _WEIGHTS = frozenset({"seed", "per_type_energy_scales", "per_type_energy_shifts"})
 """Of a network's configuration: what decides weights alone."""
@@ -84,15 +92,20 @@ def compile_steps(
         functions, network.weight_names, network.buffer_names = _KEPT[key]
         network._compiled_cache[0].update(functions)
         return
-    place = cache_folder() / FOLDER
+    # Generated code is for one kind of processor, and a home may be shared by nodes of several.
+    versions = f"{torch.__version__} {version('nequip')}"
+    place = cache_folder() / FOLDER / hash_json([hardware(device), versions])[:20]
     begun = time.monotonic()
     if progress is not None:
         progress("compiling the steps of the training (minutes the first time on a machine)")
+    allow_any_order(device)  # before, since functions are compiled for it
     try:
         place.mkdir(parents=True, exist_ok=True)
         with _alone(place / "lock"), _generated(place, settings.threads):
             module.to(device)
-            smallest = min(graphs, key=lambda graph: len(graph["pos"]))
+            # Where there is next to nothing NequIP stays eager.
+            large = [g for g in graphs if len(g["pos"]) > 1 and g["edge_index"].shape[1] > 1]
+            smallest = min(large or graphs, key=lambda graph: len(graph["pos"]))
             batch = {k: v.to(device) for k, v in collate([smallest] * FRAMES).items()}
             out = _compiled(module, batch)
             (out["total_energy"].sum() + out["forces"].square().sum()).backward()
@@ -105,9 +118,10 @@ def compile_steps(
     finally:
         module.to("cpu")
         module.zero_grad(set_to_none=True)
-    if len(_KEPT) >= MOST_KEPT:
-        _KEPT.pop(next(iter(_KEPT)), None)
-    _KEPT[key] = (dict(network._compiled_cache[0]), network.weight_names, network.buffer_names)
+    if network._compiled_cache[0]:
+        if len(_KEPT) >= MOST_KEPT:
+            _KEPT.pop(next(iter(_KEPT)), None)
+        _KEPT[key] = (dict(network._compiled_cache[0]), network.weight_names, network.buffer_names)
     if progress is not None:
         progress(f"compiled in {time.monotonic() - begun:.0f} s")
 
@@ -122,11 +136,12 @@ def _compiled(module: EMALightningModule, batch: Graph) -> Graph:
     for attempt in range(ATTEMPTS):
         try:
             return module(dict(batch))
-        except RuntimeError as error:
-            dump = re.search(r"upload the files in (.+?)\.?$", str(error))
-            if "do not agree" not in str(error) or dump is None:
+        except (RuntimeError, PermissionError) as error:
+            # The files are written where the command was started, if that may be written to.
+            if "do not agree" not in str(error) and DUMP not in str(error):
                 raise
-            shutil.rmtree(dump[1], ignore_errors=True)  # it lies where the command was started
+            for path in re.findall(rf"files in (.*{DUMP}[0-9a-f-]+)", str(error)):
+                shutil.rmtree(path, ignore_errors=True)
             if attempt == ATTEMPTS - 1:
                 raise
     raise AssertionError("unreachable")

@@ -112,11 +112,11 @@ def identity(potential: Networked, *, batched: bool) -> dict[str, Any]:
         "nequip": version("nequip"),
         # Loops of compiled code are shared out among the threads that it was compiled for.
         "threads": torch.get_num_threads() if device == "cpu" else 0,
-        "hardware": _hardware(potential.device),
+        "hardware": hardware(potential.device),
     }
 
 
-def _hardware(device: str) -> str:
+def hardware(device: str) -> str:
     """What code is generated for: instruction sets of a CPU, kind of a GPU."""
     if device.startswith("cuda"):
         return f"{torch.cuda.get_device_name(device)} {torch.cuda.get_device_capability(device)}"

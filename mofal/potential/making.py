@@ -100,8 +100,6 @@ def begin_as(potential: NequIPPotential, like: Mapping[str, str]) -> NequIPPoten
     new = {k: v for k, v in like.items() if k not in potential.elements}
     grown = grow(potential, list(new), like=new) if new else potential
     old = {k: v for k, v in like.items() if k not in new}
-    if not old:
-        return grown
     state = weights_of(grown.network)
     for key in _of_types(grown):
         for element, known in old.items():
@@ -117,7 +115,10 @@ def begin_as(potential: NequIPPotential, like: Mapping[str, str]) -> NequIPPoten
         grown.architecture,
         list(grown.elements),
         avg_num_neighbors=grown.avg_num_neighbors,
-        provenance={"begins_as": dict(like), **grown.provenance},
+        provenance={
+            **grown.provenance,
+            "begins_as": {**grown.provenance.get("begins_as", {}), **like},
+        },
         history=grown.history,
         batch_atoms=grown.batch_atoms,
         device=grown.device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -326,12 +327,10 @@ def train(
         "elements": types,
         "start": origin.model_hash if origin else "",
     }
-    # Where it runs does not make it another training; before, cuda did.
+    # Where and by which engine it runs does not make it another training; before, cuda did.
+    kept = settings.model_dump(exclude={"threads", "engine"})
     identity, *also = (
-        hash_json(
-            {"settings": {**settings.model_dump(exclude={"threads"}), "device": d}, **decisive}
-        )
-        for d in ("cpu", "cuda")
+        hash_json({"settings": {**kept, "device": d}, **decisive}) for d in ("cpu", "cuda")
     )
     target = Path(out)
     finished = _finished(target, (identity, *also), settings.device)
@@ -427,22 +426,28 @@ def _fit(
         checkpoint_every=checkpoint_every,
         progress=progress,
     )
-    if settings.engine == "compiled" and len(training) > 1:  # a batch of one stays eager
-        from mofal.potential.compiled_steps import compile_steps
+    compiled = settings.engine == "compiled" and len(training) > 1
+    if settings.engine == "compiled" and not compiled and progress is not None:
+        progress("one structure to train on: nothing to compile, its steps are eager")
+    with contextlib.ExitStack() as held:
+        if compiled:
+            from mofal.potential.compiled_steps import ONE_AT_A_TIME, compile_steps
 
-        compile_steps(module, training, settings, config=config, progress=progress)
-    if progress is not None:
-        progress(
-            f"training on {len(training)} structures ({n_atoms} atoms), validating on "
-            f"{len(validation)}, {len(batches)} steps per epoch"
-            + (f", from model {origin.model_hash}" if origin else "")
-            + (
-                f"; not by the energies of {unfounded.sum()}, of compositions unlike the training's"
-                if unfounded.any()
-                else ""
+            held.enter_context(ONE_AT_A_TIME)
+            compile_steps(module, training, settings, config=config, progress=progress)
+        if progress is not None:
+            progress(
+                f"training on {len(training)} structures ({n_atoms} atoms), validating on "
+                f"{len(validation)}, {len(batches)} steps per epoch"
+                + (f", from model {origin.model_hash}" if origin else "")
+                + (
+                    f"; not by the energies of {unfounded.sum()}, of compositions unlike the "
+                    "training's"
+                    if unfounded.any()
+                    else ""
+                )
             )
-        )
-    run(module, clock, validation, settings=settings)
+        run(module, clock, validation, settings=settings)
     network = build_network(config)
     put_weights(network, clock.best_weights)
     return NequIPPotential(

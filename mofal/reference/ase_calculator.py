@@ -216,7 +216,7 @@ class AseReference:
         start = time.perf_counter()
         work = bare(atoms)
         state = (attempt.charge, attempt.n_unpaired)
-        log = ""
+        log, as_torch_starts = "", self._as_torch_starts
         try:
             with limit_threads(self.threads):
                 if any(state) and self._electrons != "ignore":
@@ -229,7 +229,7 @@ class AseReference:
                     if self._fresh or getattr(self._local, "calculator", None) is None:
                         self._local.calculator = self._made()
                     work.calc = self._local.calculator
-                with torch_as_it_starts() if self._as_torch_starts else contextlib.nullcontext():
+                with torch_as_it_starts() if as_torch_starts else contextlib.nullcontext():
                     forces = np.array(work.get_forces())
                     energy = float(work.get_potential_energy())
                     stress = self._stress(work)
@@ -240,10 +240,13 @@ class AseReference:
             self._local.calculator = None  # one that failed may be left in any state
             if is_machine(error):
                 raise
-            if not self._as_torch_starts and torch_is_changed() and _is_of_precision(error):
+            if not as_torch_starts and _is_of_precision(error):
                 # As in `make_calculator`; some networks notice only when they compute (CHGNet).
-                self._as_torch_starts = True
-                return self.calculate_here(atoms)
+                with TORCH_DEFAULTS:  # beside threads that have it changed for a while
+                    again = self._as_torch_starts or torch_is_changed()
+                    self._as_torch_starts = again
+                if again:
+                    return self.calculate_here(atoms)
             status, reason = classify(error)
             log = tail(traceback.format_exc())
             done = fail(attempt, status, reason)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from tblite.ase import TBLite
 
 from mofal import Campaign
@@ -17,6 +18,7 @@ from mofal.campaign.examples import seed_place
 from mofal.campaign.given import example_labels
 from mofal.campaign.loading import dump_config, load_config, parse_config
 from mofal.campaign.prepare import examine, unlearnt
+from mofal.cli import main
 from mofal.commands.hold import hold_file
 from mofal.data import open_group, relative_energy, select, to_atoms
 from mofal.data.documents import parse_yaml
@@ -105,6 +107,47 @@ def test_examine__elements_that_begin_as_another(key: str, tmp_path: Path) -> No
     )
     assert plain.identity() == empty.identity()
     assert "like" not in plain.deciding()["potential"]
+    compiled = parse_config(campaign(potential={key: START, "final": {"engine": "compiled"}}))
+    assert compiled.identity() == plain.identity()  # so that it may change between two runs
+
+
+def test_examine__what_is_learnt_does_not_begin_anew(tmp_path: Path) -> None:
+    given = {"start": START, "like": {"Zr": "Hf"}}
+    with pytest.raises(ConfigError, match="other way round, Hf: Zr"):
+        examine(Site(tmp_path / "out", parse_config(campaign(potential=given))))
+
+
+@pytest.mark.parametrize("key", ["start", "pretrained"])
+def test_campaign__an_element_begins_as_another(key: str, tmp_path: Path) -> None:
+    """The first model knows Hf as Zr; run again, it is the same."""
+    file = tmp_path / "campaign.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            campaign(
+                cycles=0,
+                systems={"hf": {"build": "S_hf", "cell": "primitive"}},
+                seed_data={"example": "uio66-gfn1", "frames": 6},
+                potential={
+                    key: START,
+                    "like": {"Hf": "Zr"},
+                    "seed": {"max_epochs": 1, "batch_size": 2, "learning_rate": 1e-4},
+                },
+                holdout=None,
+                control=False,
+                schedule={"backend": "inline"},
+            )
+        )
+    )
+    for _ in range(2):
+        assert main(["run", str(file), "--directory", str(tmp_path / "c")]) == 0
+    model = load(tmp_path / "c" / "cycle-000" / "model")
+    frame = build("S_hf", cell="primitive")
+    as_zr = frame.assign(numbers=frame["numbers"].where(frame["numbers"] != 72, 40))
+    forces, expected = (model.evaluate(ds)["forces"].values for ds in (frame, as_zr))
+    # An epoch without Hf moves the embedding of Zr a little.
+    assert np.abs(forces - expected).max() < (1e-6 if key == "start" else 0.1)
+    untrained = load(seed_place("uio66-gfn1") / "model").evaluate(frame)["forces"].values
+    assert np.abs(untrained - expected).max() > 0.3
 
 
 def test_unlearnt__an_element_of_the_systems_that_no_label_holds() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +38,7 @@ def train(site: Site, cycle: int, last: bool) -> Summary:
     if cycle == 0 and settings.start is not None:
         if not site.exists(paths.model(0)):
             start_potential(site.config, site.facts["level_hash"]).save(out)
-        return {"given": f"{settings.start}, as it is"}
+        return {"given": f"{settings.start}, {_but(settings.like) or 'as it is'}"}
     start: Path | NequIPPotential | None = None if cycle == 0 else site.path(paths.model(cycle - 1))
     changes: dict[str, Any] = {"device": site.device("train")}
     if cycle == 0 and settings.pretrained is not None:
@@ -53,7 +53,9 @@ def train(site: Site, cycle: int, last: bool) -> Summary:
         seed=site.integer_seed("train", cycle),
         progress=heard,
     )
-    begun = {"begun": settings.pretrained} if changes.get("allow_other_level") else {}
+    begun: Summary = {}
+    if changes.get("allow_other_level"):
+        begun["begun"] = ", ".join(t for t in (settings.pretrained, _but(settings.like)) if t)
     return {**_training_summary(site, paths.model(cycle)), **heard.notes, **begun}
 
 
@@ -101,6 +103,11 @@ def atoms_to_see(site: Site, cycle: int, chosen: TrainingSettings) -> int:
         largest = chosen.batch_size * int(data["n_atoms"].max())
         bounds.append(chosen.max_atoms_seen + largest)
     return min(bounds)
+
+
+def _but(like: Mapping[str, str]) -> str:
+    """Which elements begin as others, in words."""
+    return ", ".join(f"{new} as {old}" for new, old in like.items())
 
 
 def _training_summary(site: Site, relative: str) -> Summary:
