@@ -16,7 +16,7 @@ from mofal.campaign.config import CampaignConfig, SystemSettings
 from mofal.campaign.devices import check_devices
 from mofal.campaign.directory import CONFIG, FACTS, ISOLATED, Site, write_config
 from mofal.campaign.electrons import check_electrons
-from mofal.campaign.engines import check_engines
+from mofal.campaign.engines import check_engines, trained_stages
 from mofal.campaign.given import check_start, example_labels, start_potential
 from mofal.campaign.loading import completed, differences, load_config
 from mofal.campaign.names import check_new
@@ -205,6 +205,11 @@ def unlearnt(
         The systems, by name.
     seed : sequence of Dataset
         Seed data that is there.
+
+    Raises
+    ------
+    ConfigError
+        `like` would have an element forget what it has learnt.
     """
     from ase.data import chemical_symbols
 
@@ -222,11 +227,11 @@ def unlearnt(
         {int(z) for ds in several for z in np.unique(ds["numbers"].values)}
         for several in (structures.values(), known)
     )
-    symbols = [chemical_symbols[z] for z in sorted(there - learnt)]
-    unknown = [e for e in symbols if e not in config.potential.like]
+    like, symbols = config.potential.like, [chemical_symbols[z] for z in sorted(learnt)]
+    unknown = [chemical_symbols[z] for z in sorted(there - learnt)]
+    unknown = [e for e in unknown if e not in like]
     lacking = ", ".join(unknown)
-    symbols = [chemical_symbols[z] for z in learnt]
-    for new, old in config.potential.like.items():
+    for new, old in like.items():
         if start is not None and new in symbols and old not in symbols:
             raise ConfigError(
                 f"potential.like: {new} is among the labels of the seed data and {old} is not, so "
@@ -240,7 +245,7 @@ def unlearnt(
     return [
         f"{said}if {start} has not learnt it elsewhere, its type is untrained and the first walks "
         "go astray; let it begin as what it resembles among "
-        f"{', '.join(chemical_symbols[z] for z in sorted(learnt))}, potential: "
+        f"{', '.join(symbols)}, potential: "
         f"{{like: {{{unknown[-1]}: ...}}}}, or train it first: labels with it in seed_data, and "
         "potential.pretrained in the place of potential.start"
     ]
@@ -265,9 +270,7 @@ def check_stress(
     """
     from mofal.potential.training import stress_targets
 
-    stages = [] if config.potential.start is not None else ["seed"]
-    stages += ["cycle", "final"] if config.cycles else []
-    asked = [s for s in stages if getattr(config.potential, s).stress_weight > 0]
+    asked = [s for s in trained_stages(config) if getattr(config.potential, s).stress_weight > 0]
     if not asked or any(np.isfinite(stress_targets(ds)).any() for ds in seed):
         return
     gives = getattr(reference, "gives_stress", True)
