@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIZES = {"tiny": {"walks": 1, "length": 4.0}, "full": {}}
-QUANTILE, PATIENCE_FS = 0.005, 20.0
+QUANTILE, PATIENCE_FS = 0.001, 10.0
 QUANTILES, PATIENCES_FS = (0.001, 0.002, 0.005, 0.01, 0.02), (2.5, 5.0, 10.0, 20.0)
 HARMONIC = 25
 """So many frames at the beginning of the seed's data are harmonic: no dynamics at all."""

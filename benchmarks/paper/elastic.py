@@ -1,4 +1,4 @@
-"""Claims 11 and 12: bulk moduli by E(V)."""
+"""Claims 11 and 12: bulk moduli by E(V), and P(V) up to the pressure that a crystal withstands."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from mofal.data import atomic_path
+from mofal.errors import DataError
 from mofal.frameworks import build, disorder, find_blocks, supercell
 from mofal.mechanics import (
     Criteria,
     Curve,
     CurveSettings,
+    Minimum,
+    PressureVolume,
     energy_volume,
+    fit_pressure,
     potential_level,
     run_serial,
 )
+from mofal.mechanics.pressure_curve import pressure_table
+from mofal.mechanics.pressure_settings import PressureSettings
 from paper import judge
 from paper.forces import Result, _title
 from paper.judge import Finding
@@ -27,6 +33,8 @@ from paper.lab import SEED, Lab
 from paper.settings import SUPER, SUPER_STAR
 from paper.store import Node
 
+PAPER_P_MAX = {"S_pr": 1.09, "S_ld": 1.01, "S_reo": 0.34, "S_bcu": 0.19, "S_scu": 0.05}
+"""GPa; P(V) at 300 K. Of S_reo a lower bound."""
 PAPER_K = {
     "S_pr": 38.1, "S_reo": 17.7, "S_bcu": 10.7, "S_scu": 4.9, "S_ld": 32, "S_ld-2-1": 28,
     "S_pr^hf": 36, "S_sup": 12.5,
@@ -90,6 +98,69 @@ def make_curve(
         }
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(out))
+
+
+def make_pressures(
+    path: Path,
+    model: Path,
+    *,
+    name: str,
+    engine: str,
+    curve: dict[str, Any],
+    pressure: dict[str, Any],
+    work: str,
+) -> None:
+    """P(V) of a system's conventional cell with a model; the runs are durable in `work`."""
+    structure = build(name)
+    start = Curve(
+        structure,
+        potential_level(model, engine=engine),
+        directory=Path(work) / name,
+        settings=CurveSettings(
+            criteria=Criteria(
+                max_force=curve["max_force"],
+                max_stress_MPa=1e3 * curve["max_force"],
+                max_steps=curve["max_steps"],
+            ),
+        ),
+        blocks=find_blocks(structure),
+    )
+    run_serial(Minimum(start), print)
+    settings = PressureSettings(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in pressure.items()}
+    )
+    plan = PressureVolume(start, settings)
+    run_serial(plan, print)
+    out: dict[str, Any] = {"lost": [], "problem": "", "n_atoms": int(structure.sizes["atom"])}
+    try:
+        points, out["lost"] = plan.gather()
+        fitted = fit_pressure(points, draws=settings.draws, seed=settings.seed)
+    except DataError as error:
+        out["problem"] = str(error)
+    else:
+        table = pressure_table(points, fitted)
+        for key in ("pv_volume", "pv_pressure", "pv_pressure_error"):
+            out[key] = table[key].values.tolist()
+        for key in ("curve_volume", "curve_pressure"):
+            out[key] = table[key].values[::10].tolist()
+        out |= table.attrs
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(out))
+
+
+def pressure_node(lab: Lab, name: str) -> Node:
+    """P(V) of a system with mlp_sup^c."""
+    return lab.store.node(
+        f"pv.{name}",
+        make_pressures,
+        lab.super_model(larger=True),
+        suffix=".json",
+        where={"work": str(lab.store.work / "pv")},
+        name=name,
+        engine=lab.size.pressure_engine,
+        curve=lab.size.curve,
+        pressure=lab.size.pressure,
+    )
 
 
 def curve_node(lab: Lab, name: str, repeat: tuple[int, int, int], seed: int = SEED) -> Node:
@@ -181,15 +252,106 @@ def _finding(number: int, title: str, table: xr.Dataset, verdict: judge.Verdict)
     return Finding(number, title, paper, ours, *verdict)
 
 
+def pressures_of(curves: dict[str, dict[str, Any]]) -> xr.Dataset:
+    """Points and curves of P(V); NaN where there is none."""
+    rows = {k: max(len(c.get(k, ())) for c in curves.values()) for k in _PRESSURE}
+    out = {}
+    for key, (dim, units) in _PRESSURE.items():
+        values = np.full((len(curves), rows[key]), np.nan)
+        for k, c in enumerate(curves.values()):
+            values[k, : len(c.get(key, ()))] = c.get(key, ())
+        out[key] = (("system", dim), values, {"units": units})
+    nothing = [np.nan] * 3
+    for key, units in (("equilibrium_volume", "Å³"), ("bulk_modulus", "GPa"),
+                       ("largest_pressure", "GPa")):  # fmt: skip
+        found = np.array([c.get(key, nothing) for c in curves.values()], float)
+        out[key] = (("system", "of"), found, {"units": units})
+    bound = [int(c.get("largest_pressure_is_bound", 0)) for c in curves.values()]
+    return xr.Dataset(
+        {**out, "largest_pressure_is_bound": ("system", bound)},
+        coords={"system": list(curves), "of": ["value", "low", "high"]},
+    )
+
+
+_PRESSURE = {
+    "pv_volume": ("point", "Å³"),
+    "pv_pressure": ("point", "GPa"),
+    "pv_pressure_error": ("point", "GPa"),
+    "curve_volume": ("grid", "Å³"),
+    "curve_pressure": ("grid", "GPa"),
+}
+
+
+def plot_pressures(table: xr.Dataset) -> Figure:
+    """P(V) with its largest pressure."""
+    from mofal.analysis.panels import SETS
+    from mofal.analysis.style import figure_style, new_figure
+
+    with figure_style():
+        figure = new_figure(4.6, 3.4)
+        ax = figure.subplots()
+        for k, name in enumerate(table["system"].values):
+            one = table.isel(system=k)
+            if not np.isfinite(one["curve_volume"].values).any():
+                continue
+            top, _, _ = one["largest_pressure"].values
+            sign = ">" if int(one["largest_pressure_is_bound"]) else "="
+            colour = SETS[k % len(SETS)]
+            ax.plot(one["curve_volume"], one["curve_pressure"], color=colour, lw=1.3)
+            ax.errorbar(
+                one["pv_volume"], one["pv_pressure"], one["pv_pressure_error"],
+                fmt="o", ms=4, color=colour, label=f"{name}: P_max {sign} {top:.2f} GPa",
+            )  # fmt: skip
+        ax.axhline(0.0, color="0.7", lw=0.8, zorder=0)
+        ax.set_xlabel("volume per conventional cell (Å³)")
+        ax.set_ylabel("pressure at 300 K (GPa)")
+        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+        engine = figure.get_layout_engine()
+        if engine is not None:
+            engine.execute(figure)
+    return figure
+
+
 def claim_11(lab: Lab) -> Result:
-    """K falls in the order pr, ld, ld-2, reo, bcu, scu."""
+    """K and P_max fall in the order pr, ld, ld-2, reo, bcu, scu."""
     nodes = {s: curve_node(lab, s, (1, 1, 1)) for s in lab.size.curve_systems}
-    table = table_of(dict(zip(nodes, read(lab, *nodes.values()))))
+    pressed = {s: pressure_node(lab, s) for s in lab.size.pressure_systems}
+    found = read(lab, *nodes.values(), *pressed.values())
+    table = table_of(dict(zip(nodes, found)))
+    squeezed = dict(zip(pressed, found[len(nodes) :]))
+    pressures = pressures_of(squeezed)
     modulus = dict(zip(map(str, table["curve"].values), table["bulk_modulus"].values.tolist()))
-    finding = _finding(11, _title(claim_11), table, judge.judge_order(modulus))
-    finding.scaled.append("E(V) at 0 K alone; P(V) and P_max not run")
+    largest = {
+        s: (float(c["largest_pressure"][0]), bool(c["largest_pressure_is_bound"]))
+        for s, c in squeezed.items()
+        if "largest_pressure" in c
+    }
+    finding = _finding(11, _title(claim_11), table, judge.judge_order(modulus, largest))
+    for s, c in squeezed.items():
+        if s in largest:
+            top, low, high = c["largest_pressure"]
+            sign = "> " if largest[s][1] else ""
+            finding.ours[f"P_max of {s} (GPa)"] = f"{sign}{top:.2f} ({low:.2f} to {high:.2f})"
+            if "bulk_modulus" in c:
+                k, low, high = c["bulk_modulus"]
+                finding.ours[f"K of {s} at 300 K (GPa)"] = f"{k:.1f} ({low:.1f} to {high:.1f})"
+        else:
+            finding.ours[f"P_max of {s} (GPa)"] = f"no curve: {c['problem']}"
+        if s in PAPER_P_MAX:
+            finding.paper[f"P_max of {s} (GPa)"] = PAPER_P_MAX[s]
+        for line in c["lost"]:
+            finding.caveats.append(f"P(V) of {s}: {line}")
+    ps = lab.size.pressure["length_fs"] / 1000
+    finding.scaled.append(
+        f"P(V): {', '.join(squeezed)}, {ps:g} ps a point (paper 50), "
+        f"{len(lab.size.pressure['volumes'])} volumes"
+    )
     finding.scaled += _longer(lab)
-    return finding, {"curves": plot(table)}, {"curves": table}
+    return (
+        finding,
+        {"curves": plot(table), "pressures": plot_pressures(pressures)},
+        {"curves": table, "pressures": pressures},
+    )
 
 
 def _longer(lab: Lab) -> list[str]:

@@ -187,13 +187,24 @@ ORDER = ("S_pr", "S_ld", "S_ld-2-1", "S_reo", "S_bcu", "S_scu")
 """Falling bulk modulus in the paper (Table 5 and Section SI.9.4)."""
 
 
-def judge_order(modulus: Mapping[str, float]) -> Verdict:
-    """Claim 11: K falls in the paper's order; every pair of neighbours counts."""
+def judge_order(
+    modulus: Mapping[str, float], largest: Mapping[str, tuple[float, bool]] | None = None
+) -> Verdict:
+    """Claim 11: K and P_max fall in the paper's order; every pair of neighbours counts.
+
+    `largest` are P_max (GPa), and whether it is a lower bound: below such a one nothing is known.
+    """
     found = [s for s in ORDER if np.isfinite(modulus.get(s, np.nan))]
     good = [modulus[a] > modulus[b] for a, b in pairwise(found)]
     if not good:
         return NOT_RUN, "fewer than two bulk moduli"
-    return graded(good, "K falls from one to the next of " + ", ".join(s[2:] for s in found))
+    why = "K falls from one to the next of " + ", ".join(s[2:] for s in found)
+    pressed = [s for s in ORDER if s in (largest or {})]
+    for a, b in pairwise(pressed):
+        if largest is not None and not largest[b][1]:
+            good.append(largest[a][0] > largest[b][0])
+            why += f"; P_max from {a[2:]} to {b[2:]}"
+    return graded(good, why)
 
 
 def judge_fall(modulus: Mapping[str, float]) -> Verdict:

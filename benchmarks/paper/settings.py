@@ -99,6 +99,12 @@ class Size:
         Volumes, spacing, largest force (eV/Å) and steps of E(V).
     curve_systems : tuple of str
         Systems of claim 11.
+    pressure : mapping
+        Of `PressureSettings`: P(V) in claim 11, over those of the paper.
+    pressure_systems : tuple of str
+        Systems whose P(V) is run there.
+    pressure_engine : str
+        Network that moves them: ``"eager"`` or ``"compiled"``.
     realisations : int
         Draws of S_sup* and S_sup in claim 12.
     mechanics_cell : tuple of int
@@ -127,6 +133,9 @@ class Size:
     curve_systems: tuple[str, ...]
     realisations: int
     mechanics_cell: tuple[int, int, int]
+    pressure: dict[str, Any]
+    pressure_systems: tuple[str, ...] = ("S_pr", "S_ld", "S_scu")
+    pressure_engine: str = "compiled"
     architecture: str = "tiny"
     larger: str = "tiny"
     longer: int = 1
@@ -138,6 +147,11 @@ _PAPER_CELLS = {"S_pr": "conventional", "S_ld": "conventional", "S_hf": "convent
 _MIXED = {**_PAPER_CELLS, "S_pr": "primitive"}
 _TOPOLOGIES = ("S_pr", "S_ld", "S_ld-2-1", "S_reo", "S_bcu", "S_scu", "S_pr^hf")
 _ARCHITECTURES = {**ARCHITECTURES, "least": Architecture(r_max=4.0, n_layers=1, n_features=4)}
+_FEW = {
+    "pressures_GPa": (),
+    "volumes": (0.91, 0.925, 0.94, 0.955, 0.97, 0.985, 1.0, 1.015),
+    "both_ways": False,
+}
 _SHORT = {"learning_rate": 0.01, "batch_size": 2, "ema_decay": 0.99, "energy_weight": 10.0}
 
 SIZES: dict[str, Size] = {
@@ -165,6 +179,17 @@ SIZES: dict[str, Size] = {
         curve_systems=("S_pr", "S_reo"),
         realisations=1,
         mechanics_cell=(1, 1, 1),
+        pressure={
+            "pressures_GPa": (),
+            "volumes": (0.97, 0.98, 0.99, 1.0),
+            "length_fs": 4.0,
+            "barostat_fs": 2.0,
+            "both_ways": False,
+            "sample_every": 1,
+            "blocks": 4,
+        },
+        pressure_systems=("S_reo",),
+        pressure_engine="eager",
         # Most of what a model costs here is to build its network, which goes with the layers.
         architecture="least",
         larger="least",
@@ -195,6 +220,7 @@ SIZES: dict[str, Size] = {
         curve_systems=_TOPOLOGIES,
         realisations=3,
         mechanics_cell=(2, 2, 2),
+        pressure={**_FEW, "length_fs": 2500.0},
         longer=8,
         training=_SHORT,
     ),
@@ -222,6 +248,7 @@ SIZES: dict[str, Size] = {
         curve_systems=_TOPOLOGIES,
         realisations=5,
         mechanics_cell=(2, 2, 2),
+        pressure={**_FEW, "length_fs": 10_000.0},
         training=_SHORT,
     ),
     # The paper's sizes, for a GPU or a cluster.
@@ -248,6 +275,12 @@ SIZES: dict[str, Size] = {
         curve_systems=(*_TOPOLOGIES[:2], *(f"S_ld-2-{k}" for k in range(1, 8)), *_TOPOLOGIES[3:]),
         realisations=5,
         mechanics_cell=(4, 4, 4),
+        pressure={
+            "pressures_GPa": (-1.0, -0.5, -0.2, -0.1, 0.0, 0.1, 0.2, 0.5, 1.0),
+            "volumes": tuple(round(0.9 + 0.01 * k, 2) for k in range(12)),
+            "length_fs": 50_000.0,
+            "until_converged": True,
+        },
         architecture="base",
         larger="extended",
         training={"learning_rate": 0.004, "batch_size": 5, "energy_weight": 100.0},

@@ -372,9 +372,9 @@ class ExplorationSettings(Section):
         None, description="one limit for all bonds besides, whatever their kind"
     )
     unfamiliar_quantile: Annotated[float, Field(ge=0, lt=0.5)] = Field(
-        0.005, description="a walk ends where atoms stay below it; 0: walks are not watched"
+        0.001, description="a walk ends where atoms stay below it; 0: walks are not watched"
     )
-    unfamiliar_fs: Positive = Field(20.0, description="and for how long")
+    unfamiliar_fs: Positive = Field(10.0, description="and for how long")
     when_unfamiliar: Literal["stop", "mark"] = Field(
         "stop", description="mark: the walk goes on, its record names the atoms"
     )

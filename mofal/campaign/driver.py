@@ -19,7 +19,7 @@ from mofal.campaign import plan
 from mofal.campaign.config import CampaignConfig
 from mofal.campaign.directory import FACTS, RECORDS, Site, changed_file, write_config
 from mofal.campaign.estimate import unfit_cores
-from mofal.campaign.loading import load_config, parse_config
+from mofal.campaign.loading import as_begun, load_config, parse_config
 from mofal.campaign.plan import Step
 from mofal.campaign.prepare import OURS, examine, settle
 from mofal.campaign.steps import STAGES, closing, expand, failure, finish
@@ -107,6 +107,9 @@ class Campaign:
             self.config = load_config(Path(config))
         self.directory = Path(directory if directory is not None else self.config.name)
         self.site = Site(self.directory, self.config)
+        if self.site.exists(FACTS):
+            self.config = as_begun(self.config, self.site.facts.get("settings", {}))
+            self.site = Site(self.directory, self.config)
 
     def __repr__(self) -> str:
         return f"Campaign({self.config.name!r}, directory={str(self.directory)!r})"

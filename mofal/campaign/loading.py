@@ -252,6 +252,36 @@ def dump_config(config: CampaignConfig) -> str:
     return text
 
 
+FORMER_DEFAULTS = {
+    ("exploration", "unfamiliar_quantile"): 0.005,
+    ("exploration", "unfamiliar_fs"): 20.0,
+}
+"""Settings whose default was another one before, and which."""
+
+
+def as_begun(config: CampaignConfig, deciding: dict[str, Any]) -> CampaignConfig:
+    """Settings of a campaign that has begun, which keeps the defaults of its time.
+
+    Parameters
+    ----------
+    config : CampaignConfig
+        The file as this version reads it.
+    deciding : dict
+        What `CampaignConfig.deciding` gave when the campaign began.
+
+    Returns
+    -------
+    CampaignConfig
+        Where the file says nothing and the campaign has a former default, that one.
+    """
+    for (section, name), former in FORMER_DEFAULTS.items():
+        part = getattr(config, section)
+        if name not in part.model_fields_set and deciding.get(section, {}).get(name) == former:
+            changed = part.model_copy(update={name: former})
+            config = config.model_copy(update={section: changed})
+    return config
+
+
 def completed(deciding: dict[str, Any]) -> dict[str, Any]:
     """What `CampaignConfig.deciding` gave once, with the defaults of settings it did not know."""
     content = _without_shared(copy.deepcopy(deciding))

@@ -36,7 +36,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--unfamiliar-quantile",
         type=float,
-        help="atoms below it count as unfamiliar (default: 0.005, or the campaign's)",
+        help="atoms below it count as unfamiliar (default: 0.001, or the campaign's)",
     )
     p.add_argument(
         "--next-cycle", action="store_true", help="make them those of the campaign's next cycle"

@@ -83,8 +83,8 @@ class WalkSettings:
     bond_mean_z: float | None = 5.5
     bond_mean_fs: float = 50.0
     max_bond_strain: float | None = None
-    unfamiliar_quantile: float = 0.005
-    unfamiliar_fs: float = 20.0
+    unfamiliar_quantile: float = 0.001
+    unfamiliar_fs: float = 10.0
     when_unfamiliar: str = "stop"
     sample_every: int = 10
     checkpoint_every: int = 50

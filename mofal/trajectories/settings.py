@@ -42,7 +42,7 @@ class WatchSettings:
         A value that cannot be meant.
     """
 
-    unfamiliar_quantile: float = 0.005
+    unfamiliar_quantile: float = 0.001
     clusters: int = 150
     ranking: str = "least_likely_atom"
     shells: int = 1

@@ -196,6 +196,10 @@ def test_verdicts__the_paper_itself_holds(judge):
     modulus = dict(zip(judge.ORDER, (38.1, 32, 28, 17.7, 10.7, 4.9)))
     assert judge.judge_order(modulus)[0] == judge.HOLDS
     assert judge.judge_order(dict(zip(judge.ORDER, (1, 2, 3, 4, 5, 6))))[0] == judge.NOT
+    pressed = {"S_pr": (1.09, False), "S_ld": (1.01, False), "S_scu": (0.05, False)}
+    assert judge.judge_order(modulus, pressed)[0] == judge.HOLDS
+    assert judge.judge_order(modulus, {**pressed, "S_scu": (2.0, False)})[0] == judge.PART
+    assert judge.judge_order(modulus, {**pressed, "S_scu": (2.0, True)})[0] == judge.HOLDS
     assert judge.judge_fall({"S_pr": 38.1, "S_sup": 12.5, "S_sup*": 25.0})[0] == judge.HOLDS
     assert judge.judge_fall({"S_pr": 38.1, "S_sup": np.nan})[0] == judge.NOT_RUN
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+import yaml
 
 import mofal
 from mofal.campaign.directory import Site
@@ -172,6 +173,23 @@ def test_examine__goes_on_after_an_upgrade_that_knows_more_settings(
     other = config.model_copy(update={"seed": 8})
     with pytest.raises(CampaignError, match="seed: 3 -> 8"):
         examine(Site(copied, other))
+
+
+def test_campaign__keeps_the_defaults_that_it_began_with(finished: Path, copied: Path) -> None:
+    """A default that a newer mofal has changed makes no other campaign; what the file says does."""
+    file = finished.parent / "campaign.yaml"
+    facts = json.loads((copied / "campaign.json").read_text())
+    facts["settings"]["exploration"] |= {"unfamiliar_quantile": 0.005, "unfamiliar_fs": 20.0}
+    (copied / "campaign.json").write_text(json.dumps(facts))
+    begun = mofal.Campaign(file, directory=copied)
+    assert begun.config.exploration.unfamiliar_quantile == 0.005
+    assert examine(begun.site) is None
+    assert mofal.Campaign(file).config.exploration.unfamiliar_quantile == 0.001
+    content = yaml.safe_load(file.read_text())
+    content["exploration"]["unfamiliar_quantile"] = 0.001
+    stated = mofal.Campaign(content, directory=copied)
+    with pytest.raises(CampaignError, match=r"unfamiliar_quantile: 0\.005 -> 0\.001"):
+        examine(stated.site)
 
 
 def test_events__each_label_ran_once(finished: Path) -> None:

@@ -93,7 +93,7 @@ def test_watch__scores_summary_and_clusters_are_those_of_the_rooms(
     # When and where, counted anew.
     summary = open_group(place / "watched.zarr").load()
     quantile = np.array([ds["quantile"].values for ds in found.values()])
-    below = quantile < 0.005
+    below = quantile < 0.001
     assert below.any()
     assert int(summary["unfamiliar_atoms"].sum()) == below.sum()
     for k, z in enumerate(summary["element_number"].values.tolist()):
