@@ -31,6 +31,8 @@ from numpy.typing import NDArray
 
 SIZES = {"tiny": {"walks": 1, "length": 4.0}, "full": {}}
 QUANTILE, PATIENCE_FS = 0.001, 10.0
+THRESHOLD = f"{QUANTILE:g}-for-{PATIENCE_FS:g}-fs"
+"""Of rows of another one nothing is taken."""
 QUANTILES, PATIENCES_FS = (0.001, 0.002, 0.005, 0.01, 0.02), (2.5, 5.0, 10.0, 20.0)
 HARMONIC = 25
 """So many frames at the beginning of the seed's data are harmonic: no dynamics at all."""
@@ -242,7 +244,6 @@ def reference_walks(
                     "temperature_K": float(result.trace["temperature_K"].values.mean()),
                     "largest_bond_in_spreads": max(z),
                     "unfamiliar_at_start": below[QUANTILE][1],
-                    "longest_unfamiliar_fs": float(below[QUANTILE][0][-1] * timestep),
                     "longest_below_fs": {
                         str(q): float(b[0][-1] * timestep) for q, b in below.items()
                     },
@@ -252,7 +253,7 @@ def reference_walks(
         print(f"walk {k}: {rows[-1]}", flush=True)
     total = sum(r["stopped_fs"] for r in rows) / 1000
     ended = sum(r["status"] != "finished" for r in rows)
-    alarms = sum(r["longest_unfamiliar_fs"] >= PATIENCE_FS for r in rows)
+    alarms = sum(r["longest_below_fs"][str(QUANTILE)] >= PATIENCE_FS for r in rows)
     most = [chi2.ppf(0.95, 2 * c + 2) / 2 / total for c in (ended, alarms)]
     print(
         f"{len(rows)} walks, {total:.2f} ps: {ended} ended by bonds or explosion (rate below "
@@ -302,7 +303,7 @@ def delay_walks(walks: int, length: float, place: Path) -> list[dict]:
     }
     rows = []
     for k in range(walks):
-        done, path = place / f"delay-{k}.json", place / f"delay-{k}.positions"
+        done, path = place / f"delay-{THRESHOLD}-{k}.json", place / f"delay-{k}.positions"
         if done.exists():
             rows.append(json.loads(done.read_text()))
             print(f"walk {k}: {rows[-1]}", flush=True)
@@ -311,7 +312,12 @@ def delay_walks(walks: int, length: float, place: Path) -> list[dict]:
         potential = load(checkpoints(harmonic, 100, place)[which])
         density = calibrated(potential, harmonic)
         one = select(begin, k % STARTS)
-        row = {"epochs": EPOCHS[which], "passes_fs": np.inf, "passes_of_atoms_fs": np.inf}
+        row = {
+            "threshold": THRESHOLD,
+            "epochs": EPOCHS[which],
+            "passes_fs": np.inf,
+            "passes_of_atoms_fs": np.inf,
+        }
         errors, step = [], [0]
 
         def follow(atoms, results, one=one, row=row, errors=errors, step=step):

@@ -192,18 +192,23 @@ def judge_order(
 ) -> Verdict:
     """Claim 11: K and P_max fall in the paper's order; every pair of neighbours counts.
 
-    `largest` are P_max (GPa), and whether it is a lower bound: below such a one nothing is known.
+    `largest` are P_max (GPa), and whether it is a lower bound; two of which one is may not decide.
     """
     found = [s for s in ORDER if np.isfinite(modulus.get(s, np.nan))]
     good = [modulus[a] > modulus[b] for a, b in pairwise(found)]
     if not good:
         return NOT_RUN, "fewer than two bulk moduli"
     why = "K falls from one to the next of " + ", ".join(s[2:] for s in found)
-    pressed = [s for s in ORDER if s in (largest or {})]
-    for a, b in pairwise(pressed):
-        if largest is not None and not largest[b][1]:
-            good.append(largest[a][0] > largest[b][0])
-            why += f"; P_max from {a[2:]} to {b[2:]}"
+    largest = largest or {}
+    for a, b in pairwise(s for s in ORDER if s in largest):
+        (high, at_least), (low, low_at_least) = largest[a], largest[b]
+        falls = high > low
+        # A bound from below can confirm that the first is higher, or refute it, and not both.
+        if (low_at_least and falls) or (at_least and not falls):
+            why += f"; P_max of {a[2:]} and {b[2:]}: undecided"
+            continue
+        good.append(falls)
+        why += f"; P_max falls from {a[2:]} to {b[2:]}"
     return graded(good, why)
 
 

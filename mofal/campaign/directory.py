@@ -157,6 +157,9 @@ class Site:
         elements = content["elements"]
         if not isinstance(elements, list) or not all(isinstance(e, str) for e in elements):
             raise StoreError(f"{self.root / FACTS} is damaged (its elements are none); {mend}")
+        settings = content.get("settings", {})
+        if not isinstance(settings, dict) or not isinstance(settings.get("exploration", {}), dict):
+            raise StoreError(f"{self.root / FACTS} is damaged (its settings are none); {mend}")
         return dict(content)
 
     @property

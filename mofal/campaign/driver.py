@@ -77,6 +77,8 @@ class Campaign:
     ------
     ConfigError
         The file cannot be meant; says where and why.
+    StoreError
+        The directory is a campaign whose ``campaign.json`` is damaged.
 
     Examples
     --------

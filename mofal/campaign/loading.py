@@ -24,6 +24,7 @@ from mofal.campaign.config import (
 )
 from mofal.clusters.matched import read_blueprints
 from mofal.data.documents import dump_yaml, parse_yaml, read_text
+from mofal.dynamics.settings import FORMER_DEFAULTS
 from mofal.errors import ConfigError
 
 
@@ -252,13 +253,6 @@ def dump_config(config: CampaignConfig) -> str:
     return text
 
 
-FORMER_DEFAULTS = {
-    ("exploration", "unfamiliar_quantile"): 0.005,
-    ("exploration", "unfamiliar_fs"): 20.0,
-}
-"""Settings whose default was another one before, and which."""
-
-
 def as_begun(config: CampaignConfig, deciding: dict[str, Any]) -> CampaignConfig:
     """Settings of a campaign that has begun, which keeps the defaults of its time.
 
@@ -274,17 +268,23 @@ def as_begun(config: CampaignConfig, deciding: dict[str, Any]) -> CampaignConfig
     CampaignConfig
         Where the file says nothing and the campaign has a former default, that one.
     """
-    for (section, name), former in FORMER_DEFAULTS.items():
-        part = getattr(config, section)
-        if name not in part.model_fields_set and deciding.get(section, {}).get(name) == former:
-            changed = part.model_copy(update={name: former})
-            config = config.model_copy(update={section: changed})
-    return config
+    begun = deciding.get("exploration")
+    if begun is None:
+        return config
+    kept = {
+        name: former
+        for name, former in FORMER_DEFAULTS.items()
+        if name not in config.exploration.model_fields_set and begun.get(name, former) == former
+    }
+    exploration = config.exploration.model_copy(update=kept)
+    return config.model_copy(update={"exploration": exploration}) if kept else config
 
 
 def completed(deciding: dict[str, Any]) -> dict[str, Any]:
     """What `CampaignConfig.deciding` gave once, with the defaults of settings it did not know."""
     content = _without_shared(copy.deepcopy(deciding))
+    for name, former in FORMER_DEFAULTS.items():
+        content.get("exploration", {}).setdefault(name, former)
     try:
         config = CampaignConfig.model_validate({**content, "cycles": 1})
     except ValidationError:

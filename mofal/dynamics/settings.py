@@ -9,6 +9,8 @@ from mofal.errors import ConfigError
 
 ENSEMBLES = ("npt", "nvt", "nvst")
 WHEN_UNFAMILIAR = ("stop", "mark", "collect")
+FORMER_DEFAULTS = {"unfamiliar_quantile": 0.005, "unfamiliar_fs": 20.0}
+"""Settings whose default was another one before, and which."""
 
 
 @dataclass(frozen=True, kw_only=True)

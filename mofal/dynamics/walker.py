@@ -21,7 +21,7 @@ from mofal.dynamics.checkpoint import load_checkpoint, save_checkpoint
 from mofal.dynamics.engine import Engine
 from mofal.dynamics.integrator import Member
 from mofal.dynamics.limits import BondLimits
-from mofal.dynamics.settings import WalkSettings
+from mofal.dynamics.settings import FORMER_DEFAULTS, WalkSettings
 from mofal.dynamics.watch import Density, Place, Watch
 from mofal.errors import ConfigError
 
@@ -162,6 +162,11 @@ class Walker:
         known = asdict(settings)
         if known["when_unfamiliar"] == "stop":  # not named before there was a choice
             del known["when_unfamiliar"]
+        if density is None:
+            # Nothing is watched: the defaults that there were before are in older checkpoints.
+            for name, former in FORMER_DEFAULTS.items():
+                if known[name] == getattr(WalkSettings, name):
+                    known[name] = former
         self.identity = json.dumps(
             {
                 "settings": known,

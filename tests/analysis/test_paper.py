@@ -49,6 +49,8 @@ def test_paper__every_claim(paper, tmp_path, capsys):
         kept = json.loads((results / f"claim-{claim:02d}.json").read_text())
         assert kept["verdict"] == found[claim - 1].verdict
         assert kept["cost"]["model"] > 0
+    pressed = found[10].ours["P_max of S_reo (GPa)"]
+    assert pressed.split()[0] == ">" or float(pressed.split()[0]) > 0
     # What is lost is made again, alike, and nothing else is.
     lost = sorted(work.glob("prediction.mlp_pr-on-S_ld-*.zarr"))[0]
     before = {p: p.stat().st_mtime_ns for p in work.iterdir() if p != lost}
@@ -198,8 +200,15 @@ def test_verdicts__the_paper_itself_holds(judge):
     assert judge.judge_order(dict(zip(judge.ORDER, (1, 2, 3, 4, 5, 6))))[0] == judge.NOT
     pressed = {"S_pr": (1.09, False), "S_ld": (1.01, False), "S_scu": (0.05, False)}
     assert judge.judge_order(modulus, pressed)[0] == judge.HOLDS
-    assert judge.judge_order(modulus, {**pressed, "S_scu": (2.0, False)})[0] == judge.PART
-    assert judge.judge_order(modulus, {**pressed, "S_scu": (2.0, True)})[0] == judge.HOLDS
+    for below, word in ((False, judge.PART), (True, judge.PART)):  # at least 2 is above 1.01 too
+        assert judge.judge_order(modulus, {**pressed, "S_scu": (2.0, below)})[0] == word
+    verdict, why = judge.judge_order(modulus, {**pressed, "S_scu": (0.05, True)})
+    assert verdict == judge.HOLDS
+    assert "P_max of ld and scu: undecided" in why
+    verdict, why = judge.judge_order(modulus, {**pressed, "S_pr": (0.9, True)})
+    assert verdict == judge.HOLDS
+    assert "P_max of pr and ld: undecided" in why
+    assert "undecided" not in judge.judge_order(modulus, {**pressed, "S_pr": (1.2, True)})[1]
     assert judge.judge_fall({"S_pr": 38.1, "S_sup": 12.5, "S_sup*": 25.0})[0] == judge.HOLDS
     assert judge.judge_fall({"S_pr": 38.1, "S_sup": np.nan})[0] == judge.NOT_RUN
 

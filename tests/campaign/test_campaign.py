@@ -11,8 +11,8 @@ import xarray as xr
 import yaml
 
 import mofal
-from mofal.campaign.directory import Site
-from mofal.campaign.loading import load_config
+from mofal.campaign.directory import Site, write_config
+from mofal.campaign.loading import load_config, parse_config
 from mofal.campaign.prepare import examine
 from mofal.campaign.view import atom_mask, holdout_table
 from mofal.cli import main
@@ -178,18 +178,31 @@ def test_examine__goes_on_after_an_upgrade_that_knows_more_settings(
 def test_campaign__keeps_the_defaults_that_it_began_with(finished: Path, copied: Path) -> None:
     """A default that a newer mofal has changed makes no other campaign; what the file says does."""
     file = finished.parent / "campaign.yaml"
+    content = yaml.safe_load(file.read_text())
+    former = {"unfamiliar_quantile": 0.005, "unfamiliar_fs": 20.0}
+    stated = {**content, "exploration": {**content["exploration"], **former}}
+    old = parse_config(stated)
     facts = json.loads((copied / "campaign.json").read_text())
-    facts["settings"]["exploration"] |= {"unfamiliar_quantile": 0.005, "unfamiliar_fs": 20.0}
+    facts |= {"settings": old.deciding(), "identity": old.identity()}
     (copied / "campaign.json").write_text(json.dumps(facts))
+    assert mofal.Campaign(file).config.exploration.unfamiliar_quantile == 0.001
     begun = mofal.Campaign(file, directory=copied)
     assert begun.config.exploration.unfamiliar_quantile == 0.005
+    assert begun.config.identity() == facts["identity"]
     assert examine(begun.site) is None
-    assert mofal.Campaign(file).config.exploration.unfamiliar_quantile == 0.001
-    content = yaml.safe_load(file.read_text())
-    content["exploration"]["unfamiliar_quantile"] = 0.001
-    stated = mofal.Campaign(content, directory=copied)
+    write_config(copied, begun.config)  # what workers read
+    Site(copied).refuse_changed(facts["identity"])
+    other = {**content, "exploration": {**content["exploration"], "unfamiliar_quantile": 0.001}}
     with pytest.raises(CampaignError, match=r"unfamiliar_quantile: 0\.005 -> 0\.001"):
-        examine(stated.site)
+        examine(mofal.Campaign(other, directory=copied).site)
+    # From before there were these settings: continued by a mofal that had the former defaults.
+    for name in former:
+        del facts["settings"]["exploration"][name]
+    (copied / "campaign.json").write_text(json.dumps({**facts, "identity": "0" * 20}))
+    for again in (file, copied / "campaign.yaml"):
+        begun = mofal.Campaign(again, directory=copied)
+        assert begun.config.identity() == old.identity()
+        assert examine(begun.site) is None
 
 
 def test_events__each_label_ran_once(finished: Path) -> None:

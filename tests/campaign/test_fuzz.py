@@ -349,9 +349,18 @@ def test_status__crafted_events_cost_a_line_and_no_more(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"name": "x"}', "[" * 100_000, '{"a": 1'])
+WHOLE = {"name": "x", "identity": "y", "elements": ["H"], "level_hash": "z", "systems": {}}
+SHAPES = [
+    *("[]", "3", "{}", '{"name": "x"}', "[" * 100_000, '{"a": 1'),
+    *(json.dumps({**WHOLE, "settings": s}) for s in (None, [1], {"exploration": None})),
+]
+
+
+@pytest.mark.parametrize("content", SHAPES)
 def test_facts__of_another_shape_are_damage(content: str, tmp_path: Path) -> None:
     campaign = Campaign(SMALL, directory=tmp_path)
     (tmp_path / "campaign.json").write_text(content)
     with pytest.raises(MofalError, match="is damaged"):
         describe_run(campaign)
+    with pytest.raises(MofalError, match="is damaged"):
+        Campaign(SMALL, directory=tmp_path)

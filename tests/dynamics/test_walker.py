@@ -231,6 +231,20 @@ def test_walk__checkpoint_of_another_walk(change, word, argon, make_potential, t
     assert out.read_bytes() == before
 
 
+@pytest.mark.parametrize("quantile", [0.005, 0.0])
+def test_walk__unwatched_checkpoint_with_the_defaults_of_before(
+    quantile, argon, make_potential, tmp_path
+):
+    """What is not watched decides nothing: holding and P(V) runs go on after an upgrade."""
+    given = {"seed": 9, "out": tmp_path / "walk.npz", "calculator": make_potential}
+    before = walk(
+        argon, settings=replace(NPT, unfamiliar_quantile=quantile, unfamiliar_fs=20.0), **given
+    )
+    now = NPT if quantile else replace(NPT, unfamiliar_quantile=0.0)
+    assert now.unfamiliar_fs == 10.0
+    same(before, walk(argon, settings=now, **given))
+
+
 def test_walk__checkpoint_of_a_newer_version(argon, make_potential, tmp_path):
     out = tmp_path / "walk.npz"
     walk(argon, calculator=make_potential, settings=NPT, seed=9, out=out)

@@ -49,3 +49,31 @@ def test_potential_as_is__the_example_of_dft_is_what_it_says(capsys, monkeypatch
     assert rows["pristine, the campaign's"]["others"] < 70
     assert np.isnan(rows["pristine, the campaign's"]["formates"])
     assert "MAE of forces" in capsys.readouterr().out
+
+
+def test_potential_stretched__errors_that_are_known():
+    """Formates on a metal, one opened by hand: lengths, kinds and errors are those put in."""
+    from mofal.campaign.examples import seed_place
+    from mofal.data import open_group, select, to_atoms
+
+    found = module("potential_stretched")
+    group = open_group(seed_place("uio66-gpaw-lcao") / "holdout-defective.zarr").load()
+    one = select(group, 0)
+    # Two formates; a missing linker's two bricks hold one each, by two O, of 10 more carboxylates.
+    bonds = found.long_bonds(one)
+    numbers = one["numbers"].values
+    assert bonds["formate"].sum() == 4
+    assert len(bonds["atom"]) == 24
+    atoms = to_atoms(one, 0)
+    for atom, length in zip(bonds["atom"], bonds["length"]):
+        distances = atoms.get_distances(atom, np.flatnonzero(numbers == 40), mic=True)
+        assert length == pytest.approx(distances.min())
+    assert np.linalg.norm(bonds["away"], axis=1) == pytest.approx(1.0)
+    # What pushes every O outwards by 0.3 eV/Å more than the reference is found as +0.3.
+    wrong = one["forces"].values.copy()
+    wrong[bonds["atom"]] += 0.3 * bonds["away"]
+    rows = found.table(one, {"right": one["forces"].values, "wrong": wrong})
+    assert sum(row["n"] for row in rows) == 24
+    assert {row["of"] for row in rows} == {"crystals, linkers", "crystals, formates"}
+    assert all(row["right"] == (0.0, 0.0) for row in rows)
+    assert all(row["wrong"] == pytest.approx((0.3, 0.3)) for row in rows)
