@@ -325,7 +325,6 @@ def claim_11(lab: Lab) -> Result:
     found = read(lab, *nodes.values(), *pressed.values())
     table = table_of(dict(zip(nodes, found)))
     squeezed = dict(zip(pressed, found[len(nodes) :]))
-    pressures = pressures_of(squeezed)
     modulus = dict(zip(map(str, table["curve"].values), table["bulk_modulus"].values.tolist()))
     largest = {
         s: (float(c["largest_pressure"][0]), bool(c["largest_pressure_is_bound"]))
@@ -350,17 +349,19 @@ def claim_11(lab: Lab) -> Result:
             finding.paper[f"P_max of {s} (GPa)"] = PAPER_P_MAX[s] if s != "S_reo" else "> 0.34"
         for line in c["lost"]:
             finding.caveats.append(f"P(V) of {s}: {line}")
-    ps = lab.size.pressure["length_fs"] / 1000
-    finding.scaled.append(
-        f"P(V): {', '.join(squeezed)}, {ps:g} ps a point (paper 50), "
-        f"{len(lab.size.pressure['volumes'])} volumes"
-    )
+    figures, tables = {"curves": plot(table)}, {"curves": table}
+    if squeezed:
+        tables["pressures"] = pressures_of(squeezed)
+        figures["pressures"] = plot_pressures(tables["pressures"])
+        ps = lab.size.pressure["length_fs"] / 1000
+        finding.scaled.append(
+            f"P(V): {', '.join(squeezed)}, {ps:g} ps a point (paper 50), "
+            f"{len(lab.size.pressure['volumes'])} volumes"
+        )
+    else:
+        finding.scaled.append("E(V) at 0 K alone; P(V) and P_max not run")
     finding.scaled += _longer(lab)
-    return (
-        finding,
-        {"curves": plot(table), "pressures": plot_pressures(pressures)},
-        {"curves": table, "pressures": pressures},
-    )
+    return finding, figures, tables
 
 
 def _longer(lab: Lab) -> list[str]:
