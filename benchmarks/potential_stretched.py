@@ -163,6 +163,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     """Print the tables."""
     import mofal
     from mofal.data import select
+    from mofal.errors import MofalError
     from mofal.potential import load
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -171,10 +172,13 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--crystals", action="store_true")
     options = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"
-    view = mofal.open(options.campaign)
-    labels = view.labels.load()
+    try:
+        view = mofal.open(options.campaign)
+        labels = view.labels.load()
+        models = {str(m): load(m) for m in options.model} or {"model": view.potential()}
+    except MofalError as error:
+        raise SystemExit(f"potential_stretched: {error}") from None
     labels = select(labels, np.flatnonzero(labels["status"].values.astype(str) == "converged"))
-    models = {str(m): load(m) for m in options.model} or {"model": view.potential()}
     predicted = {name: m.evaluate(labels)["forces"].values for name, m in models.items()}
     rows = table(labels, predicted)
     print("of, bond (Å), how many: force on O along the bond (spread), eV/Å; error (RMS)")

@@ -235,13 +235,18 @@ def plot(table: xr.Dataset) -> Figure:
             )
             marker = "o" if k < len(SETS) else "s"
             ax.plot(v, e, marker, color=colour, ms=4, label=label)
-        ax.set_xlabel("volume per conventional cell (Å³)")
-        ax.set_ylabel("energy above the lowest (eV)")
-        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        engine = figure.get_layout_engine()
-        if engine is not None:
-            engine.execute(figure)
+        _label(figure, ax, "energy above the lowest (eV)")
     return figure
+
+
+def _label(figure: Figure, ax: Any, quantity: str) -> None:
+    """Name the axes of something against the volume, and put the legend beside it."""
+    ax.set_xlabel("volume per conventional cell (Å³)")
+    ax.set_ylabel(quantity)
+    ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
 
 
 def _finding(number: int, title: str, table: xr.Dataset, verdict: judge.Verdict) -> Finding:
@@ -309,12 +314,7 @@ def plot_pressures(table: xr.Dataset) -> Figure:
                 fmt="o", ms=4, color=colour, label=f"{name}: P_max {sign} {top:.2f} GPa",
             )  # fmt: skip
         ax.axhline(0.0, color="0.7", lw=0.8, zorder=0)
-        ax.set_xlabel("volume per conventional cell (Å³)")
-        ax.set_ylabel("pressure at 300 K (GPa)")
-        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-        engine = figure.get_layout_engine()
-        if engine is not None:
-            engine.execute(figure)
+        _label(figure, ax, "pressure at 300 K (GPa)")
     return figure
 
 

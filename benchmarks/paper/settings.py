@@ -232,7 +232,7 @@ SIZES: dict[str, Size] = {
         longer=8,
         training=_SHORT,
     ),
-    # Two idle cores, about five hours.
+    # Two idle cores, about five hours, and three and a half of one core for P(V) (estimates).
     "medium": Size(
         cells=_MIXED,
         train=60,

@@ -51,15 +51,20 @@ def test_potential_as_is__the_example_of_dft_is_what_it_says(capsys, monkeypatch
     assert "MAE of forces" in capsys.readouterr().out
 
 
+def test_potential_stretched__without_a_campaign(tmp_path):
+    with pytest.raises(SystemExit, match="holds no campaign"):
+        module("potential_stretched").main([str(tmp_path)])
+
+
 def test_potential_stretched__errors_that_are_known():
-    """Formates on a metal, one opened by hand: lengths, kinds and errors are those put in."""
+    """A frame with two formates: lengths are ASE's, kinds the builder's, errors those put in."""
     from mofal.campaign.examples import seed_place
     from mofal.data import open_group, select, to_atoms
 
     found = module("potential_stretched")
     group = open_group(seed_place("uio66-gpaw-lcao") / "holdout-defective.zarr").load()
     one = select(group, 0)
-    # Two formates; a missing linker's two bricks hold one each, by two O, of 10 more carboxylates.
+    # Twelve carboxylates of two O each around the brick, two of them formates.
     bonds = found.long_bonds(one)
     numbers = one["numbers"].values
     assert bonds["formate"].sum() == 4
